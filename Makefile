@@ -1,0 +1,52 @@
+# Two commands on a bare machine with Python 3.11 or newer:
+#   make demo   renders synthetic micrographs with known truth and analyses them (no torch)
+#   make test   lint, types, import contract and tests
+# PYTHON=/path/to/python3.12 chooses another interpreter.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+BIN := .venv/bin
+# The version stands in __init__.py.
+RECIPE_OF_INSTALL := pyproject.toml constraints.txt src/flatscope/__init__.py
+
+.PHONY: demo test lint types contract tests format clean
+
+demo: .venv/installed-base
+	$(BIN)/flatscope demo --out demo
+
+test: lint types contract tests
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+contract: .venv/installed-test
+	$(BIN)/lint-imports
+
+# One thread a process: torch and ONNX Runtime spin against each other otherwise.
+tests: .venv/installed-test
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+format: .venv/installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+.venv/created:
+	@test -n "$(PYTHON)" || { echo "flatscope needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "this Python makes no virtual environments: install its venv package (Debian: python3-venv)" >&2; exit 2; }
+	@touch $@
+
+# Editable, so that what runs is always the tree; the stamps keep a second run from installing again.
+.venv/installed-base: .venv/created $(RECIPE_OF_INSTALL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed-base $(RECIPE_OF_INSTALL)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@

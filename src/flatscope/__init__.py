@@ -1,0 +1,54 @@
+"""flatscope reads two-dimensional materials under a microscope.
+
+>>> import flatscope
+>>> table = flatscope.find_flakes(flatscope.read("photo.jpg", um_per_px=0.15))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatscope.files.read import find_pictures, read
+    from flatscope.micrograph import Calibration, Micrograph, MicrographError
+    from flatscope.optical.flakes import FlakeParams, find_flakes
+    from flatscope.results import FlakeTable
+
+__version__ = "0.1.0"
+
+# Where each public name lives. They are imported on first use: `import flatscope` must not pay for pandas or scipy.
+_HOMES = {
+    "Calibration": "flatscope.micrograph",
+    "FlakeParams": "flatscope.optical.flakes",
+    "FlakeTable": "flatscope.results",
+    "Micrograph": "flatscope.micrograph",
+    "MicrographError": "flatscope.micrograph",
+    "find_flakes": "flatscope.optical.flakes",
+    "find_pictures": "flatscope.files.read",
+    "read": "flatscope.files.read",
+}
+
+__all__ = [
+    "Calibration",
+    "FlakeParams",
+    "FlakeTable",
+    "Micrograph",
+    "MicrographError",
+    "__version__",
+    "find_flakes",
+    "find_pictures",
+    "read",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"flatscope has no {name!r}: it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,345 @@
+"""Analyse many pictures: each in its own right, in worker processes, with everything finished kept on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flatscope.files.annotations import Outline, collect_outlines
+from flatscope.files.read import read
+from flatscope.files.write import write_atomic
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import MicrographError
+from flatscope.optical import flakes
+from flatscope.optical.flakes import FlakeParams
+from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
+from flatscope.results import FLAKE_COLUMNS, Provenance
+from flatscope.units import um_from_nm
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to analyse.
+
+    Parameters
+    ----------
+    path
+        Where it lies.
+    image
+        Its name in the table; no two pictures share one.
+    stem
+        What its output files are called; no two pictures share one.
+    params
+        Settings of `find_flakes`.
+    um_per_px
+        Pixel size in µm, or None for the file's own.
+    """
+
+    path: Path
+    image: str
+    stem: str
+    params: FlakeParams
+    um_per_px: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all pictures of a run share.
+
+    Parameters
+    ----------
+    out
+        Folder for the results.
+    weights
+        Name or path of the network.
+    flatfield
+        Shape (rows, cols, 3), mean 1, or None.
+    preview_px
+        Longer side of the pictures in the report.
+    thumbnails
+        How many flakes of each picture get a thumbnail.
+    keep_labels
+        Hand the label image back too.
+    """
+
+    out: Path
+    weights: str
+    flatfield: NDArray[np.float32] | None = None
+    preview_px: int = 900
+    thumbnails: int = 24
+    keep_labels: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one picture.
+
+    Parameters
+    ----------
+    job
+        What was asked.
+    frame
+        Its rows, columns `FLAKE_COLUMNS`; one row with status "failed" if it could not be analysed.
+    failure
+        Why not, or "".
+    outlines
+        Of all regions, in the frame's order.
+    shape
+        Rows and columns in px.
+    pixel_size_um
+        Height and width of a pixel, and who said so; None if unknown.
+    provenance
+        None if failed.
+    notes
+        Of the reader and of the analysis.
+    before, after, thumbnails
+        JPEG files for the report.
+    timings_s
+        Stage to seconds.
+    labels
+        Region of each pixel, if it was asked for.
+    """
+
+    job: Job
+    frame: pd.DataFrame
+    failure: str = ""
+    outlines: list[Outline] = field(default_factory=list)
+    shape: tuple[int, int] = (0, 0)
+    pixel_size_um: tuple[float, float, str] | None = None
+    provenance: Provenance | None = None
+    notes: tuple[str, ...] = ()
+    before: bytes = b""
+    after: bytes = b""
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    timings_s: dict[str, float] = field(default_factory=dict)
+    labels: NDArray[np.int32] | None = None
+
+
+def plan_jobs(paths: Sequence[Path], params: FlakeParams, *, um_per_px: float | None = None) -> list[Job]:
+    """Give every picture a name of its own, for the table and for its files.
+
+    The table shows the file name, with as many folders before it as tell equal names apart. Output files are called
+    after the file name without suffix; with it where `a.jpg` meets `a.png`; with folders or a number where that is not
+    enough. Capitals do not count as a difference, since they do not on every disk.
+    """
+    full = [path.resolve() for path in paths]
+    images = _tell_apart(full, [lambda path, n=n: "/".join(path.parts[-n:]) for n in range(1, 6)])
+    stems = _tell_apart(
+        full,
+        [
+            lambda path: path.stem,
+            lambda path: path.name,
+            *(lambda path, n=n: "_".join(path.parts[-n:]).replace(":", "") for n in range(2, 6)),
+        ],
+    )
+    return [
+        Job(path, image, stem, params, um_per_px)
+        for path, image, stem in zip(paths, images, stems, strict=True)
+    ]
+
+
+def _tell_apart(paths: Sequence[Path], ways: Iterable[Callable[[Path], str]]) -> list[str]:
+    """The first way of naming under which a path differs from all others; at last a number."""
+    chosen: dict[int, str] = {}
+    for way in ways:
+        named = {index: way(path) for index, path in enumerate(paths) if index not in chosen}
+        taken = {name.lower() for name in chosen.values()}
+        lower = [name.lower() for name in named.values()]
+        for index, name in named.items():
+            if lower.count(name.lower()) == 1 and name.lower() not in taken:
+                chosen[index] = name
+    for index, path in enumerate(paths):
+        if index not in chosen:
+            taken = {name.lower() for name in chosen.values()}
+            number = next(n for n in range(2, len(paths) + 3) if f"{path.name}-{n}".lower() not in taken)
+            chosen[index] = f"{path.name}-{number}"
+    return [chosen[index] for index in range(len(paths))]
+
+
+def analyse(job: Job, bench: Bench, network: Network) -> Answer:
+    """Read, analyse and draw one picture; write its layer image and overlay.
+
+    Raises
+    ------
+    WriteError
+        If the results cannot be written. All other trouble is the picture's and comes back as its `failure`.
+    """
+    begun = time.perf_counter()
+    try:
+        micrograph = read(job.path, um_per_px=job.um_per_px)
+        read_s = time.perf_counter() - begun
+        flat = bench.flatfield
+        if flat is not None and flat.shape[:2] != micrograph.shape:
+            raise MicrographError(
+                f"{job.path}: is {micrograph.shape[1]}x{micrograph.shape[0]} px, the flat field "
+                f"{flat.shape[1]}x{flat.shape[0]}: analyse it apart, or without --flatfield"
+            )
+        # Looked up on the module at call time, as it is a seam for tests.
+        table = flakes.find_flakes(micrograph, job.params, network=network, flatfield=flat)
+    except MicrographError as error:
+        return fail(job, str(error))
+    except MemoryError:
+        return fail(job, "does not fit into memory: use fewer workers, or cut it into parts")
+    except Exception as error:  # one picture's bug must not cost the others their answers
+        detail = " ".join(str(error).split())[:200]
+        return fail(job, f"unexpected {type(error).__name__} ({detail}): please report it with the picture")
+    drawn_from = time.perf_counter()
+    table.frame["image"] = job.image
+    display = to_display(micrograph)
+    write_atomic(bench.out / f"{job.stem}.layers.png", encode_png(table.layer_image()))
+    write_atomic(bench.out / f"{job.stem}.overlay.png", encode_png(draw_overlay(display, table)))
+    files_s = time.perf_counter() - drawn_from
+    small = draw_overlay(display, table, longest_px=bench.preview_px)
+    plain = _shrink(display.pixels, small.size)
+    thumbnails = draw_thumbnails(display, table, most=bench.thumbnails)
+    calibration = table.calibration
+    brightened = (f"shown {display.gain:.1f} times brighter than taken",) if display.gain > 1 else ()
+    return Answer(
+        job,
+        table.frame,
+        outlines=collect_outlines(table),
+        shape=micrograph.shape,
+        pixel_size_um=None
+        if calibration is None
+        else (*map(um_from_nm, calibration.pixel_size_nm), calibration.source),
+        provenance=table.provenance,
+        notes=(*micrograph.notes, *table.provenance.notes, *brightened),
+        before=encode_jpeg(plain),
+        after=encode_jpeg(small),
+        thumbnails={region: encode_jpeg(image) for region, image in thumbnails.items()},
+        timings_s={
+            "read_s": round(read_s, 4),
+            **table.provenance.timings_s,
+            "layer_and_overlay_files_s": round(files_s, 4),
+            "report_pictures_s": round(time.perf_counter() - drawn_from - files_s, 4),
+        },
+        labels=table.labels if bench.keep_labels else None,
+    )
+
+
+def _shrink(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def fail(job: Job, reason: str) -> Answer:
+    """An answer that says why there is none."""
+    # The path stands in its own column already.
+    for prefix in (f"{job.path}: ", f"{job.path} "):
+        reason = reason.removeprefix(prefix)
+    row = {**dict.fromkeys(FLAKE_COLUMNS), "image": job.image, "status": "failed", "reason": reason}
+    return Answer(job, pd.DataFrame([row], columns=list(FLAKE_COLUMNS)), failure=reason)
+
+
+def analyse_all(jobs: Sequence[Job], bench: Bench, *, network: Network, workers: int) -> Iterator[Answer]:
+    """Analyse pictures as they come.
+
+    Parameters
+    ----------
+    jobs
+        The pictures.
+    bench
+        What they share.
+    network
+        Used in this process if there is one picture or one worker; workers load their own.
+    workers
+        Processes.
+
+    Yields
+    ------
+    One answer a picture, in the order in which they are done. Closing the iterator, or an exception in it (Ctrl-C), ends the
+    workers; what they were at is not answered.
+
+    Raises
+    ------
+    WriteError
+        If results cannot be written: the others would not be either.
+    """
+    if workers == 1 or len(jobs) == 1:
+        for job in jobs:
+            yield analyse(job, bench, network)
+        return
+    with _one_thread_a_process(), _deaf_to_interrupt():
+        pool = ProcessPoolExecutor(
+            min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(bench,)
+        )
+        pending = {pool.submit(_analyse_in_worker, job): job for job in jobs}
+    processes = list((getattr(pool, "_processes", None) or {}).values())
+    try:
+        yield from _collect(pending)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collect(pending: dict[Future[Answer], Job]) -> Iterator[Answer]:
+    left = set(pending)
+    while left:
+        # A timeout, because on Windows a wait without end cannot be interrupted.
+        done, left = wait(left, timeout=1.0, return_when=FIRST_COMPLETED)
+        for future in done:
+            try:
+                answer = future.result()
+            except BrokenProcessPool:
+                answer = fail(pending[future], "its worker process died, out of memory perhaps: use --workers 1")
+            yield answer
+
+
+@contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """Workers inherit this: several processes with several threads each spin against one another."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _deaf_to_interrupt() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; workers that start in here leave it to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _start_worker(bench: Bench) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker["bench"], _worker["network"] = bench, Network.load(bench.weights, threads=1)
+
+
+def _analyse_in_worker(job: Job) -> Answer:
+    return analyse(job, _worker["bench"], _worker["network"])

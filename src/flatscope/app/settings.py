@@ -1,0 +1,197 @@
+"""Settings of `flatscope flakes`: flags, the JSON file, its schema and run.json, all from two dataclasses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from flatscope.optical.flakes import FlakeParams, KnownRegion
+
+DEFAULT_WEIGHTS = "flakes"
+
+
+class SettingsError(ValueError):
+    """Settings that do not exist or make no sense; the message is one line with the way out."""
+
+
+@dataclass(frozen=True)
+class RunParams:
+    """What `find_flakes` is given besides its own settings.
+
+    Parameters
+    ----------
+    um_per_px
+        Pixel size in µm, above the file's own; None takes the file's.
+    flatfield
+        A picture of the light alone, "auto" (from the pictures themselves), or "none" (the light is taken as even).
+        None follows the light in each picture.
+    weights
+        Name of shipped weights or path of an .onnx file.
+    """
+
+    um_per_px: float | None = None
+    flatfield: str | None = None
+    weights: str = DEFAULT_WEIGHTS
+
+
+def list_flags(kind: type) -> list[tuple[Field[Any], type, str]]:
+    """Fields of a settings dataclass that fit on a command line, with their type and help text.
+
+    Returns
+    -------
+    (field, type without None, help from the class's docstring); nested settings are left out.
+    """
+    hints, words = get_type_hints(kind), _describe(kind)
+    flags = []
+    for entry in fields(kind):
+        plain = [part for part in get_args(hints[entry.name]) or (hints[entry.name],) if part in (str, int, float)]
+        if plain and Ellipsis not in get_args(hints[entry.name]):
+            flags.append((entry, plain[0], words.get(entry.name, "")))
+    return flags
+
+
+def read_settings(path: Path | str) -> dict[str, Any]:
+    """Open a settings file, or a run.json, whose settings are taken.
+
+    Raises
+    ------
+    SettingsError
+        If it is missing, no JSON object, or has an unknown key.
+    """
+    table = read_json(path)
+    if "flatscope" in table and isinstance(table.get("settings"), dict):
+        table = table["settings"]
+    known = [entry.name for kind in (FlakeParams, RunParams) for entry in fields(kind)]
+    _refuse_unknown(table, known, where=str(path))
+    return table
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Open a JSON file that holds an object.
+
+    Raises
+    ------
+    SettingsError
+        If it does not.
+    """
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file: check the path") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror or error}): check the path") from None
+    except ValueError as error:
+        raise SettingsError(f"{path}: is no JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: holds a {type(table).__name__}, not an object like {{\"material\": \"MoS2\"}}")
+    return table
+
+
+def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, RunParams]:
+    """Check plain values and make the settings of a run.
+
+    Parameters
+    ----------
+    table
+        Names of fields to values, as a JSON file gives them; missing ones take their default.
+    where
+        Who is named in an error: a file, or the command line.
+
+    Raises
+    ------
+    SettingsError
+        For a value of the wrong type or outside its range; the message names the key.
+    """
+    # Imported here: validating costs 0.1 s that `flatscope --help` must not pay.
+    from pydantic import TypeAdapter, ValidationError
+
+    for number, region in enumerate(table.get("known") or ()):
+        if isinstance(region, dict):
+            _refuse_unknown(region, [entry.name for entry in fields(KnownRegion)], where=f"{where}: known[{number}]")
+    made = []
+    for kind in (FlakeParams, RunParams):
+        own = {entry.name: table[entry.name] for entry in fields(kind) if entry.name in table}
+        try:
+            # As JSON, so that 8 passes for 8.0 and a list for a tuple, but "8" does not pass for 8.
+            made.append(TypeAdapter(kind).validate_json(json.dumps(own), strict=True))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = str(first["msg"]).removeprefix("Value error, ")
+            given = f" (given: {_shorten(first['input'])})" if key else ""
+            raise SettingsError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
+    params, run = made
+    if run.um_per_px is not None and not 0 < run.um_per_px < 1e4:
+        raise SettingsError(f"{where}: um_per_px of {run.um_per_px:g} is no pixel size: give µm per pixel, for example 0.15")
+    return params, run
+
+
+def as_plain(params: FlakeParams, run: RunParams) -> dict[str, Any]:
+    """Settings as `read_settings` reads them back."""
+    plain: dict[str, Any] = json.loads(json.dumps({**asdict(params), **asdict(run)}))
+    return plain
+
+
+def make_schema() -> dict[str, Any]:
+    """JSON schema of the settings file."""
+    from pydantic import TypeAdapter
+
+    merged: dict[str, Any] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Settings of flatscope flakes",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {},
+        "$defs": {},
+    }
+    for kind in (FlakeParams, RunParams):
+        schema, words = TypeAdapter(kind).json_schema(), _describe(kind)
+        for name, entry in schema["properties"].items():
+            merged["properties"][name] = {**entry, "description": words.get(name, "")}
+        merged["$defs"].update(schema.get("$defs", {}))
+    for nested in merged["$defs"].values():
+        nested["additionalProperties"] = False
+    return merged
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: list[str], *, where: str) -> None:
+    import difflib
+
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            raise SettingsError(f"{where}: unknown setting {key!r}: {hint}")
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _describe(kind: type) -> dict[str, str]:
+    """Help texts of the fields, from the Parameters section of a numpydoc docstring."""
+    section = re.split(r"\n\s*Parameters\n\s*-+\n", kind.__doc__ or "", maxsplit=1)[-1]
+    section = re.split(r"\n\s*\w+\n\s*-{3,}\n", section, maxsplit=1)[0]
+    names = {entry.name for entry in fields(kind)}
+    words: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in section.splitlines():
+        text = line.strip()
+        if text and all(part.strip() in names for part in text.split(",")):
+            current = []
+            words.update({part.strip(): current for part in text.split(",")})
+        elif text:
+            current.append(text)
+    return {name: " ".join(lines).replace("`", "") for name, lines in words.items()}
+
+
+def show_default(entry: Field[Any]) -> str:
+    """The default of a field as help text shows it."""
+    if entry.default is MISSING or entry.default is None:
+        return ""
+    return f"{entry.default:g}" if isinstance(entry.default, float) else str(entry.default)

@@ -1,0 +1,1 @@
+"""How good it is: metrics with intervals, and the protocols that use them."""

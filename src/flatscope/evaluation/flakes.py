@@ -1,0 +1,225 @@
+"""The flake finder against truth: pictures with instance masks, and scenes drawn for the purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatscope.evaluation.metrics import Interval, bootstrap, match_regions, overlap_table, ratio, reliability
+from flatscope.files.annotations import read_labels
+from flatscope.files.read import find_pictures, read
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
+from flatscope.results import FlakeTable
+
+THINNEST_BULK = 10
+"""Masks of real pictures mark flakes up to about ten layers; a thick region that may be thinner counts as found."""
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """Scores against instance masks.
+
+    `recall` and `precision` count regions of one to six layers, `recall_few` and `precision_few` also thick ones that may have ten
+    layers or fewer; `union_iou` compares the pixels of the latter with those of the masks. `counts` has a row a picture: name,
+    true, found, matched, found (few), matched (few), pixels in both, in either.
+    """
+
+    recall: Interval
+    precision: Interval
+    recall_few: Interval
+    precision_few: Interval
+    union_iou: Interval
+    counts: list[tuple[Any, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+
+def evaluate(
+    images: Path,
+    masks: Path,
+    params: FlakeParams,
+    *,
+    network: Network | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MaskScores:
+    """Score the flake finder on pictures with instance masks.
+
+    Parameters
+    ----------
+    images
+        Folder of pictures.
+    masks
+        Folder of label images, NAME.mask.png or NAME.png for the picture NAME; pictures without one are left out.
+    params
+        Settings of `find_flakes`.
+
+    Raises
+    ------
+    MicrographError
+        If no picture has a mask.
+    """
+    network = network or Network.load("flakes")
+    pairs = [(path, mask) for path in find_pictures([images]) if (mask := _mask_of(path, masks)) is not None]
+    if not pairs:
+        raise MicrographError(f"no picture in {images} has a mask NAME.mask.png or NAME.png in {masks}")
+    counts = []
+    for done, (path, mask) in enumerate(pairs, start=1):
+        table = find_flakes(read(path), params, network=network)
+        counts.append((path.name, *_score_picture(table, read_labels(mask))))
+        if on_progress is not None:
+            on_progress(done, len(pairs))
+    numbers = [row[1:] for row in counts]
+    return MaskScores(
+        recall=bootstrap(numbers, ratio(2, 0)),
+        precision=bootstrap(numbers, ratio(2, 1)),
+        recall_few=bootstrap(numbers, ratio(4, 0)),
+        precision_few=bootstrap(numbers, ratio(4, 3)),
+        union_iou=bootstrap(numbers, ratio(5, 6)),
+        counts=counts,
+    )
+
+
+def _mask_of(path: Path, masks: Path) -> Path | None:
+    for name in (f"{path.stem}.mask.png", f"{path.stem}.png", f"{path.stem}.mask.tif", f"{path.stem}.tif"):
+        if (masks / name).is_file() and (masks / name) != path:
+            return masks / name
+    return None
+
+
+def _score_picture(table: FlakeTable, true: NDArray[np.int32]) -> tuple[int, ...]:
+    rows = table.found
+    thin = rows[~rows["layers"].str.startswith("thick")]
+    few = rows[~rows["layers"].str.startswith("thick") | (np.sqrt(rows["layers_low"] * rows["layers_high"]) <= THINNEST_BULK)]
+    result: list[int] = [len(np.unique(true[true > 0]))]
+    for chosen in (thin, few):
+        found = np.where(np.isin(table.labels, chosen["region_id"].to_numpy(int)), table.labels, 0)
+        _, _, overlap = overlap_table(found, true)
+        result += [len(chosen), len(match_regions(overlap))]
+    inside = found > 0
+    return (*result, int((inside & (true > 0)).sum()), int((inside | (true > 0)).sum()))
+
+
+@dataclass(frozen=True)
+class SceneScores:
+    """Scores on drawn scenes, over true regions of at least 300 px.
+
+    `found` is the share with a region that overlaps by half; of those found, `right` have the true layer number stated or
+    among the two named, `ambiguous` are declared so. `confusion` counts true (rows, 1 to 6 and thick) against stated likeliest layer
+    number; `reliability` lists stated probability, share right and number.
+    """
+
+    found: Interval
+    right: Interval
+    ambiguous: Interval
+    confusion: list[list[int]]
+    reliability: list[tuple[float, float, int]]
+    oxide_pull: float
+    regions: int
+    scenes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+
+def evaluate_scenes(
+    count: int,
+    *,
+    seed: int = 7,
+    side_px: int = 768,
+    network: Network | None = None,
+    oxide_sigma_nm: float = 5.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SceneScores:
+    """Score layer numbers on scenes from the whole range of set-ups.
+
+    The finder is told the material and a nominal oxide, off from the true one by `oxide_sigma_nm` (1 sigma). The seed keeps
+    these scenes apart from those that a network was trained on.
+    """
+    network = network or Network.load("flakes")
+    per_scene, stated, correct, pulls = [], [], [], []
+    confusion = np.zeros((7, 7), int)
+    for index in range(count):
+        rng = np.random.default_rng(np.random.SeedSequence(entropy=(seed, 990_000), spawn_key=(index,)))
+        scene = draw_scene(rng, SceneParams(shape=(side_px, side_px), density=0.6))
+        oxide = float(scene.setup.oxide_nm[0])
+        params = FlakeParams(
+            scene.setup.material, oxide_nm=float(np.clip(oxide + rng.normal(0.0, oxide_sigma_nm), 55, 330)), oxide_sigma_nm=oxide_sigma_nm
+        )
+        table = find_flakes(Micrograph(scene.pixels, source=f"scene {index}"), params, network=network)
+        answers = pair_with_truth(table, scene)
+        hits = [answer for answer in answers if answer.named]
+        per_scene.append(
+            (
+                len(answers),
+                len(hits),
+                sum(answer.true in answer.named for answer in hits),
+                sum(len(answer.named) > 1 for answer in hits),
+            )
+        )
+        for answer in hits:
+            confusion[answer.true - 1, answer.likeliest - 1] += 1
+            stated.append(answer.p)
+            correct.append(answer.true in answer.named)
+        if len(table):
+            pulls.append((table.frame["oxide_nm"].iloc[0] - oxide) / max(table.frame["oxide_sigma_nm"].iloc[0], 0.5))
+        if on_progress is not None:
+            on_progress(index + 1, count)
+    return SceneScores(
+        found=bootstrap(per_scene, ratio(1, 0)),
+        right=bootstrap(per_scene, ratio(2, 1)),
+        ambiguous=bootstrap(per_scene, ratio(3, 1)),
+        confusion=confusion.tolist(),
+        reliability=reliability(np.array(stated), np.array(correct, bool)),
+        oxide_pull=float(np.std(pulls)) if pulls else float("nan"),
+        regions=sum(row[0] for row in per_scene),
+        scenes=count,
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A true region and what was said of it: layer numbers 1 to 6, 7 for thick; `named` is empty if it was not found."""
+
+    true: int
+    named: tuple[int, ...]
+    likeliest: int
+    p: float
+    area_px: int
+
+
+def pair_with_truth(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> list[Answer]:
+    """Each true region of a scene with the answer that overlaps it by half or more."""
+    contrast = np.abs(scene.contrast).max(1)
+    areas = np.bincount(scene.regions.ravel())
+    accepted = table.found
+    found = np.where(np.isin(table.labels, accepted["region_id"].to_numpy(int)), table.labels, 0)
+    labels, true_labels, overlap = overlap_table(found, scene.regions)
+    partner = {col: row for row, col in match_regions(overlap)}
+    rows = accepted.set_index("region_id")
+    answers = []
+    for col, label in enumerate(true_labels):
+        if areas[label] < least_px:
+            continue
+        value = int(scene.layers.ravel()[int((scene.regions == label).argmax())])
+        true = value if value <= 6 else 7
+        if true < 7 and contrast[true] < 0.02:
+            continue
+        if col not in partner:
+            answers.append(Answer(true, (), 0, float("nan"), int(areas[label])))
+            continue
+        row = rows.loc[labels[partner[col]]]
+        named = tuple(7 if name == "thick" else int(name) for name in row["layers"].split("|"))
+        p = np.array([row[f"p_{layer}"] for layer in range(1, 7)] + [row["p_thick"]])
+        answers.append(Answer(true, named, int(p.argmax()) + 1, float(row["layers_p"]), int(areas[label])))
+    return answers

@@ -1,0 +1,319 @@
+"""Reading light micrographs: jpg, png, bmp, tif (OME and ImageJ too) and npy.
+
+What a file says is kept: 16-bit data stay 16 bit, gray stays gray, and the pixel size is taken where a microscope
+program wrote it. What had to be decided (a page chosen, an alpha channel dropped, a full scale guessed) is said in
+`Micrograph.notes`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flatscope.files.decode import decode_npy, decode_with_pillow, say_too_large
+from flatscope.files.tiff import decode_tiff
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.units import nm_from_um, um_from_nm
+
+_Kind = Literal["bmp", "jpg", "npy", "png", "tif"]
+
+_KINDS: dict[str, _Kind] = {
+    ".bmp": "bmp",
+    ".jpeg": "jpg",
+    ".jpg": "jpg",
+    ".npy": "npy",
+    ".png": "png",
+    ".tif": "tif",
+    ".tiff": "tif",
+}
+
+SUFFIXES = tuple(_KINDS)
+"""What `read` opens; capitals do not matter."""
+
+OWN_SUFFIXES = (".layers.png", ".overlay.png", ".mask.png")
+"""Endings of what flatscope or an annotator puts beside a picture: never taken for pictures in a folder."""
+
+FILE_REL_SIGMA = 0.02
+"""Assumed relative error of a pixel size that comes from a nominal magnification and was not measured by us."""
+
+PIXEL_SIZE_RANGE_NM = (1e-3, 2e4)
+"""From an electron microscope's pixel to a loupe's. A page scanned at 300 dpi has 85,000 nm, so a printer's resolution
+that found its way into a calibration falls outside."""
+
+# Detectors digitise to 8, 10, 12, 14 or 16 bit; 16-bit files hold all of them.
+_FULL_SCALES = (255, 1023, 4095, 16383, 65535)
+
+# More negative pixels than this are no noise around zero: an offset was subtracted, or the picture is no intensity.
+_MAX_NEGATIVE_SHARE = 0.01
+
+_FIRST_BYTES: tuple[tuple[bytes, _Kind], ...] = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"II+\0", "tif"),
+    (b"MM\0+", "tif"),
+    (b"\x93NUMPY", "npy"),
+)
+
+
+def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
+    """Open a picture.
+
+    Parameters
+    ----------
+    path
+        A jpg, png, bmp, tif, tiff or npy file. The content decides the format; the suffix must be one of these.
+    um_per_px
+        Pixel size in µm, above the file's own. Without it the size comes from OME-XML or an ImageJ calibration. The
+        resolution of a JPEG, PNG or plain TIFF (dots per inch or cm) is about print and never taken.
+
+    Returns
+    -------
+    The picture, uint8, uint16 or float32, shape (rows, cols) or (rows, cols, 3), turned as EXIF says, with its
+    pixel size (None where nobody knows it), the sha256 of the file and notes on what had to be decided:
+
+    - of several pages the first is read; three channel pages make one RGB picture;
+    - an alpha channel is dropped (nothing is blended in); palettes, CMYK, LAB and 1-bit pictures become RGB or gray;
+    - full scale is 255 for 8 bit, else what the file states, else 255, 1023, 4095, 16383 or 65535, whichever is next
+      above the largest value; for fractions up to 1 it is 1, for larger numbers the largest.
+
+    Raises
+    ------
+    MicrographError
+        If there is no such file, it is no picture, is damaged, too small or too large, or has NaN pixels.
+    """
+    path = Path(path)
+    given = _calibrate_by_user(um_per_px)
+    data = _read_bytes(path)
+    kind = _recognise(data, path)
+    try:
+        decoded = _DECODERS[kind](data)
+    except MicrographError as error:
+        raise MicrographError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise MicrographError(f"{path}: {say_too_large(None)}") from error
+    except MemoryError as error:
+        raise MicrographError(f"{path}: does not fit into memory: cut it into parts") from error
+    except (
+        Exception
+    ) as error:  # damaged files make Pillow and tifffile raise nearly anything, AttributeError included
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise MicrographError(
+            f"{path}: is damaged or truncated ({detail}): copy or export it again"
+        ) from error
+
+    notes = decoded.notes
+    if kind != _KINDS[path.suffix.lower()]:
+        notes.insert(0, f"named {path.suffix} but holds a {kind}")
+    try:
+        pixels = decoded.pixels.astype(decoded.pixels.dtype.newbyteorder("="), copy=False)
+        pixels = _drop_alpha(pixels, notes)
+        pixels, full_scale = _scale(pixels, decoded.bits, notes)
+    except MicrographError as error:
+        raise MicrographError(f"{path}: {error}") from error
+    return Micrograph(
+        pixels=pixels,
+        full_scale=full_scale,
+        calibration=_calibrate(given, decoded.pixel_size_nm, notes),
+        source=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        notes=tuple(notes),
+    )
+
+
+def find_pictures(inputs: Iterable[Path | str]) -> list[Path]:
+    """List the pictures that files, folders and globs name.
+
+    Parameters
+    ----------
+    inputs
+        Files are taken as they are. Of folders (not their subfolders) and globs, those with one of `SUFFIXES`,
+        sorted by name, without hidden ones and without `NAME.layers.png`, `NAME.overlay.png` and `NAME.mask.png`.
+
+    Returns
+    -------
+    Paths in the order of the inputs, each once.
+
+    Raises
+    ------
+    MicrographError
+        If an input does not exist, or a folder or glob has no picture.
+    """
+    found: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item)
+        if path.is_dir():
+            listed = _only_pictures(_list_folder(path))
+            if not listed:
+                raise MicrographError(
+                    f"{path}: the folder holds no pictures: flatscope reads {_suffix_list()}"
+                )
+        elif path.exists():
+            listed = [path]
+        elif glob.has_magic(str(item)):
+            listed = _only_pictures(Path(name) for name in glob.glob(str(item), recursive=True))
+            if not listed:
+                raise MicrographError(f"{item}: no picture matches: flatscope reads {_suffix_list()}")
+        else:
+            raise MicrographError(f"{path}: no such file or folder: check the path")
+        found.update(dict.fromkeys(listed))
+    return list(found)
+
+
+def _only_pictures(paths: Iterable[Path]) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.lower().endswith(OWN_SUFFIXES)
+        and not path.name.startswith(".")  # macOS leaves ._photo.jpg beside photo.jpg on USB sticks
+        and path.is_file()
+    )
+
+
+def _list_folder(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except PermissionError as error:
+        raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
+
+
+def _suffix_list() -> str:
+    return ", ".join(SUFFIXES)
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise MicrographError(f"{path}: is a folder, not a picture: name a file in it")
+    if path.suffix.lower() not in SUFFIXES and path.exists():
+        raise MicrographError(
+            f"{path}: {path.suffix or 'no suffix'} is not read: convert it to one of {_suffix_list()}"
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MicrographError(f"{path}: no such file: check the path") from error
+    except PermissionError as error:
+        raise MicrographError(f"{path}: no permission to read it: change the file's permissions") from error
+    except OSError as error:
+        raise MicrographError(
+            f"{path}: cannot be read ({error.strerror or error}): check the disk"
+        ) from error
+    if not data:
+        raise MicrographError(f"{path}: the file is empty: copy it again")
+    return data
+
+
+def _recognise(data: bytes, path: Path) -> _Kind:
+    for first, kind in _FIRST_BYTES:
+        if data.startswith(first):
+            return kind
+    raise MicrographError(
+        f"{path}: is no picture in spite of its name, it begins with {data[:8]!r}: name a real {path.suffix} file"
+    )
+
+
+def _drop_alpha(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 4):
+        return pixels
+    colours = {1: 1, 2: 1, 4: 3}[pixels.shape[2]]
+    if pixels.shape[2] > colours:
+        alpha = pixels[..., -1]
+        opaque = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "iu" else 1
+        share = float(np.mean(alpha < opaque))
+        # Blending would need a background colour, and any choice would look like a substrate.
+        if share:
+            notes.append(f"the alpha channel was dropped; {share:.1%} of the pixels were not opaque")
+    kept = pixels[..., 0] if colours == 1 else pixels[..., :colours]
+    return np.ascontiguousarray(kept)
+
+
+def _scale(pixels: NDArray[Any], bits: int | None, notes: list[str]) -> tuple[NDArray[Any], float]:
+    """Bring pixels to uint8, uint16 or float32 and find their full scale."""
+    if pixels.dtype == np.uint8:
+        return pixels, 255.0
+    if pixels.dtype.kind == "b":
+        return pixels.astype(np.uint8) * np.uint8(255), 255.0
+    if (
+        pixels.size == 0
+        or pixels.dtype.kind not in "iuf"
+        or (pixels.dtype.kind == "f" and not np.isfinite(pixels).all())
+    ):
+        return pixels, 1.0  # Micrograph says what is wrong
+    largest, smallest = float(pixels.max()), float(pixels.min())
+    if smallest < 0:
+        share = float(np.mean(pixels < 0))
+        if share > _MAX_NEGATIVE_SHARE:
+            raise MicrographError(
+                f"{share:.0%} of the values are negative (down to {smallest:.4g}), so this is no picture of light: "
+                "add the offset that was subtracted"
+            )
+        notes.append(f"{share:.2%} of the values were negative and set to 0")
+        pixels = np.maximum(pixels, 0)
+    if pixels.dtype.kind == "f" and largest <= 1.0:
+        return pixels.astype(np.float32), 1.0
+    full_scale = _full_scale(largest, bits, str(pixels.dtype), notes)
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.float32), full_scale
+
+
+def _full_scale(largest: float, bits: int | None, dtype: str, notes: list[str]) -> float:
+    if bits is not None and largest <= 2**bits - 1:
+        return float(2**bits - 1)
+    full_scale = next((float(value) for value in _FULL_SCALES if largest <= value), largest)
+    if dtype != "uint16" or full_scale < _FULL_SCALES[-1]:
+        notes.append(
+            f"full scale was taken as {full_scale:g}, since the largest value of these {dtype} is {largest:g}"
+        )
+    return full_scale
+
+
+def _calibrate_by_user(um_per_px: float | None) -> Calibration | None:
+    if um_per_px is None:
+        return None
+    size = nm_from_um(float(um_per_px))
+    low, high = PIXEL_SIZE_RANGE_NM
+    if not low <= size <= high:
+        raise MicrographError(
+            f"a pixel size of {um_per_px:g} µm is no microscope's: "
+            f"pass µm per pixel between {um_from_nm(low):g} and {um_from_nm(high):g}, for example 0.15"
+        )
+    return Calibration((size, size), "user", FILE_REL_SIGMA)
+
+
+def _calibrate(
+    given: Calibration | None, in_file: tuple[float, float] | None, notes: list[str]
+) -> Calibration | None:
+    low, high = PIXEL_SIZE_RANGE_NM
+    if in_file and not all(low <= side <= high for side in in_file):
+        notes.append(
+            f"the file's pixel size of {um_from_nm(in_file[1]):.4g} µm is no microscope's and was ignored"
+        )
+        in_file = None
+    if given is None:
+        return Calibration(in_file, "file", FILE_REL_SIGMA) if in_file else None
+    if in_file and any(
+        abs(mine / its - 1) > FILE_REL_SIGMA for mine, its in zip(given.pixel_size_nm, in_file, strict=True)
+    ):
+        notes.append(
+            f"the given pixel size of {um_from_nm(given.pixel_size_nm[1]):.4g} µm was used, "
+            f"the file says {um_from_nm(in_file[1]):.4g} µm"
+        )
+    return given
+
+
+_DECODERS = {
+    "jpg": decode_with_pillow,
+    "png": decode_with_pillow,
+    "bmp": decode_with_pillow,
+    "npy": decode_npy,
+    "tif": decode_tiff,
+}

@@ -1,0 +1,210 @@
+"""Decoding TIFF, with the pixel size and the channels that OME-XML and ImageJ add to it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import warnings
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
+
+from flatscope.files.decode import MAX_PIXELS, Decoded, decode_frame, say_too_large, turn
+from flatscope.micrograph import MicrographError
+from flatscope.units import nm_from
+
+if TYPE_CHECKING:
+    import tifffile
+
+
+def decode_tiff(data: bytes) -> Decoded:
+    """Decode the first picture of a TIFF: one page, or three that are its channels."""
+    import tifffile
+
+    # Without a handler its complaints about odd tags would go to the user's terminal.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        first = tif.pages.first
+        if first.imagewidth * first.imagelength > MAX_PIXELS:
+            raise MicrographError(say_too_large((first.imagelength, first.imagewidth)))
+        numbers, notes = _choose_pages(tif, len(data))
+        planes = [_decode_page(tif, number, data) for number in numbers]
+        if len({plane.shape for plane in planes}) != 1:
+            planes = planes[:1]
+        pixels = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
+        size = _ome_pixel_size(tif) if tif.is_ome else _imagej_pixel_size(tif)
+        orientation = _orientation(first)
+        if size and orientation >= 5:
+            size = size[::-1]
+        return Decoded(pixels, notes, size, _stated_bits(tif))
+
+
+def _choose_pages(tif: tifffile.TiffFile, size: int) -> tuple[list[int], list[str]]:
+    """Choose the pages that make one picture: one, or three channels."""
+    import tifffile
+
+    total = len(tif.pages)
+    # The axes before the pixels, slowest first, for example T, Z, C.
+    axes: str = ""
+    shape: tuple[int, ...] = ()
+    try:
+        series = tif.series[0]
+        axes, shape = series.axes.split("Y")[0].replace("S", ""), series.shape
+        if series.dataoffset is not None and series.dataoffset + series.nbytes > size:
+            raise MicrographError(_say_truncated(size, series.dataoffset + series.nbytes))
+    except (tifffile.TiffFileError, OSError, KeyError, IndexError):
+        # An OME-TIFF that names files we do not have: its own pages are still there.
+        pass
+    sizes = dict(zip(axes, shape, strict=False))
+    labels = [str(label).lower() for label in (tif.imagej_metadata or {}).get("Labels", [])[:3]]
+    channels = sizes.get("C", 1)
+    first_is_gray = tif.pages.first.samplesperpixel == 1
+    if first_is_gray and channels in (3, 4):
+        step = math.prod(shape[axes.index("C") + 1 : len(axes)])
+        if 2 * step >= total:
+            raise MicrographError(f"has only {total} of {channels} channel pages: copy or export it again")
+        rest = f", the first of {total // channels} such pictures" if total > channels else ""
+        note = f"the first three of {channels} channels were read as red, green, blue{rest}"
+        return [0, step, 2 * step], [note]
+    if first_is_gray and labels == ["red", "green", "blue"] and total >= 3:
+        return [0, 1, 2], ["the slices labelled red, green and blue were read as one picture"]
+    # ImageJ writes stacks beyond 4 GB with a single page entry.
+    total = max(total, math.prod(shape[: len(axes)]))
+    return [0], [f"the first of {total} pages was read"] if total > 1 else []
+
+
+def _decode_page(tif: tifffile.TiffFile, number: int, data: bytes) -> NDArray[Any]:
+    """Decode one page, turned as its orientation tag says, with palette and inverted gray resolved."""
+    import tifffile
+
+    page = tif.pages[number]
+    frame: Any = page.keyframe
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    # tifffile fills what is missing with zeros.
+    if ends and max(ends) > len(data):
+        raise MicrographError(_say_truncated(len(data), max(ends)))
+    photometric = frame.photometric
+    simple = (
+        tifffile.PHOTOMETRIC.MINISBLACK,
+        tifffile.PHOTOMETRIC.MINISWHITE,
+        tifffile.PHOTOMETRIC.RGB,
+        tifffile.PHOTOMETRIC.PALETTE,
+    )
+    if photometric not in simple:
+        return _decode_page_with_pillow(data, page)
+    try:
+        pixels = np.asarray(page.asarray())
+    except ValueError as error:
+        # LZW, JPEG and packed bits want a package that flatscope does without; Pillow's libtiff has them.
+        if "imagecodecs" not in str(error):
+            raise
+        return _decode_page_with_pillow(data, page)
+    if frame.axes.startswith("S"):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim > 3 or (pixels.ndim == 3 and not frame.axes.endswith(("YXS", "SYX"))):
+        pixels = pixels[0]  # a page that holds a volume
+    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = _invert(pixels, frame.bitspersample)
+    elif photometric == tifffile.PHOTOMETRIC.PALETTE:
+        colours = np.asarray(frame.colormap)
+        pixels = (np.moveaxis(colours, 0, -1)[pixels] >> 8).astype(np.uint8)
+    return turn(pixels, _orientation(frame))
+
+
+def _decode_page_with_pillow(data: bytes, page: Any) -> NDArray[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return decode_frame(data, frame=int(page.index)).pixels
+        except UnidentifiedImageError as error:
+            kind = f"{page.keyframe.compression.name} compression, {page.keyframe.photometric.name} colour"
+            raise MicrographError(
+                f"this kind of TIFF is not read ({kind}): save it without compression"
+            ) from error
+
+
+def _invert(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
+    if pixels.dtype.kind == "b":
+        return ~pixels
+    if pixels.dtype.kind != "u":
+        raise MicrographError(
+            f"a TIFF with white as zero and pixels of {pixels.dtype} is not read: save it as RGB"
+        )
+    return (2**bits - 1 - pixels).astype(pixels.dtype)
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get("Orientation")
+    return int(tag.value) if tag is not None else 1
+
+
+def _stated_bits(tif: tifffile.TiffFile) -> int | None:
+    """Bits that the camera used, if the file says so."""
+    page = tif.pages.first
+    if tif.is_ome:
+        pixels = _ome_pixels(tif)
+        if pixels is not None and pixels.get("SignificantBits", "").isdigit():
+            return int(pixels.get("SignificantBits", ""))
+    tag = page.tags.get("MaxSampleValue")
+    if tag is not None:
+        value = int(np.max(tag.value))
+        if value + 1 in (2**10, 2**12, 2**14, 2**16):
+            return value.bit_length()
+    return int(page.bitspersample) if 8 < page.bitspersample < 16 else None
+
+
+def _ome_pixels(tif: tifffile.TiffFile) -> ElementTree.Element | None:
+    try:
+        root = ElementTree.fromstring(tif.ome_metadata or "")
+    except ElementTree.ParseError:
+        return None
+    # The namespace carries the year of the schema, which does not matter here.
+    return next((element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"), None)
+
+
+def _ome_pixel_size(tif: tifffile.TiffFile) -> tuple[float, float] | None:
+    pixels = _ome_pixels(tif)
+    if pixels is None:
+        return None
+    size_x, size_y = (_ome_length(pixels, f"PhysicalSize{axis}") for axis in "XY")
+    if size_x is None and size_y is None:
+        return None
+    return size_y or size_x or 0.0, size_x or size_y or 0.0
+
+
+def _ome_length(pixels: ElementTree.Element, name: str) -> float | None:
+    text = pixels.get(name)
+    if text is None:
+        return None
+    try:
+        # µm is the schema's default unit; "pixel" and "reference frame" are also allowed and no length.
+        return nm_from(float(text), unit=pixels.get(f"{name}Unit", "µm"))
+    except ValueError:
+        return None
+
+
+def _imagej_pixel_size(tif: tifffile.TiffFile) -> tuple[float, float] | None:
+    unit = str((tif.imagej_metadata or {}).get("unit", ""))
+    # ImageJ fills in inch and cm by itself from the print resolution.
+    if not unit or unit.lower() in ("inch", "cm", "pixel", "pixels"):
+        return None
+    tags = tif.pages.first.tags
+    sides = []
+    for name in ("YResolution", "XResolution"):
+        tag = tags.get(name)
+        pixels, length = tag.value if tag is not None else (0, 0)
+        if not (pixels and length):
+            return None
+        try:
+            sides.append(nm_from(length / pixels, unit=unit))
+        except ValueError:
+            return None
+    return sides[0], sides[1]
+
+
+def _say_truncated(there: int, expected: int) -> str:
+    return f"is damaged or truncated ({there} of at least {expected} bytes): copy or export it again"

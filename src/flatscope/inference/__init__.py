@@ -1,0 +1,1 @@
+"""Run a trained network on a picture of any size, without torch."""

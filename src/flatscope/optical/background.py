@@ -1,0 +1,277 @@
+"""The empty substrate behind the flakes: uneven light, the substrate's colour, noise.
+
+Light varies smoothly across a picture, crystals begin with a step. Blocks of pixels that join without a step make up the
+substrate; a polynomial in the logarithm of the brightness carries it under the flakes. Contrast is
+I / I_substrate − 1, which takes out exposure, white balance and vignetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from flatscope.micrograph import Micrograph, MicrographError
+
+Float32 = NDArray[np.float32]
+Float = NDArray[np.float64]
+
+_BLOCK_PX = 8
+_SATURATED = 0.992
+_DARKEST = 2e-3
+"""Fractions of full scale: a block beyond these has lost its colour, and the logarithm needs a floor."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """The empty substrate's picture.
+
+    Parameters
+    ----------
+    coefficients
+        Shape (3, order + 1, order + 1): ln brightness in Legendre polynomials of row and column, both scaled to [-1, 1].
+    flat
+        Flat field the picture was divided by first, shape (rows, cols, 3), mean 1, or None.
+    noise
+        1-sigma noise of the contrast of one pixel on the substrate, shape (3,).
+    step
+        What one grey level of the file is worth as contrast, shape (3,).
+    coverage
+        Share of the picture that is substrate.
+    colour
+        Mean brightness of the substrate in fractions of full scale, shape (3,).
+    notes
+        What a user should know, one line each.
+    """
+
+    coefficients: Float
+    flat: Float32 | None
+    noise: Float
+    step: Float
+    coverage: float
+    colour: Float
+    notes: tuple[str, ...]
+
+    def picture(self, shape: tuple[int, int]) -> Float32:
+        """The empty substrate in fractions of full scale, shape (rows, cols, 3)."""
+        order = self.coefficients.shape[1] - 1
+        rows, cols = (_legendre(np.linspace(-1.0, 1.0, side), order).astype(np.float32) for side in shape)
+        out = np.empty((*shape, 3), np.float32)
+        for channel in range(3):
+            out[..., channel] = np.exp(rows @ self.coefficients[channel].astype(np.float32) @ cols.T)
+        return out if self.flat is None else out * self.flat
+
+    def contrast(self, rgb: Float32) -> Float32:
+        """Contrast I / I_substrate − 1, shape (rows, cols, 3)."""
+        ratio = self.picture(rgb.shape[:2])
+        np.divide(rgb, ratio, out=ratio)
+        ratio -= 1.0
+        return ratio
+
+
+def estimate_background(
+    rgb: Float32, *, flat: Float32 | None = None, order: int = 4, levels: float = 255.0
+) -> Background:
+    """Find the substrate in a picture and fit its brightness.
+
+    Parameters
+    ----------
+    rgb
+        Shape (rows, cols, 3), fractions of full scale.
+    flat
+        A flat field, same shape; the picture is divided by it first.
+    order
+        Highest polynomial order of the light's variation; lowered where little substrate is in view. 0 is even light.
+    levels
+        Grey levels of the file, for the smallest step it can show.
+
+    Raises
+    ------
+    MicrographError
+        If no substrate can be seen: everything saturated or black.
+
+    Notes
+    -----
+    Fails where crystals cover nearly everything, or where a crystal's edge is so gradual that it joins the substrate.
+    """
+    source = rgb if flat is None else rgb / flat
+    means, spreads = _block_statistics(source)
+    usable = (means.max(-1) < _SATURATED) & (means.min(-1) > _DARKEST)
+    if not usable.any():
+        raise MicrographError("no substrate in view: the whole picture is saturated or black")
+    logs = np.log(np.maximum(means, _DARKEST))
+    relative = spreads / np.maximum(means, _DARKEST)
+    typical = np.array([np.median(relative[..., channel][usable]) for channel in range(3)])
+    # Half of the blocks may hold edges: the quiet ones tell the noise.
+    quiet = np.array([np.percentile(relative[..., channel][usable], 25) for channel in range(3)])
+    # Compression wipes out the noise of some blocks: a grey level up and down is still flat.
+    limit = np.maximum(2.0 * np.minimum(typical, 1.5 * quiet), 1.2 / (levels * np.maximum(means, _DARKEST)))
+    flat_block = usable & (relative < limit).all(-1)
+    if flat_block.sum() < 0.02 * flat_block.size:
+        flat_block = usable & (relative <= np.percentile(relative[usable], 40, axis=0)).all(-1)
+    if not flat_block.any():
+        flat_block = usable
+    substrate, notes = _largest_smooth_area(logs, flat_block)
+    coefficients, substrate = _fit_light(logs, flat_block, substrate, order=order)
+    colour = np.exp(logs[substrate]).mean(0)
+    noise = np.array([np.median(relative[..., channel][substrate]) for channel in range(3)])
+    coverage = float(substrate.mean())
+    if coverage < 0.15:
+        notes = (*notes, f"only {coverage:.0%} of the picture looks like bare substrate: contrasts are less sure")
+    step = 1.0 / (levels * colour)
+    return Background(coefficients, flat, np.maximum(noise, step / np.sqrt(12.0)), step, coverage, colour, notes)
+
+
+def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:
+    """Flat field common to a set of pictures: the median of what remains of each after its own substrate's colour.
+
+    Parameters
+    ----------
+    pictures
+        At least three arrays of the same shape (rows, cols, 3).
+
+    Returns
+    -------
+    Shape (rows, cols, 3), mean 1.
+
+    Raises
+    ------
+    MicrographError
+        If there are fewer than three pictures, or their shapes differ.
+    """
+    if len(pictures) < 3:
+        raise MicrographError(f"{len(pictures)} pictures are too few for a flat field: give at least 3, or --flatfield FILE")
+    if len({picture.shape for picture in pictures}) > 1:
+        raise MicrographError("a flat field needs pictures of one size: analyse the sizes apart, or --flatfield FILE")
+    stack = []
+    for picture in pictures:
+        means, _ = _block_statistics(picture)
+        background = estimate_background(picture)
+        stack.append(np.log(np.maximum(means, _DARKEST)) - np.log(background.colour))
+    shade = ndimage.median_filter(np.median(stack, axis=0), size=(5, 5, 1))
+    coefficients = _fit_polynomial(shade, np.ones(shade.shape[:2]), order=6)
+    field = Background(coefficients, None, np.zeros(3), np.zeros(3), 1.0, np.ones(3), ()).picture(pictures[0].shape[:2])
+    return np.asarray(field / field.mean((0, 1)), np.float32)
+
+
+def flatfield_from(frame: Micrograph, shape: tuple[int, int]) -> Float32:
+    """A recorded flat frame, smoothed and scaled to mean 1.
+
+    Raises
+    ------
+    MicrographError
+        If its size differs from the picture's, or it holds black pixels.
+    """
+    if frame.shape != shape:
+        raise MicrographError(
+            f"{frame.name}: the flat field is {frame.shape[1]}x{frame.shape[0]} px, "
+            f"the picture {shape[1]}x{shape[0]}: record one with the same camera settings"
+        )
+    smooth = ndimage.gaussian_filter(frame.rgb(), (4, 4, 0))
+    if smooth.min() < 0.01:
+        raise MicrographError(f"{frame.name}: the flat field has black parts: record one with more light")
+    return np.asarray(smooth / smooth.mean((0, 1)), np.float32)
+
+
+def _block_statistics(rgb: Float32) -> tuple[Float, Float]:
+    """Mean and standard deviation of blocks of pixels, both of shape (rows, cols, 3) in blocks."""
+    size = max(2, min(_BLOCK_PX, min(rgb.shape[:2]) // 8))
+    rows, cols = (side // size for side in rgb.shape[:2])
+    blocks = rgb[: rows * size, : cols * size].reshape(rows, size, cols, size, 3)
+    mean = np.einsum("iajbc->ijc", blocks) / size**2
+    square = np.einsum("iajbc,iajbc->ijc", blocks, blocks) / size**2
+    return mean.astype(float), np.sqrt(np.maximum(square - mean**2, 0.0)).astype(float)
+
+
+def _largest_smooth_area(
+    logs: Float, flat_block: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """The largest area of flat blocks whose neighbours differ by no step, and a note on a second one."""
+    flat = flat_block.copy()
+    for axis in (0, 1):
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        both = flat_block[tuple(before)] & flat_block[tuple(after)]
+        step = np.abs(np.diff(logs, axis=axis))
+        if both.any():
+            # Noise is correlated by demosaicing and compression, so its effect on a block's mean is measured, not derived.
+            jump = np.maximum(6.0 * np.median(step[both], axis=0), 0.006)
+            flat[tuple(before)] &= ~(step > jump).any(-1)
+    labels, count = ndimage.label(flat)
+    if count == 0:
+        return flat_block, ()
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    # A picture's substrate may be cut in pieces by a crystal: of like colour, they count as one.
+    large = np.flatnonzero(sizes > 0.01 * labels.size)
+    colours = {int(label): logs[labels == label].mean(0) for label in large}
+    best, best_size = int(sizes.argmax()), 0
+    for label, colour in colours.items():
+        alike = sum(int(sizes[other]) for other, its in colours.items() if np.abs(its - colour).max() < 0.05)
+        if alike > best_size:
+            best, best_size = label, alike
+    area = labels == best
+    notes: tuple[str, ...] = ()
+    for label, colour in colours.items():
+        if sizes[label] > 0.12 * labels.size and np.abs(colour - colours[best]).max() > 0.3:
+            share = sizes[label] / labels.size
+            notes = (f"a second even area covers {share:.0%} of the picture: gold, another substrate or a large thick crystal",)
+    return area, notes
+
+
+def _fit_light(
+    logs: Float, flat_block: NDArray[np.bool_], substrate: NDArray[np.bool_], *, order: int
+) -> tuple[Float, NDArray[np.bool_]]:
+    """Fit the substrate's light, then take in every block that agrees with it, a few times over."""
+    reach = substrate
+    coefficients = np.zeros((3, 1, 1))
+    for turn, highest in enumerate((min(order, 1), min(order, 2), order, order)):
+        coverage = reach.mean()
+        allowed = min(highest, 2) if coverage < 0.3 else highest
+        coefficients = _fit_polynomial(logs, reach.astype(float), order=allowed)
+        residual = logs - _evaluate(coefficients, logs.shape[:2])
+        spread = 1.48 * np.median(np.abs(residual[reach] - np.median(residual[reach], axis=0)), axis=0)
+        slack = (8.0, 6.0, 5.0, 4.0)[turn] * np.clip(spread, 0.002, 0.02)
+        agreed = flat_block & (np.abs(residual) < slack).all(-1)
+        if agreed.sum() < 0.5 * substrate.sum():
+            agreed = agreed | substrate
+        reach = agreed
+    return _fit_polynomial(logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2)), reach
+
+
+def _legendre(x: Float, order: int) -> Float:
+    return np.polynomial.legendre.legvander(x, order)
+
+
+def _evaluate(coefficients: Float, shape: tuple[int, int]) -> Float:
+    order = coefficients.shape[1] - 1
+    rows, cols = (_legendre(_block_centres(side), order) for side in shape)
+    return np.einsum("ri,kij,cj->rck", rows, coefficients, cols, optimize=True)
+
+
+def _block_centres(count: int) -> Float:
+    """Places of block centres when the picture spans [-1, 1]."""
+    return (np.arange(count) + 0.5) / count * 2.0 - 1.0
+
+
+def _fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
+    """Weighted least squares in two-dimensional Legendre polynomials of total order `order`, with a faint ridge.
+
+    Returns
+    -------
+    Shape (channels, order + 1, order + 1).
+    """
+    rows, cols = (_legendre(_block_centres(side), order) for side in values.shape[:2])
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+    design = np.stack([np.multiply.outer(rows[:, i], cols[:, j]).ravel() for i, j in powers], 1)
+    used = weight.ravel() > 0
+    chosen, target = design[used], values.reshape(-1, values.shape[2])[used]
+    ridge = 1e-3 * used.sum() * np.diag([0.0 if i + j == 0 else float((i + j) ** 2) for i, j in powers]) / 16.0
+    solution = np.linalg.solve(chosen.T @ chosen + ridge, chosen.T @ target)
+    coefficients = np.zeros((values.shape[2], order + 1, order + 1))
+    for (i, j), row in zip(powers, solution, strict=True):
+        coefficients[:, i, j] = row
+    return coefficients

@@ -1,0 +1,445 @@
+"""From a light micrograph to a table of flakes: substrate, regions, layer numbers, reasons."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+from shapely.geometry import Polygon
+
+import flatscope
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.optical.background import Background, estimate_background
+from flatscope.optical.layers import MOST_LAYERS, LayerPosterior, Observation, count_layers
+from flatscope.optical.regions import Measured, cut_regions, measure
+from flatscope.optical.setups import Prior
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Labels = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+_WORKING_PX = 4.5e6
+"""Pictures with more pixels are averaged down by a whole number before the network sees them."""
+_SPECK_PX = 20
+"""Regions below this are counted in a note, not listed."""
+_SURE = 0.75
+"""Probability from which a layer number stands alone; below it the two likeliest are named."""
+_FAINT_CONTRAST = 0.02
+"""Below this contrast a monolayer is lost in the noise of most pictures."""
+
+
+@dataclass(frozen=True)
+class KnownRegion:
+    """A region whose layer number the user knows: its contrast I / I_substrate − 1 in red, green, blue."""
+
+    layers: int
+    contrast: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.layers <= MOST_LAYERS:
+            raise ValueError(f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart")
+
+
+@dataclass(frozen=True)
+class FlakeParams:
+    """Settings of `find_flakes`.
+
+    Parameters
+    ----------
+    material
+        One of `flatscope.optical.materials.MATERIALS`.
+    oxide_nm
+        Nominal SiO2 thickness; None leaves 60 to 320 nm open.
+    oxide_sigma_nm
+        How far the real oxide may be from the nominal one (1 sigma).
+    gamma
+        The camera's tone curve, 1 for a linear camera; None leaves 1 to 2.4 open.
+    min_area_um2
+        Regions below this are rejected; needs a pixel size. None: only `min_area_px` counts.
+    min_area_px
+        Regions below this are rejected.
+    light_order
+        Order of the polynomial that follows uneven light; 0 takes the light as even.
+    known
+        Regions with known layer number, measured on the same set-up.
+    """
+
+    material: str = "graphene"
+    oxide_nm: float | None = None
+    oxide_sigma_nm: float = 10.0
+    gamma: float | None = None
+    min_area_um2: float | None = None
+    min_area_px: int = 150
+    light_order: int = 4
+    known: tuple[KnownRegion, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.prior()
+        if self.min_area_px < 1:
+            raise ValueError(f"min_area_px of {self.min_area_px}: a region has at least 1 px")
+        if self.min_area_um2 is not None and not self.min_area_um2 >= 0:
+            raise ValueError(f"min_area_um2 of {self.min_area_um2} is no area: give 0 or more")
+        if not 0 <= self.light_order <= 8:
+            raise ValueError(f"light_order of {self.light_order} lies outside 0 to 8")
+
+    def prior(self) -> Prior:
+        """What these settings say about the set-up."""
+        return Prior(self.material, self.oxide_nm, self.oxide_sigma_nm, self.gamma)
+
+
+def find_flakes(
+    micrograph: Micrograph,
+    params: FlakeParams = FlakeParams(),
+    *,
+    network: Network | None = None,
+    flatfield: Float32 | None = None,
+) -> FlakeTable:
+    """Find the flakes of a light micrograph and say how many layers each region has.
+
+    Parameters
+    ----------
+    micrograph
+        A colour picture of crystals on SiO2/Si.
+    params
+        Material, set-up, limits.
+    network
+        A loaded segmentation network; None loads the shipped one.
+    flatfield
+        Shape (rows, cols, 3), mean 1: the picture is divided by it.
+
+    Returns
+    -------
+    One row a region, the thin, large and sure ones first; rejected regions follow with their reasons.
+
+    Raises
+    ------
+    MicrographError
+        For a gray picture, one without substrate, or a minimum area in µm² without a pixel size.
+    WeightsError
+        If the network's weights cannot be read.
+
+    Notes
+    -----
+    Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is
+    another one than stated, and on crystals that lie on crystals.
+    """
+    clock = _Clock()
+    if micrograph.is_gray and not _is_constant(micrograph):
+        raise MicrographError(f"{micrograph.name} is gray: layers are told by colour, take a colour picture")
+    if params.min_area_um2 is not None and micrograph.calibration is None:
+        raise MicrographError(f"{micrograph.name} has no pixel size for --min-area-um2: pass --um-per-px")
+    network = network or Network.load("flakes")
+    clock.lap("load_s")
+    if _is_constant(micrograph):
+        return _empty(micrograph, params, network, clock, "every pixel has the same value: nothing to find")
+    factor = max(1, round(np.sqrt(micrograph.shape[0] * micrograph.shape[1] / _WORKING_PX)))
+    rgb = _shrink(micrograph.rgb(), factor)
+    flat = None if flatfield is None else _shrink(flatfield, factor)
+    levels = 255.0 if micrograph.full_scale == 255.0 else 4095.0
+    background = estimate_background(rgb, flat=flat, order=params.light_order, levels=levels)
+    contrast = background.contrast(rgb)
+    clock.lap("background_s")
+    p = network.probabilities(network.card.normalise(contrast))
+    chance = dict(zip(network.card.outputs, p, strict=True))
+    clock.lap("network_s")
+    edge = chance["edge"] > network.card.thresholds.get("edge", 0.5)
+    labels = cut_regions(chance["thin"] + chance["thick"] > 0.5, edge, contrast)
+    crystals = int(labels.max())
+    labels = _add_foreign(labels, chance["artefact"] > 0.5)
+    found = measure(labels, contrast, edge)
+    clock.lap("regions_s")
+    least = _least_area_px(micrograph, params, factor)
+    posterior = _count(found, crystals, least, rgb, background=background, params=params)
+    frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
+    clock.lap("layers_s")
+    return _deliver(frame, labels, factor, micrograph=micrograph, params=params, network=network, notes=background.notes, clock=clock)
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.timings: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.timings[stage] = round(now - self._last, 4)
+        self._last = now
+
+
+def _is_constant(micrograph: Micrograph) -> bool:
+    return bool((micrograph.pixels == micrograph.pixels[:1, :1]).all())
+
+
+def _shrink(picture: Float32, factor: int) -> Float32:
+    """Average blocks of `factor` x `factor` pixels; a rest at the right and bottom is dropped."""
+    if factor == 1:
+        return picture
+    rows, cols = (side // factor for side in picture.shape[:2])
+    blocks = picture[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor, 3)
+    return np.asarray(blocks.mean((1, 3)), np.float32)
+
+
+def _add_foreign(labels: Labels, artefact: Mask) -> Labels:
+    """Give dirt, gold and captions labels of their own, after those of the crystals."""
+    foreign, _ = ndimage.label(artefact & (labels == 0), output=np.int32)
+    return np.where(foreign > 0, foreign + labels.max(), labels).astype(np.int32)
+
+
+def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> float:
+    """The smallest area that counts, in pixels of the working picture."""
+    least = float(params.min_area_px)
+    if params.min_area_um2 is not None and micrograph.calibration is not None:
+        least = max(least, params.min_area_um2 / micrograph.calibration.pixel_area_um2)
+    return least / factor**2
+
+
+def _count(
+    found: Measured, crystals: int, least: float, rgb: Float32, *, background: Background, params: FlakeParams
+) -> LayerPosterior:
+    """Layer probabilities of the crystals that are large enough, in the order of their labels."""
+    counted = np.flatnonzero(found.area_px[:crystals] >= least)
+    known = params.known
+    contrast = np.vstack([np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]])
+    inside = np.concatenate([np.full(len(known), 100.0), found.inside_px[counted]])
+    # Medians of correlated pixels: an area of nine pixels counts as one.
+    sigma = np.sqrt(background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0)
+    white = max(float(np.percentile(rgb[::8, ::8], 99.9)), 0.9)
+    observation = Observation(
+        contrast,
+        sigma,
+        white / background.colour - 1.0,
+        np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
+        np.array([region.layers for region in known] + [0] * len(counted), np.int64),
+    )
+    # The same picture and settings give the same answer.
+    posterior = count_layers(observation, params.prior(), rng=np.random.default_rng(0))
+    rest = slice(len(known), None)
+    return replace(
+        posterior,
+        p=posterior.p[rest],
+        p_foreign=posterior.p_foreign[rest],
+        low=posterior.low[rest],
+        high=posterior.high[rest],
+    )
+
+
+def _tabulate(
+    found: Measured, posterior: LayerPosterior, crystals: int, least: float, *, params: FlakeParams, labels: Labels
+) -> pd.DataFrame:
+    """One row a region, in pixels of the working picture."""
+    count = len(found.area_px)
+    p = np.full((count, MOST_LAYERS + 1), np.nan)
+    low, high, p_foreign = np.full((3, count), np.nan)
+    counted = np.flatnonzero(found.area_px[:crystals] >= least)
+    p[counted], p_foreign[counted] = posterior.p, posterior.p_foreign
+    low[counted], high[counted] = posterior.low, posterior.high
+    gold = _is_gold(found.contrast) & (np.arange(count) >= crystals) & (found.area_px >= 4 * least)
+    near_gold = _touching(labels, np.flatnonzero(gold) + 1)
+    flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
+    rows: list[dict[str, Any]] = []
+    for index in range(count):
+        if found.area_px[index] < max(_SPECK_PX, 0.1 * least):
+            continue
+        if index >= crystals:
+            verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
+        elif found.area_px[index] < least:
+            verdict = _Verdict("", np.nan, "rejected", "below minimum area")
+        elif index + 1 in near_gold:
+            verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
+        else:
+            verdict = _judge(p[index], float(p_foreign[index]), found, index, params.material)
+        box = found.boxes[index]
+        row, col = found.centre[index]
+        rows.append(
+            {
+                "flake_id": int(flake_of[_any_pixel(labels, box, index + 1)]),
+                "region_id": index + 1,
+                "layers": verdict.layers,
+                "layers_p": verdict.p,
+                **{f"p_{layer + 1}": p[index, layer] for layer in range(MOST_LAYERS)},
+                "p_thick": p[index, MOST_LAYERS],
+                "status": verdict.status,
+                "reason": verdict.reason,
+                "area_px": found.area_px[index],
+                "row_px": row,
+                "col_px": col,
+                "touches_edge": any(
+                    part.start == 0 or part.stop == side for part, side in zip(box, labels.shape, strict=True)
+                ),
+                **dict(zip(("contrast_r", "contrast_g", "contrast_b"), found.contrast[index], strict=True)),
+                "oxide_nm": posterior.oxide_nm,
+                "oxide_sigma_nm": posterior.oxide_sigma_nm,
+                "layers_low": low[index],
+                "layers_high": high[index],
+            }
+        )
+    return pd.DataFrame(rows, columns=[name for name in FLAKE_COLUMNS if name not in ("image", "area_um2")])
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    layers: str
+    p: float
+    status: str
+    reason: str
+
+
+def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: str) -> _Verdict:
+    """Put a posterior into words."""
+    contrast, spread = found.contrast[index], found.spread[index]
+    if p_foreign > 0.5:
+        return _Verdict("", np.nan, "rejected", f"colour fits no thickness of {material}")
+    strongest = int(np.abs(contrast).argmax())
+    if spread[strongest] > 0.35 * abs(contrast[strongest]) + 0.06:
+        return _Verdict("", np.nan, "rejected", "colour not uniform: out of focus, folded or crumpled")
+    names = [*map(str, range(1, MOST_LAYERS + 1)), "thick"]
+    order = np.argsort(-p)
+    first, second = int(order[0]), int(order[1])
+    faint = "near the noise: faint contrast" if np.abs(contrast).max() < _FAINT_CONTRAST else ""
+    if p[first] >= _SURE:
+        return _Verdict(names[first], float(p[first]), "accepted", faint)
+    pair = sorted((first, second))
+    said = f"{p[first]:.0%} {names[first]}, {p[second]:.0%} {names[second]}"
+    reason = "; ".join(part for part in (f"ambiguous: {said}", faint) if part)
+    return _Verdict("|".join(names[place] for place in pair), float(p[first] + p[second]), "ambiguous", reason)
+
+
+def _is_gold(contrast: Float) -> NDArray[np.bool_]:
+    """Metal is much brighter than the substrate and yellowish."""
+    return (contrast[..., 0] > 0.4) & (contrast[..., 0] > contrast[..., 2])
+
+
+def _reject_foreign(contrast: Float, gold: bool) -> _Verdict:
+    if gold:
+        reason = "gold or another metal"
+    elif contrast.max() < -0.25:
+        reason = "dust or a hole"
+    else:
+        reason = "residue, scratch or caption"
+    return _Verdict("", np.nan, "rejected", reason)
+
+
+def _touching(labels: Labels, which: NDArray[np.int64]) -> set[int]:
+    """Labels within 2 px of the given ones."""
+    if len(which) == 0:
+        return set()
+    near = ndimage.binary_dilation(np.isin(labels, which), iterations=2)
+    return set(np.unique(labels[near]).tolist()) - set(which.tolist()) - {0}
+
+
+def _any_pixel(labels: Labels, box: tuple[slice, slice], label: int) -> tuple[int, int]:
+    part = labels[box]
+    row, col = np.unravel_index(int((part == label).argmax()), part.shape)
+    return box[0].start + int(row), box[1].start + int(col)
+
+
+def _deliver(
+    frame: pd.DataFrame,
+    labels: Labels,
+    factor: int,
+    *,
+    micrograph: Micrograph,
+    params: FlakeParams,
+    network: Network,
+    notes: tuple[str, ...],
+    clock: _Clock,
+) -> FlakeTable:
+    """Back to the picture's own pixels, areas in µm², sorted by interest."""
+    if factor > 1:
+        labels = np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
+        labels = np.pad(labels, [(0, side - had) for side, had in zip(micrograph.shape, labels.shape, strict=True)])
+        frame[["row_px", "col_px"]] = (frame[["row_px", "col_px"]] + 0.5) * factor - 0.5
+        frame["area_px"] *= factor**2
+        notes = (*notes, f"analysed at 1/{factor} of the picture's resolution")
+    listed = np.isin(np.arange(int(labels.max(initial=0)) + 1), frame["region_id"].to_numpy(int))
+    specks = int((~listed[1:]).sum())
+    if specks:
+        notes = (*notes, f"{specks} specks too small to list")
+        labels = np.where(listed[labels], labels, 0).astype(np.int32)
+    if micrograph.calibration is None:
+        frame["area_um2"] = np.nan
+        notes = (*notes, "pixel size unknown: areas in px only; pass --um-per-px for µm²")
+    else:
+        frame["area_um2"] = frame["area_px"] * micrograph.calibration.pixel_area_um2
+    if params.material == "hBN":
+        notes = (*notes, "hBN monolayers have a contrast of at most 0.02: many will be missed")
+    frame["image"] = micrograph.name
+    frame["area_px"] = frame["area_px"].astype(int)
+    frame = _sort_by_interest(frame[list(FLAKE_COLUMNS)])
+    outlines = trace_outlines(labels)
+    clock.lap("outlines_s")
+    return FlakeTable(frame, labels, outlines, micrograph.calibration, _provenance(micrograph, params, network, clock, notes))
+
+
+def _sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Thin, large and sure first: expected layer number against the logarithm of the area, times the probability."""
+    numbers = np.array([1, 2, 3, 4, 5, 6, 12.0])
+    p = frame[["p_1", "p_2", "p_3", "p_4", "p_5", "p_6", "p_thick"]].to_numpy(float)
+    expected = np.nan_to_num(p @ numbers, nan=50.0)
+    interest = np.log(frame["area_px"]) * frame["layers_p"].fillna(0.0) / np.sqrt(expected)
+    rank = frame["status"].map({"accepted": 0, "ambiguous": 0}).fillna(1)
+    order = np.lexsort((-frame["area_px"], -interest, rank))
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def trace_outlines(labels: Labels) -> dict[int, Polygon]:
+    """Outline of every region.
+
+    Parameters
+    ----------
+    labels
+        Shape (rows, cols); 0 is left out.
+
+    Returns
+    -------
+    Label to polygon with holes, x = column and y = row of pixel centres; the line runs halfway between the pixels
+    inside and outside.
+    """
+    from skimage.measure import find_contours
+
+    outlines: dict[int, Polygon] = {}
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        mask = np.pad(labels[box] == label, 1).astype(np.float32)
+        rings = [ring[:, ::-1] + (box[1].start - 1, box[0].start - 1) for ring in find_contours(mask, 0.5)]
+        rings = [ring for ring in rings if len(ring) >= 4]
+        if not rings:
+            continue
+        areas = [Polygon(ring).area for ring in rings]
+        outer = int(np.argmax(areas))
+        outlines[label] = Polygon(rings[outer], [ring for place, ring in enumerate(rings) if place != outer])
+    return outlines
+
+
+def _provenance(
+    micrograph: Micrograph, params: FlakeParams, network: Network, clock: _Clock, notes: tuple[str, ...]
+) -> Provenance:
+    weights = f"{network.card.name} {network.card.version}"
+    clock.timings["total_s"] = round(sum(clock.timings.values()), 4)
+    return Provenance(
+        flatscope.__version__,
+        micrograph.source,
+        micrograph.sha256,
+        weights,
+        network.sha256,
+        asdict(params),
+        clock.timings,
+        (*micrograph.notes, *notes),
+    )
+
+
+def _empty(micrograph: Micrograph, params: FlakeParams, network: Network, clock: _Clock, why: str) -> FlakeTable:
+    frame = pd.DataFrame(columns=list(FLAKE_COLUMNS))
+    labels = np.zeros(micrograph.shape, np.int32)
+    return FlakeTable(frame, labels, {}, micrograph.calibration, _provenance(micrograph, params, network, clock, (why,)))

@@ -1,0 +1,177 @@
+"""Regions of uniform thickness: what the network marks, cut at terrace edges and measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Labels = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+_SEED_PX = 6
+"""A terrace's inside smaller than this is a gap in the edge, not a terrace."""
+_REACH_PX = 8
+"""Edges are a few pixels wide; seeds grow at most this far into them."""
+_SAME_CONTRAST = 0.012
+_SAME_RELATIVE = 0.07
+"""Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What can be read off each region; row i belongs to label i + 1.
+
+    Parameters
+    ----------
+    area_px
+        Shape (regions,).
+    centre
+        Mean row and column, shape (regions, 2).
+    contrast
+        Median contrast of the pixels away from edges, shape (regions, 3).
+    spread
+        Robust standard deviation of the same pixels, shape (regions, 3).
+    inside_px
+        How many pixels these are.
+    boxes
+        Bounding boxes as pairs of slices.
+    """
+
+    area_px: Float
+    centre: Float
+    contrast: Float
+    spread: Float
+    inside_px: Float
+    boxes: list[tuple[slice, slice]]
+
+
+def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
+    """Divide the flakes of a picture into regions of uniform thickness.
+
+    Parameters
+    ----------
+    flake
+        Pixels that belong to a crystal, shape (rows, cols).
+    edge
+        Pixels on a boundary, terrace steps included.
+    contrast
+        Shape (rows, cols, 3).
+
+    Returns
+    -------
+    Shape (rows, cols), int32: 1, 2, … without gaps, 0 outside `flake`.
+    """
+    seeds, _ = ndimage.label(flake & ~edge, output=np.int32)
+    sizes = np.bincount(seeds.ravel())
+    small = sizes < _SEED_PX
+    small[0] = True
+    seeds[small[seeds]] = 0
+    labels = _grow(seeds, flake)
+    # Slivers that are all edge have no seed: each connected rest is a region of its own.
+    rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
+    if count:
+        labels = np.where(rest > 0, rest + labels.max(), labels)
+    return _merge_alike(_renumber(labels), contrast, edge)
+
+
+def _grow(labels: Labels, within: Mask) -> Labels:
+    """Let labels grow pixel by pixel into the unlabelled part of a mask."""
+    labels = np.where(within, labels, 0).astype(np.int32)
+    for _ in range(_REACH_PX):
+        rows, cols = np.nonzero(within & (labels == 0))
+        if len(rows) == 0:
+            break
+        found = np.zeros(len(rows), np.int32)
+        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            r, c = np.clip(rows + down, 0, labels.shape[0] - 1), np.clip(cols + right, 0, labels.shape[1] - 1)
+            found = np.where(found == 0, labels[r, c], found)
+        if not found.any():
+            break
+        labels[rows, cols] = found
+    return labels
+
+
+def _renumber(labels: Labels) -> Labels:
+    present = np.bincount(labels.ravel()) > 0
+    present[0] = False
+    lookup = np.zeros(len(present), np.int32)
+    lookup[present] = np.arange(1, present.sum() + 1)
+    return lookup[labels]
+
+
+def _neighbours(labels: Labels) -> NDArray[np.int64]:
+    """Pairs of labels that share a border, smaller label first, shape (pairs, 2)."""
+    pairs = []
+    for first, second in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
+        touch = (first != second) & (first > 0) & (second > 0)
+        pairs.append(np.stack([first[touch], second[touch]], axis=1))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0).astype(np.int64)
+
+
+def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
+    """Join neighbours that the network cut apart but whose contrast is the same."""
+    for _ in range(3):
+        pairs = _neighbours(labels)
+        if len(pairs) == 0:
+            break
+        measured = measure(labels, contrast, edge)
+        first, second = (measured.contrast[pairs[:, side] - 1] for side in (0, 1))
+        fewest = np.minimum(*(measured.inside_px[pairs[:, side] - 1] for side in (0, 1)))
+        noise = np.max([measured.spread[pairs[:, side] - 1] for side in (0, 1)], axis=0)
+        allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
+        allowed = allowed + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
+        alike = (np.abs(first - second) < allowed).all(1)
+        if not alike.any():
+            break
+        count = int(labels.max())
+        joined = coo_array(
+            (np.ones(alike.sum()), (pairs[alike, 0] - 1, pairs[alike, 1] - 1)), shape=(count, count)
+        )
+        _, group = connected_components(joined, directed=False)
+        labels = np.concatenate([[0], group + 1]).astype(np.int32)[labels]
+    return labels
+
+
+def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
+    """Area, place and contrast of every region.
+
+    Parameters
+    ----------
+    labels
+        1, 2, … without gaps; 0 is left out.
+    contrast
+        Shape (rows, cols, 3).
+    edge
+        Pixels to leave out of the contrast where a region has others.
+    """
+    count = int(labels.max())
+    flat = np.flatnonzero(labels)
+    order = np.argsort(labels.ravel()[flat], kind="stable")
+    flat = flat[order]
+    sorted_labels = labels.ravel()[flat]
+    area = np.bincount(sorted_labels, minlength=count + 1)[1:].astype(float)
+    rows, cols = np.divmod(flat, labels.shape[1])
+    centre = np.stack([np.bincount(sorted_labels, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1)
+    values = contrast.reshape(-1, 3)[flat]
+    inner = ~edge.ravel()[flat]
+    ends = np.cumsum(area).astype(int)
+    middle, spread, inside = np.empty((count, 3)), np.empty((count, 3)), np.empty(count)
+    for index, (start, end) in enumerate(zip(ends - area.astype(int), ends, strict=True)):
+        own = values[start:end]
+        kept = own[inner[start:end]]
+        if len(kept) < _SEED_PX:
+            kept = own
+        if len(kept) > 5000:
+            kept = kept[:: len(kept) // 2500]
+        middle[index] = np.median(kept, axis=0)
+        spread[index] = 1.48 * np.median(np.abs(kept - middle[index]), axis=0)
+        inside[index] = len(kept)
+    boxes = [box for box in ndimage.find_objects(labels) if box is not None]
+    return Measured(area, centre, middle, spread, inside, boxes)

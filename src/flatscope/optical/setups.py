@@ -1,0 +1,176 @@
+"""What differs from one microscope to the next: how probable each set-up is, and the colours it gives.
+
+Scenes draw one set-up each; layer counting weighs thousands of them against a picture. Both use the same
+distribution, so that a network and a posterior mean the same world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from flatscope.optical.materials import WAVELENGTHS_NM, find_material
+from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, spectral_table
+
+Float = NDArray[np.float64]
+
+MODEL_SIGMA = 0.04
+"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains (see `flatscope.optical.scenes`)."""
+OXIDE_RANGE_NM = (50.0, 340.0)
+APERTURES = (0.35, 0.55, 0.85)
+"""Numerical apertures that stand for 10x and 20x, 50x, and 100x objectives."""
+
+
+@dataclass(frozen=True)
+class Setups:
+    """A number n of set-ups; every array has n as its first axis.
+
+    Parameters
+    ----------
+    material
+        Name of the crystal.
+    oxide_nm
+        SiO2 thickness.
+    variant
+        Which published refractive indices, an index into `Material.variants`.
+    aperture
+        Index into `APERTURES`.
+    lamp_k
+        Colour temperature in K.
+    shift_nm
+        Shift of the camera's red, green and blue bands, shape (n, 3).
+    width, mixing
+        Relative width of the bands, and the share each takes from the other two.
+    gamma
+        The camera stores intensity to the power 1/gamma.
+    flare
+        Stray light as a share of the substrate's brightness.
+    """
+
+    material: str
+    oxide_nm: Float
+    variant: NDArray[np.int64]
+    aperture: NDArray[np.int64]
+    lamp_k: Float
+    shift_nm: Float
+    width: Float
+    mixing: Float
+    gamma: Float
+    flare: Float
+
+    def __len__(self) -> int:
+        return len(self.oxide_nm)
+
+    def take(self, which: NDArray[np.int64]) -> Setups:
+        """The set-ups at the given places."""
+        arrays = {item.name: getattr(self, item.name)[which] for item in fields(self) if item.name != "material"}
+        return Setups(self.material, **arrays)
+
+    def weights(self) -> Float:
+        """What each camera channel sees of each wavelength, shape (n, 3, wavelengths)."""
+        return channel_weights(self.lamp_k, self.shift_nm, self.width, self.mixing)
+
+    def bare(self) -> Float:
+        """Linear brightness of the bare substrate under a camera balanced on a perfect mirror, shape (n, 3)."""
+        spectra = self._spectra()[0]
+        return np.einsum("nw,ncw->nc", spectra, self.weights(), optimize=True)
+
+    def contrasts(self) -> Float:
+        """Contrast of `LAYER_GRID` layers against the substrate as the camera stores it, shape (n, layers, 3)."""
+        bare, flakes = self._spectra()
+        linear = contrast(bare, flakes, self.weights())
+        return store(linear, self.gamma, self.flare)
+
+    def _spectra(self) -> tuple[Float, Float]:
+        # Tables cover the oxides at hand in steps of 20 nm, so that nearby pictures share them.
+        low, high = np.floor(self.oxide_nm.min() / 20.0) * 20.0, np.ceil(self.oxide_nm.max() / 20.0) * 20.0
+        bare = np.empty((len(self), len(WAVELENGTHS_NM)))
+        flakes = np.empty((len(self), len(LAYER_GRID), len(WAVELENGTHS_NM)))
+        for variant in np.unique(self.variant):
+            for aperture in np.unique(self.aperture):
+                rows = np.flatnonzero((self.variant == variant) & (self.aperture == aperture))
+                if len(rows):
+                    table = spectral_table(
+                        self.material, int(variant), na=APERTURES[aperture], oxide_range_nm=(float(low), float(high))
+                    )
+                    bare[rows], flakes[rows] = table.at(self.oxide_nm[rows])
+        return bare, flakes
+
+
+def store(linear: Float, gamma: Float, flare: Float) -> Float:
+    """Contrast after stray light and the camera's tone curve.
+
+    Parameters
+    ----------
+    linear
+        Contrast of the light itself, shape (n, ...).
+    gamma, flare
+        Shape (n,).
+    """
+    shape = (-1,) + (1,) * (linear.ndim - 1)
+    flare, gamma = flare.reshape(shape), gamma.reshape(shape)
+    return np.asarray(((1.0 + linear + flare) / (1.0 + flare)) ** (1.0 / gamma) - 1.0)
+
+
+LATENTS = 12
+"""Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a set-up before looking at the picture.
+
+    Parameters
+    ----------
+    material
+        Name of the crystal.
+    oxide_nm, oxide_sigma_nm
+        Nominal oxide thickness and its 1-sigma error; None means anything from 60 to 320 nm.
+    gamma
+        The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
+
+    Raises
+    ------
+    ValueError
+        For an unknown material, an oxide outside `OXIDE_RANGE_NM` or a gamma outside 0.4 to 3.
+    """
+
+    material: str
+    oxide_nm: float | None = None
+    oxide_sigma_nm: float = 10.0
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        find_material(self.material)
+        low, high = OXIDE_RANGE_NM
+        if self.oxide_nm is not None and not low <= self.oxide_nm <= high:
+            raise ValueError(f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, the range flatscope knows")
+        if not self.oxide_sigma_nm >= 0:
+            raise ValueError(f"oxide_sigma_nm of {self.oxide_sigma_nm} is no error: give 0 or more")
+        if self.gamma is not None and not 0.4 <= self.gamma <= 3.0:
+            raise ValueError(f"gamma of {self.gamma:g} lies outside 0.4 to 3: 1 is a linear camera, 2.2 an ordinary one")
+
+    def setups(self, latent: Float) -> Setups:
+        """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
+        crystal = find_material(self.material)
+        share = ndtr(latent)
+        if self.oxide_nm is None:
+            oxide = 60.0 + 260.0 * share[:, 0]
+        else:
+            oxide = np.clip(self.oxide_nm + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
+        gamma = 1.0 + 1.4 * np.maximum(2.0 * share[:, 1] - 1.0, 0.0)
+        return Setups(
+            crystal.name,
+            oxide,
+            np.minimum((share[:, 2] * len(crystal.variants)).astype(int), len(crystal.variants) - 1),
+            np.minimum((share[:, 3] * len(APERTURES)).astype(int), len(APERTURES) - 1),
+            2800.0 + 3700.0 * share[:, 4],
+            6.0 * latent[:, 5:6] + 4.0 * latent[:, 6:9],
+            0.85 + 0.4 * share[:, 9],
+            0.22 * share[:, 10],
+            gamma if self.gamma is None else np.full(len(latent), self.gamma),
+            0.05 * np.abs(latent[:, 11]),
+        )

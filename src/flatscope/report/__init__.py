@@ -1,0 +1,1 @@
+"""What the user sees: overlays, thumbnails and one self-contained page."""

@@ -1,0 +1,336 @@
+"""Pictures of an answer: overlay, layer image and thumbnails, drawn with Pillow because that takes milliseconds."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from flatscope.micrograph import Calibration, Micrograph
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
+from flatscope.units import nm_from_um, um_from_nm
+
+Colour = tuple[int, int, int]
+
+LAYER_COLOURS: dict[str, Colour] = {
+    "1": (240, 228, 66),
+    "2": (86, 180, 233),
+    "3": (230, 159, 0),
+    "4": (0, 158, 115),
+    "5": (204, 121, 167),
+    "6": (0, 114, 178),
+    "thick": (190, 190, 190),
+}
+"""Okabe and Ito's palette (10.1038/nmeth.1618), which stays apart for colour-blind eyes; thick is gray."""
+
+REJECTED_COLOUR: Colour = (225, 225, 225)
+
+_FILL = 0.30
+"""Opacity of a region's colour: enough to see at a glance, little enough to see the crystal below."""
+_MOST_LABELS = 60
+
+
+@dataclass(frozen=True)
+class Display:
+    """A picture as a screen shows it.
+
+    Parameters
+    ----------
+    pixels
+        Shape (rows, cols, 3), uint8.
+    gain
+        What the brightness was multiplied by: 1, or more where the picture would look black.
+    """
+
+    pixels: NDArray[np.uint8]
+    gain: float = 1.0
+
+
+def to_display(micrograph: Micrograph) -> Display:
+    """Bring a picture of any depth to 8-bit colour, brightened where hardly anything would be seen.
+
+    Returns
+    -------
+    The picture and the gain; a gain above 1 belongs in the caption, since it changes what one sees.
+    """
+    pixels = micrograph.pixels
+    sample = pixels[::8, ::8]
+    bright = float(np.percentile(sample, 99.5)) / micrograph.full_scale
+    gain = 1.0 if bright > 0.5 or bright <= 0 else min(0.85 / bright, 50.0)
+    if gain == 1.0 and pixels.dtype == np.uint8 and micrograph.full_scale == 255.0:
+        eight = pixels
+    else:
+        scaled = np.multiply(pixels, np.float32(255.0 * gain / micrograph.full_scale), dtype=np.float32)
+        eight = np.clip(scaled + 0.5, 0, 255, out=scaled).astype(np.uint8)
+    if eight.ndim == 2:
+        eight = np.repeat(eight[..., None], 3, axis=2)
+    return Display(np.ascontiguousarray(eight), gain)
+
+
+def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None = None) -> Image.Image:
+    """Draw regions, layer numbers, legend and scale bar over a picture.
+
+    Parameters
+    ----------
+    display
+        The picture from `to_display`.
+    table
+        Its flakes.
+    longest_px
+        Draw at this length of the longer side; None keeps the picture's own size. Lines and letters keep their size on
+        the page, so that a small overlay can be read too.
+
+    Returns
+    -------
+    RGB image. Regions are filled in their layer's colour and outlined; ambiguous outlines alternate between both
+    colours; thick regions are gray; rejected regions have a dotted outline and no colour.
+    """
+    rows, cols = display.pixels.shape[:2]
+    scale = 1.0 if longest_px is None else min(1.0, longest_px / max(rows, cols))
+    size = (max(1, round(cols * scale)), max(1, round(rows * scale)))
+    layers = Image.fromarray(table.layer_image())
+    base = Image.fromarray(display.pixels)
+    if size != (cols, rows):
+        base = base.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        layers = layers.resize(size, Image.Resampling.NEAREST)
+    picture = Image.fromarray(_fill(np.array(base), np.asarray(layers)))
+    draw = ImageDraw.Draw(picture)
+    letter = min(max(13, round(min(size) / 45)), 40)
+    line = max(2, round(min(size) / 500))
+    records = table.frame.to_dict("records")
+    for record in reversed(records):  # the best last, so that it lies on top
+        outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
+        if outline is not None:
+            for ring in _rings(outline, scale):
+                _trace(draw, ring, record, width=line)
+    _write_labels(draw, table, records, scale=scale, letter=letter)
+    _draw_legend(draw, records, letter=letter)
+    if table.calibration is not None:
+        _draw_scale_bar(draw, table.calibration, scale=scale, size=size, letter=letter)
+    return picture
+
+
+def draw_thumbnails(
+    display: Display, table: FlakeTable, *, side_px: int = 176, most: int = 24
+) -> dict[int, Image.Image]:
+    """Crop the picture around the first found regions of a table, each with its outline.
+
+    Parameters
+    ----------
+    display, table
+        The picture and its flakes.
+    side_px
+        Side of a thumbnail.
+    most
+        Number of thumbnails.
+
+    Returns
+    -------
+    `region_id` to a square RGB image, in the table's order.
+    """
+    whole = Image.fromarray(display.pixels)
+    thumbnails: dict[int, Image.Image] = {}
+    for record in table.found.head(most).to_dict("records"):
+        outline = table.outlines.get(int(record["region_id"]))
+        if outline is None:
+            continue
+        left, top, right, bottom = outline.bounds
+        side = min(max(right - left, bottom - top) * 1.7 + 24.0, float(max(whole.size)))
+        x0, y0 = (left + right - side) / 2, (top + bottom - side) / 2
+        # A crop that reaches beyond the picture is filled with gray by Pillow; shifting it inside shows more crystal.
+        x0 = min(max(x0, 0.0), max(0.0, whole.width - side))
+        y0 = min(max(y0, 0.0), max(0.0, whole.height - side))
+        box = (round(x0), round(y0), round(x0 + side), round(y0 + side))
+        crop = whole.crop(box).resize((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        zoom = side_px / (box[2] - box[0])
+        draw = ImageDraw.Draw(crop)
+        for ring in _rings(outline, zoom, origin=(box[0], box[1])):
+            _trace(draw, ring, record, width=2)
+        thumbnails[int(record["region_id"])] = crop
+    return thumbnails
+
+
+def encode_png(image: Image.Image | NDArray[np.uint8]) -> bytes:
+    """PNG file of an image; light compression, since a photograph's noise does not compress anyway."""
+    stream = io.BytesIO()
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture.save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def encode_jpeg(image: Image.Image, *, quality: int = 78) -> bytes:
+    """JPEG file of an image."""
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def to_data_uri(jpeg: bytes) -> str:
+    """The file as text that a page can hold in itself."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
+
+
+def choose_bar_um(width_um: float) -> float:
+    """Length of a scale bar: 1, 2 or 5 times a power of ten, at most a fifth of the picture's width.
+
+    Parameters
+    ----------
+    width_um
+        Width of the picture in µm.
+    """
+    target = width_um / 5
+    decade = 10.0 ** math.floor(math.log10(target))
+    return max(step * decade for step in (1.0, 2.0, 5.0) if step * decade <= target * (1 + 1e-9))
+
+
+def name_layers(layers: str) -> str:
+    """Layer number as one writes it: "1" as "1L", "1|2" as "1L or 2L", "thick" as it is."""
+    if not layers:
+        return "–"
+    return " or ".join(part if part.startswith("thick") else f"{part}L" for part in layers.split("|"))
+
+
+def pick_colours(layers: str, status: str) -> list[Colour]:
+    """Colours of a region's outline: one, or two if it is ambiguous."""
+    if status == "rejected" or not layers:
+        return [REJECTED_COLOUR]
+    return [LAYER_COLOURS.get(part, LAYER_COLOURS["thick"]) for part in layers.split("|")][:2]
+
+
+def _fill(base: NDArray[np.uint8], layers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    lookup = np.zeros((256, 3), np.float32)
+    for name, colour in LAYER_COLOURS.items():
+        lookup[THICK_LABEL if name == "thick" else int(name)] = colour
+    flat, pixels = layers.ravel(), base.reshape(-1, 3)
+    inside = np.flatnonzero((flat > 0) & (flat != REJECTED_LABEL))
+    mixed = pixels[inside] * np.float32(1 - _FILL) + lookup[flat[inside]] * np.float32(_FILL)
+    pixels[inside] = mixed.astype(np.uint8)
+    return base
+
+
+def _rings(
+    outline: Any, scale: float, origin: tuple[float, float] = (0.0, 0.0)
+) -> Iterable[NDArray[np.float64]]:
+    """Outer and inner boundaries of a polygon or multipolygon, in pixels of the drawing."""
+    for part in getattr(outline, "geoms", (outline,)):
+        for ring in (part.exterior, *part.interiors):
+            points = np.asarray(ring.coords, float)[:, :2]
+            if len(points) > 1:
+                yield (points + 0.5 - origin) * scale - 0.5
+
+
+def _trace(
+    draw: ImageDraw.ImageDraw, ring: NDArray[np.float64], record: dict[Any, Any], *, width: int
+) -> None:
+    colours = pick_colours(str(record["layers"]), str(record["status"]))
+    if record["status"] == "rejected":
+        for x, y in _walk(ring, step=3.0 * width):
+            draw.rectangle((x, y, x + width / 2, y + width / 2), fill=REJECTED_COLOUR)
+        return
+    draw.line([tuple(point) for point in ring], fill=colours[0], width=width, joint=None)
+    if len(colours) > 1:
+        steps = _walk(ring, step=4.0 * width)
+        for begin, end in zip(steps[0::2], steps[1::2], strict=False):
+            draw.line([tuple(begin), tuple(end)], fill=colours[1], width=width)
+
+
+def _walk(ring: NDArray[np.float64], *, step: float) -> NDArray[np.float64]:
+    """Points at equal distances along a line, shape (n, 2)."""
+    lengths = np.hypot(*np.diff(ring, axis=0).T)
+    along = np.concatenate([[0.0], np.cumsum(lengths)])
+    places = np.arange(0.0, along[-1], step)
+    return np.stack([np.interp(places, along, ring[:, axis]) for axis in (0, 1)], 1)
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _write_labels(
+    draw: ImageDraw.ImageDraw,
+    table: FlakeTable,
+    records: Sequence[dict[Any, Any]],
+    *,
+    scale: float,
+    letter: int,
+) -> None:
+    """Region number and layers beside the best regions that are large enough to point at."""
+    font = _font(letter)
+    left = _MOST_LABELS
+    for record in records:
+        outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
+        if outline is None or record["status"] == "rejected" or str(record["layers"]) == "thick":
+            continue
+        if outline.area * scale**2 < (0.8 * letter) ** 2 or left == 0:
+            continue
+        inside = outline.representative_point()
+        place = ((inside.x + 0.5) * scale, (inside.y + 0.5) * scale)
+        text = f"#{int(record['region_id'])} {str(record['layers']).replace('|', '/')}L"
+        draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=(20, 20, 20))
+        left -= 1
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, records: Sequence[dict[Any, Any]], *, letter: int) -> None:
+    present = {
+        part
+        for record in records
+        if record["status"] in ("accepted", "ambiguous")
+        for part in str(record["layers"]).split("|")
+    }
+    entries: list[tuple[str, Sequence[Colour], bool]] = []
+    for name, colour in LAYER_COLOURS.items():
+        if name in present:
+            word = {"1": "1 layer", "thick": "thick"}.get(name, f"{name} layers")
+            entries.append((word, [colour], False))
+    if any(record["status"] == "ambiguous" for record in records):
+        entries.append(("two fit", [LAYER_COLOURS["1"], LAYER_COLOURS["2"]], False))
+    if any(record["status"] == "rejected" for record in records):
+        entries.append(("rejected", [REJECTED_COLOUR], True))
+    if not entries:
+        return
+    font, pad, row = _font(letter), letter // 2, round(letter * 1.35)
+    swatch = round(letter * 1.4)
+    width = max(draw.textlength(word, font=font) for word, _, _ in entries)
+    box = (pad, pad, pad + swatch + width + 3 * pad, pad + len(entries) * row + pad)
+    draw.rectangle(box, fill=(25, 25, 25))
+    for index, (word, colours, dotted) in enumerate(entries):
+        top = 1.5 * pad + index * row
+        x0, x1, y0, y1 = 2 * pad, 2 * pad + swatch, top + 0.15 * letter, top + 0.95 * letter
+        if dotted:
+            for x in np.arange(x0, x1, letter / 3):
+                draw.rectangle((x, (y0 + y1) / 2, x + 1, (y0 + y1) / 2 + 1), fill=colours[0])
+        else:
+            for part, colour in enumerate(colours):
+                step = (x1 - x0) / len(colours)
+                draw.rectangle((x0 + part * step, y0, x0 + (part + 1) * step, y1), fill=colour)
+        draw.text((x1 + pad, top), word, fill="white", font=font)
+
+
+def _draw_scale_bar(
+    draw: ImageDraw.ImageDraw, calibration: Calibration, *, scale: float, size: tuple[int, int], letter: int
+) -> None:
+    pixel_nm = calibration.pixel_size_nm[1] / scale
+    length_um = choose_bar_um(um_from_nm(pixel_nm * size[0]))
+    length = nm_from_um(length_um) / pixel_nm
+    text = f"{length_um:g} µm" if length_um >= 1 else f"{nm_from_um(length_um):g} nm"
+    font, pad, thick = _font(letter), letter // 2, max(3, letter // 4)
+    width = max(length, draw.textlength(text, font=font))
+    right, bottom = size[0] - pad, size[1] - pad
+    top = bottom - 2.2 * pad - thick - letter
+    draw.rectangle((right - width - 2 * pad, top, right, bottom), fill=(25, 25, 25))
+    middle = right - pad - width / 2
+    # The bar's pixels are counted, so both ends belong to it.
+    begin = round(middle - length / 2)
+    draw.rectangle(
+        (begin, bottom - pad - thick, begin + round(length) - 1, bottom - pad - 1), fill=(255, 255, 255)
+    )
+    draw.text((middle, top + pad / 2), text, fill="white", font=font, anchor="ma")

@@ -1,0 +1,149 @@
+"""What an answer is: tables with fixed columns, and the record of how they came about."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from shapely.geometry import Polygon
+
+from flatscope.micrograph import Calibration
+
+FLAKE_COLUMNS = (
+    "image",
+    "flake_id",
+    "region_id",
+    "layers",
+    "layers_p",
+    "p_1",
+    "p_2",
+    "p_3",
+    "p_4",
+    "p_thick",
+    "status",
+    "reason",
+    "area_um2",
+    "area_px",
+    "row_px",
+    "col_px",
+    "touches_edge",
+    "contrast_r",
+    "contrast_g",
+    "contrast_b",
+    "oxide_nm",
+    "oxide_sigma_nm",
+    "p_5",
+    "p_6",
+    "layers_low",
+    "layers_high",
+)
+"""Columns of a flake table, one row a region of uniform thickness.
+
+`layers` is "1" to "6", "thick" (more than six), "1|2" where two numbers fit (status "ambiguous") or "" for a rejected
+region; `layers_p` its probability; `p_thick` the probability of more than six layers; `layers_low` to `layers_high` the
+95 % interval of the layer number (thick regions too, where the optics can still tell)."""
+
+STATUSES = ("accepted", "ambiguous", "rejected", "failed")
+"""Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was not read."""
+
+THICK_LABEL = 254
+REJECTED_LABEL = 255
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an answer came from: enough to repeat it."""
+
+    version: str
+    image: str
+    image_sha256: str
+    weights: str
+    weights_sha256: str
+    settings: dict[str, Any]
+    timings_s: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FlakeTable:
+    """The flakes of one micrograph.
+
+    Parameters
+    ----------
+    frame
+        One row a region, columns `FLAKE_COLUMNS`, sorted by interest (thin, large, sure; rejected ones last).
+    labels
+        Shape (rows, cols), int32: `region_id` of each pixel, 0 on the substrate.
+    outlines
+        `region_id` to its outline in pixels, x = column and y = row of pixel centres, with holes.
+    calibration
+        Pixel size, or None: then `area_um2` is empty.
+    provenance
+        Settings, weights, versions, timings and notes.
+    """
+
+    frame: pd.DataFrame
+    labels: NDArray[np.int32]
+    outlines: dict[int, Polygon]
+    calibration: Calibration | None
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        missing = [name for name in FLAKE_COLUMNS if name not in self.frame.columns]
+        if missing:
+            raise ValueError(f"a flake table needs the columns {missing}")
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """The rows that count: accepted and ambiguous."""
+        return self.frame[self.frame["status"].isin(("accepted", "ambiguous"))]
+
+    @property
+    def rejected(self) -> pd.DataFrame:
+        """The rows that were left out, each with its reason."""
+        return self.frame[self.frame["status"] == "rejected"]
+
+    def layer_image(self) -> NDArray[np.uint8]:
+        """Layer number of every pixel.
+
+        Returns
+        -------
+        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likelier one if ambiguous), 254 thick, 255 rejected.
+        """
+        lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
+        for region, layers, status in zip(
+            self.frame["region_id"], self.frame["layers"], self.frame["status"], strict=True
+        ):
+            if status == "failed":
+                continue
+            if status == "rejected":
+                lookup[region] = REJECTED_LABEL
+            else:
+                lookup[region] = THICK_LABEL if layers.startswith("thick") else int(layers.split("|")[0])
+        return lookup[self.labels]
+
+    def to_csv(self) -> str:
+        """The table as comma-separated text, columns in the documented order, empty cells for the unknown."""
+        text = io.StringIO()
+        self.frame.to_csv(text, index=False, columns=list(FLAKE_COLUMNS), float_format="%.6g")
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """The provenance record as indented JSON."""
+        return json.dumps(asdict(self.provenance), indent=2, default=str)
+
+    def _repr_html_(self) -> str:
+        unit = "µm²" if self.calibration else "px (pixel size unknown: pass um_per_px)"
+        head = f"<p><b>{self.provenance.image}</b>: {len(self.found)} regions, {len(self.rejected)} rejected; areas in {unit}</p>"
+        shown = self.found if len(self.found) else self.frame
+        area = "area_um2" if self.calibration else "area_px"
+        columns = ["flake_id", "region_id", "layers", "layers_p", "status", "reason", area]
+        return head + shown[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)

@@ -1,0 +1,145 @@
+"""Training data for the flake network: scenes with known truth, as the network will see them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
+from flatscope.training.losses import IGNORE
+from flatscope.training.recipes import Recipe
+
+SUBSTRATE, THIN, THICK, ARTEFACT = range(4)
+_VISIBLE = 0.012
+"""A flake whose contrast stays below this in every channel is neither taught nor held against the network."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes as the network's input and target: see `flatscope.training.loop.Split`."""
+
+    contrast: NDArray[np.float16]
+    classes: NDArray[np.uint8]
+    edges: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FlakeData:
+    """Training and validation scenes; no scene is in both."""
+
+    train: Scenes
+    val: Scenes
+
+
+def build(
+    recipe: Recipe, *, workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> FlakeData:
+    """Draw all scenes of a recipe.
+
+    Each scene has its own random stream, so the result does not depend on the number of workers.
+
+    Parameters
+    ----------
+    recipe
+        Says how many scenes, how large, from which seed.
+    workers
+        Processes to draw with; 1 draws in this one.
+    on_progress
+        Called with (scenes drawn, scenes in all).
+    """
+    side, total = recipe.scene_px, recipe.scenes_train + recipe.scenes_val
+    contrast = np.empty((total, 3, side, side), np.float16)
+    classes, edges = np.empty((2, total, side, side), np.uint8)
+    jobs = [(recipe.seed, index, side, recipe.contrast_scale) for index in range(total)]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for index, made in enumerate(pool.map(_draw, jobs, chunksize=8)):
+                contrast[index], classes[index], edges[index] = made
+                if on_progress is not None:
+                    on_progress(index + 1, total)
+    else:
+        for index, job in enumerate(jobs):
+            contrast[index], classes[index], edges[index] = _draw(job)
+            if on_progress is not None:
+                on_progress(index + 1, total)
+    first = recipe.scenes_val
+    return FlakeData(
+        Scenes(contrast[first:], classes[first:], edges[first:]),
+        Scenes(contrast[:first], classes[:first], edges[:first]),
+    )
+
+
+def _draw(
+    job: tuple[int, int, int, float],
+) -> tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]:
+    seed, index, side, scale = job
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+    scene = draw_scene(rng, SceneParams(shape=(side, side), density=float(rng.uniform(0.3, 1.6))))
+    contrast = scene.pixels / (
+        np.float32(255.0) * np.maximum(_misjudge(rng, scene.bare), np.float32(1e-3))
+    ) - np.float32(1.0)
+    seen = np.arcsinh(contrast / np.float32(scale)).transpose(2, 0, 1).astype(np.float16)
+    return seen, classify(scene), mark_edges(scene.regions)
+
+
+def _misjudge(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The substrate as `estimate_background` would give it: a little off, a little sloped."""
+    rows = np.linspace(-1.0, 1.0, bare.shape[0], dtype=np.float32)[:, None, None]
+    cols = np.linspace(-1.0, 1.0, bare.shape[1], dtype=np.float32)[None, :, None]
+    sigma = 0.008 * rng.choice([0.3, 1.0, 2.5])
+    tilt = rng.normal(0.0, sigma, (6, 3)).astype(np.float32)
+    error = (
+        tilt[0]
+        + tilt[1] * rows
+        + tilt[2] * cols
+        + tilt[3] * rows * cols
+        + tilt[4] * rows**2
+        + tilt[5] * cols**2
+    )
+    if rng.random() < 0.08:
+        # Corners that fall off faster than a polynomial follows.
+        corner = rng.choice([-1.0, 1.0], 2)
+        distance = np.sqrt((rows - corner[0]) ** 2 + (cols - corner[1]) ** 2)
+        error = error + np.float32(rng.uniform(0.1, 1.2)) * np.maximum(
+            np.float32(rng.uniform(0.3, 1.0)) - distance, 0.0
+        )
+    return np.asarray(bare * (1.0 + error), np.float32)
+
+
+def classify(scene: Scene) -> NDArray[np.uint8]:
+    """Class of every pixel: substrate, thin, thick (much brighter than the substrate), artefact; 255 where nobody could tell.
+
+    Returns
+    -------
+    Shape (rows, cols), uint8.
+    """
+    classes = np.where(scene.opaque, THICK, THIN).astype(np.uint8)
+    classes[scene.regions == 0] = SUBSTRATE
+    classes[scene.foreign] = ARTEFACT
+    visible = np.abs(scene.contrast).max(1) > _VISIBLE
+    for layers in range(1, 7):
+        if not visible[layers]:
+            classes[scene.layers == layers] = IGNORE
+    return classes
+
+
+def mark_edges(regions: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Pixels next to another region, terrace steps included.
+
+    Returns
+    -------
+    Shape (rows, cols), uint8: 1 on an edge, else 0.
+    """
+    edges = np.zeros(regions.shape, bool)
+    for axis in (0, 1):
+        step = np.diff(regions, axis=axis) != 0
+        before, after = [slice(None)] * 2, [slice(None)] * 2
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        edges[tuple(before)] |= step
+        edges[tuple(after)] |= step
+    return edges.astype(np.uint8)

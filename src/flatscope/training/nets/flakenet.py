@@ -1,0 +1,130 @@
+"""FlakeNet: a small U-Net that finds flakes in calibrated contrast.
+
+The stem halves the picture before anything expensive happens and the head gives the resolution back by pixel
+shuffle: three quarters of a full-resolution U-Net's time go into its first and last level, where a flake edge
+needs no more than a few channels.
+
+References
+----------
+Ronneberger et al., MICCAI 2015, doi:10.1007/978-3-319-24574-4_28 (U-Net);
+Shi et al., CVPR 2016, doi:10.1109/CVPR.2016.207 (pixel shuffle).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = ("substrate", "thin", "thick", "artefact")
+"""Softmax channels, in order."""
+MAPS = ("edge",)
+"""Channels that stand alone (sigmoid), after the classes: a region's boundary, terrace steps included."""
+WIDTHS = (16, 32, 64, 128)
+
+
+class FlakeNet(nn.Module):
+    """U-Net with a stride-2 stem and a pixel-shuffle head.
+
+    Parameters
+    ----------
+    widths
+        Channels at 1/2, 1/4, 1/8, ... of the picture's resolution; at least two levels.
+    channels
+        Input channels (three: R, G, B contrast, normalised).
+    outputs
+        Logits a pixel: four classes and the edge map.
+
+    Notes
+    -----
+    The input is float32 (n, channels, rows, cols) with rows and cols multiples of `multiple`; the output is
+    float32 logits (n, outputs, rows, cols). Zero padding is meant: zero contrast is bare substrate.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: tuple[int, ...] = WIDTHS,
+        channels: int = 3,
+        outputs: int = len(CLASSES) + len(MAPS),
+    ) -> None:
+        super().__init__()
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"widths {widths} do not make a U-Net: give two or more positive channel counts")
+        self.widths = tuple(widths)
+        self.channels = channels
+        self.outputs = outputs
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, widths[0], 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        fine_to_coarse = list(zip((widths[0], *widths[:-1]), widths, strict=True))
+        self.down = nn.ModuleList(_double_conv(before, after) for before, after in fine_to_coarse)
+        self.pool = nn.MaxPool2d(2)
+        self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in itertools.pairwise(widths))
+        self.grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.up = nn.ModuleList(_double_conv(2 * fine, fine) for fine in widths[:-1])
+        self.head = nn.Sequential(nn.Conv2d(widths[0], 4 * outputs, 1), nn.PixelShuffle(2))
+        self.apply(_initialise)
+
+    @property
+    def multiple(self) -> int:
+        """Rows and cols must be multiples of this, px."""
+        return int(2 ** len(self.widths))
+
+    @property
+    def halo_px(self) -> int:
+        """Context, px, that a pixel on a tile border needs to come out as in the whole picture.
+
+        A multiple of `multiple`, by following the receptive field of the block ``[0, multiple)`` back to the
+        input; tiles that start on multiples of `multiple` share the whole picture's grid, so this is exact.
+        """
+        low, high = 0, self.multiple // 2 - 1
+        levels = len(self.widths)
+        for _ in range(levels - 1):  # decoder, fine to coarse
+            low, high = low - 2, high + 2
+            # bilinear x2 reads the two nearest coarse pixels: (i - 0.5) / 2 rounded down, and one more
+            low, high = (low - 1) // 2, (high - 1) // 2 + 1
+        for level in range(levels):  # encoder, coarse to fine
+            low, high = low - 2, high + 2
+            if level < levels - 1:
+                low, high = 2 * low, 2 * high + 1
+        low, high = 2 * low - 1, 2 * high + 2
+        reach = max(-low, high - (self.multiple - 1))
+        return math.ceil(reach / self.multiple) * self.multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, outputs, rows, cols) of the pictures `x` (n, channels, rows, cols)."""
+        skips: list[Tensor] = []
+        x = self.stem(x)
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else self.pool(x))
+            skips.append(x)
+        for level in reversed(range(len(self.up))):
+            # narrowing before growing: the same linear map on a quarter of the pixels
+            x = torch.cat((skips[level], self.grow(self.narrow[level](x))), dim=1)
+            x = self.up[level](x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+def _double_conv(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(after, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _initialise(module: nn.Module) -> None:
+    # He et al. 2015, doi:10.1109/ICCV.2015.123; fan_out keeps the backward pass level in a net that narrows
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
