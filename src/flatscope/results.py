@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 from dataclasses import asdict, dataclass, field
@@ -49,7 +50,8 @@ region; `layers_p` its probability; `p_thick` the probability of more than six l
 95 % interval of the layer number (thick regions too, where the optics can still tell)."""
 
 STATUSES = ("accepted", "ambiguous", "rejected", "failed")
-"""Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was not read."""
+"""Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was
+not read."""
 
 THICK_LABEL = 254
 REJECTED_LABEL = 255
@@ -142,8 +144,11 @@ class FlakeTable:
 
     def _repr_html_(self) -> str:
         unit = "µm²" if self.calibration else "px (pixel size unknown: pass um_per_px)"
-        head = f"<p><b>{self.provenance.image}</b>: {len(self.found)} regions, {len(self.rejected)} rejected; areas in {unit}</p>"
+        counts = f"{len(self.found)} regions, {len(self.rejected)} rejected; areas in {unit}"
+        head = f"<p><b>{html.escape(self.provenance.image)}</b>: {counts}</p>"
         shown = self.found if len(self.found) else self.frame
         area = "area_um2" if self.calibration else "area_px"
         columns = ["flake_id", "region_id", "layers", "layers_p", "status", "reason", area]
-        return head + shown[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)
+        return head + shown[columns].to_html(
+            index=False, float_format=lambda value: f"{value:.3g}", max_rows=30
+        )

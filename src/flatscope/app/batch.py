@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from flatscope.micrograph import MicrographError
 from flatscope.optical import flakes
 from flatscope.optical.flakes import FlakeParams
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
-from flatscope.results import FLAKE_COLUMNS, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 from flatscope.units import um_from_nm
 
 
@@ -72,8 +72,8 @@ class Bench:
         Longer side of the pictures in the report.
     thumbnails
         How many flakes of each picture get a thumbnail.
-    keep_labels
-        Hand the label image back too.
+    keep_tables
+        Hand the whole table back too, with its label image.
     """
 
     out: Path
@@ -81,7 +81,7 @@ class Bench:
     flatfield: NDArray[np.float32] | None = None
     preview_px: int = 900
     thumbnails: int = 24
-    keep_labels: bool = False
+    keep_tables: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Answer:
         JPEG files for the report.
     timings_s
         Stage to seconds.
-    labels
-        Region of each pixel, if it was asked for.
+    table
+        The whole answer, if it was asked for.
     """
 
     job: Job
@@ -126,7 +126,7 @@ class Answer:
     after: bytes = b""
     thumbnails: dict[int, bytes] = field(default_factory=dict)
     timings_s: dict[str, float] = field(default_factory=dict)
-    labels: NDArray[np.int32] | None = None
+    table: FlakeTable | None = None
 
 
 def plan_jobs(paths: Sequence[Path], params: FlakeParams, *, um_per_px: float | None = None) -> list[Job]:
@@ -137,19 +137,24 @@ def plan_jobs(paths: Sequence[Path], params: FlakeParams, *, um_per_px: float | 
     enough. Capitals do not count as a difference, since they do not on every disk.
     """
     full = [path.resolve() for path in paths]
-    images = _tell_apart(full, [lambda path, n=n: "/".join(path.parts[-n:]) for n in range(1, 6)])
+    images = _tell_apart(full, [_join_last(count, "/") for count in range(1, 6)])
     stems = _tell_apart(
         full,
-        [
-            lambda path: path.stem,
-            lambda path: path.name,
-            *(lambda path, n=n: "_".join(path.parts[-n:]).replace(":", "") for n in range(2, 6)),
-        ],
+        [lambda path: path.stem, lambda path: path.name, *(_join_last(count, "_") for count in range(2, 6))],
     )
     return [
         Job(path, image, stem, params, um_per_px)
         for path, image, stem in zip(paths, images, stems, strict=True)
     ]
+
+
+def _join_last(count: int, link: str) -> Callable[[Path], str]:
+    """Name a path by its last parts."""
+
+    def name(path: Path) -> str:
+        return link.join(path.relative_to(path.anchor).parts[-count:])
+
+    return name
 
 
 def _tell_apart(paths: Sequence[Path], ways: Iterable[Callable[[Path], str]]) -> list[str]:
@@ -215,7 +220,11 @@ def analyse(job: Job, bench: Bench, network: Network) -> Answer:
         shape=micrograph.shape,
         pixel_size_um=None
         if calibration is None
-        else (*map(um_from_nm, calibration.pixel_size_nm), calibration.source),
+        else (
+            um_from_nm(calibration.pixel_size_nm[0]),
+            um_from_nm(calibration.pixel_size_nm[1]),
+            calibration.source,
+        ),
         provenance=table.provenance,
         notes=(*micrograph.notes, *table.provenance.notes, *brightened),
         before=encode_jpeg(plain),
@@ -227,7 +236,7 @@ def analyse(job: Job, bench: Bench, network: Network) -> Answer:
             "layer_and_overlay_files_s": round(files_s, 4),
             "report_pictures_s": round(time.perf_counter() - drawn_from - files_s, 4),
         },
-        labels=table.labels if bench.keep_labels else None,
+        table=table if bench.keep_tables else None,
     )
 
 
@@ -246,7 +255,9 @@ def fail(job: Job, reason: str) -> Answer:
     return Answer(job, pd.DataFrame([row], columns=list(FLAKE_COLUMNS)), failure=reason)
 
 
-def analyse_all(jobs: Sequence[Job], bench: Bench, *, network: Network, workers: int) -> Iterator[Answer]:
+def analyse_all(
+    jobs: Sequence[Job], bench: Bench, *, network: Network, workers: int
+) -> Generator[Answer, None, None]:
     """Analyse pictures as they come.
 
     Parameters
@@ -262,8 +273,8 @@ def analyse_all(jobs: Sequence[Job], bench: Bench, *, network: Network, workers:
 
     Yields
     ------
-    One answer a picture, in the order in which they are done. Closing the iterator, or an exception in it (Ctrl-C), ends the
-    workers; what they were at is not answered.
+    One answer a picture, in the order in which they are done. Closing the iterator, or an exception in it (Ctrl-C),
+    ends the workers; what they were at is not answered.
 
     Raises
     ------
@@ -276,7 +287,10 @@ def analyse_all(jobs: Sequence[Job], bench: Bench, *, network: Network, workers:
         return
     with _one_thread_a_process(), _deaf_to_interrupt():
         pool = ProcessPoolExecutor(
-            min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(bench,)
+            min(workers, len(jobs)),
+            mp_context=get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(bench,),
         )
         pending = {pool.submit(_analyse_in_worker, job): job for job in jobs}
     processes = list((getattr(pool, "_processes", None) or {}).values())
@@ -300,7 +314,9 @@ def _collect(pending: dict[Future[Answer], Job]) -> Iterator[Answer]:
             try:
                 answer = future.result()
             except BrokenProcessPool:
-                answer = fail(pending[future], "its worker process died, out of memory perhaps: use --workers 1")
+                answer = fail(
+                    pending[future], "its worker process died, out of memory perhaps: use --workers 1"
+                )
             yield answer
 
 

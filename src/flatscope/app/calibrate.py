@@ -43,7 +43,9 @@ def read_known(
     table = read_json(path)
     regions = table.get("regions")
     if not isinstance(regions, list) or not regions:
-        raise SettingsError(f'{path}: has no regions: write {{"regions": [{{"layers": 1, "contrast": [r, g, b]}}]}}')
+        raise SettingsError(
+            f'{path}: has no regions: write {{"regions": [{{"layers": 1, "contrast": [r, g, b]}}]}}'
+        )
     contrasts: dict[Path, NDArray[np.float32]] = {}
     known = []
     for number, region in enumerate(regions):
@@ -78,14 +80,18 @@ def _check_keys(region: dict[str, Any], where: str) -> None:
             f"{where}: {', '.join(missing)} missing: give layers and contrast, or layers, image, row_px and col_px"
         )
     if unknown:
-        raise SettingsError(f"{where}: unknown {', '.join(unknown)}: only {', '.join(sorted(given))} belong here")
+        raise SettingsError(
+            f"{where}: unknown {', '.join(unknown)}: only {', '.join(sorted(given))} belong here"
+        )
 
 
 def _as_contrast(value: Any, where: str) -> tuple[float, float, float]:
     if (
         not isinstance(value, list)
         or len(value) != 3
-        or not all(isinstance(part, int | float) and not isinstance(part, bool) and part > -1 for part in value)
+        or not all(
+            isinstance(part, int | float) and not isinstance(part, bool) and part > -1 for part in value
+        )
     ):
         raise SettingsError(f"{where}: contrast {value!r} must be three numbers above -1 (red, green, blue)")
     return float(value[0]), float(value[1]), float(value[2])

@@ -20,7 +20,7 @@ import flatscope
 from flatscope.app.batch import Answer, Job
 from flatscope.files.annotations import write_outlines
 from flatscope.files.write import write_atomic
-from flatscope.optical.flakes import sort_by_interest
+from flatscope.optical.flakes import _sort_by_interest as sort_by_interest
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS
 
@@ -152,7 +152,9 @@ class RunFiles:
         warnings = []
         if not complete:
             warnings.append(f"Interrupted: {count} of {len(self.jobs)} pictures were analysed.")
-        uncalibrated = sum(1 for answer in self.ordered if not answer.failure and answer.pixel_size_um is None)
+        uncalibrated = sum(
+            1 for answer in self.ordered if not answer.failure and answer.pixel_size_um is None
+        )
         if uncalibrated:
             warnings.append(
                 f"The pixel size of {uncalibrated} picture{'s are' if uncalibrated > 1 else ' is'} unknown: "
@@ -213,7 +215,9 @@ def _as_record(answer: Answer) -> dict[str, Any]:
         "pixel_size_source": None if answer.pixel_size_um is None else answer.pixel_size_um[2],
         "settings": answer.provenance.settings if answer.provenance else {},
         "regions_found": found,
-        "regions_rejected": {str(k): int(v) for k, v in answer.frame[rejected]["reason"].value_counts().items()},
+        "regions_rejected": {
+            str(k): int(v) for k, v in answer.frame[rejected]["reason"].value_counts().items()
+        },
         "notes": list(answer.notes),
         "timings_s": answer.timings_s,
         "files": [f"{answer.job.stem}.layers.png", f"{answer.job.stem}.overlay.png"],

@@ -48,7 +48,9 @@ def list_flags(kind: type) -> list[tuple[Field[Any], type, str]]:
     hints, words = get_type_hints(kind), _describe(kind)
     flags = []
     for entry in fields(kind):
-        plain = [part for part in get_args(hints[entry.name]) or (hints[entry.name],) if part in (str, int, float)]
+        plain = [
+            part for part in get_args(hints[entry.name]) or (hints[entry.name],) if part in (str, int, float)
+        ]
         if plain and Ellipsis not in get_args(hints[entry.name]):
             flags.append((entry, plain[0], words.get(entry.name, "")))
     return flags
@@ -87,7 +89,9 @@ def read_json(path: Path | str) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"{path}: is no JSON ({error})") from None
     if not isinstance(table, dict):
-        raise SettingsError(f"{path}: holds a {type(table).__name__}, not an object like {{\"material\": \"MoS2\"}}")
+        raise SettingsError(
+            f'{path}: holds a {type(table).__name__}, not an object like {{"material": "MoS2"}}'
+        )
     return table
 
 
@@ -111,8 +115,10 @@ def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, R
 
     for number, region in enumerate(table.get("known") or ()):
         if isinstance(region, dict):
-            _refuse_unknown(region, [entry.name for entry in fields(KnownRegion)], where=f"{where}: known[{number}]")
-    made = []
+            _refuse_unknown(
+                region, [entry.name for entry in fields(KnownRegion)], where=f"{where}: known[{number}]"
+            )
+    made: list[Any] = []
     for kind in (FlakeParams, RunParams):
         own = {entry.name: table[entry.name] for entry in fields(kind) if entry.name in table}
         try:
@@ -126,7 +132,9 @@ def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, R
             raise SettingsError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
     params, run = made
     if run.um_per_px is not None and not 0 < run.um_per_px < 1e4:
-        raise SettingsError(f"{where}: um_per_px of {run.um_per_px:g} is no pixel size: give µm per pixel, for example 0.15")
+        raise SettingsError(
+            f"{where}: um_per_px of {run.um_per_px:g} is no pixel size: give µm per pixel, for example 0.15"
+        )
     return params, run
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ THINNEST_BULK = 10
 class MaskScores:
     """Scores against instance masks.
 
-    `recall` and `precision` count regions of one to six layers, `recall_few` and `precision_few` also thick ones that may have ten
-    layers or fewer; `union_iou` compares the pixels of the latter with those of the masks. `counts` has a row a picture: name,
-    true, found, matched, found (few), matched (few), pixels in both, in either.
+    `recall` and `precision` count regions of one to six layers, `recall_few` and `precision_few` also thick
+    ones that may have ten layers or fewer; `union_iou` compares the pixels of the latter with those of the
+    masks. `counts` has a row a picture: name, true, found, matched, found (few), matched (few), pixels in
+    both, in either.
     """
 
     recall: Interval
@@ -72,20 +73,21 @@ def evaluate(
     pairs = [(path, mask) for path in find_pictures([images]) if (mask := _mask_of(path, masks)) is not None]
     if not pairs:
         raise MicrographError(f"no picture in {images} has a mask NAME.mask.png or NAME.png in {masks}")
-    counts = []
+    names: list[str] = []
+    counts: list[tuple[int, ...]] = []
     for done, (path, mask) in enumerate(pairs, start=1):
         table = find_flakes(read(path), params, network=network)
-        counts.append((path.name, *_score_picture(table, read_labels(mask))))
+        names.append(path.name)
+        counts.append(_score_picture(table, read_labels(mask)))
         if on_progress is not None:
             on_progress(done, len(pairs))
-    numbers = [row[1:] for row in counts]
     return MaskScores(
-        recall=bootstrap(numbers, ratio(2, 0)),
-        precision=bootstrap(numbers, ratio(2, 1)),
-        recall_few=bootstrap(numbers, ratio(4, 0)),
-        precision_few=bootstrap(numbers, ratio(4, 3)),
-        union_iou=bootstrap(numbers, ratio(5, 6)),
-        counts=counts,
+        recall=bootstrap(counts, ratio(2, 0)),
+        precision=bootstrap(counts, ratio(2, 1)),
+        recall_few=bootstrap(counts, ratio(4, 0)),
+        precision_few=bootstrap(counts, ratio(4, 3)),
+        union_iou=bootstrap(counts, ratio(5, 6)),
+        counts=[(name, *row) for name, row in zip(names, counts, strict=True)],
     )
 
 
@@ -99,7 +101,10 @@ def _mask_of(path: Path, masks: Path) -> Path | None:
 def _score_picture(table: FlakeTable, true: NDArray[np.int32]) -> tuple[int, ...]:
     rows = table.found
     thin = rows[~rows["layers"].str.startswith("thick")]
-    few = rows[~rows["layers"].str.startswith("thick") | (np.sqrt(rows["layers_low"] * rows["layers_high"]) <= THINNEST_BULK)]
+    few = rows[
+        ~rows["layers"].str.startswith("thick")
+        | (np.sqrt(rows["layers_low"] * rows["layers_high"]) <= THINNEST_BULK)
+    ]
     result: list[int] = [len(np.unique(true[true > 0]))]
     for chosen in (thin, few):
         found = np.where(np.isin(table.labels, chosen["region_id"].to_numpy(int)), table.labels, 0)
@@ -113,9 +118,9 @@ def _score_picture(table: FlakeTable, true: NDArray[np.int32]) -> tuple[int, ...
 class SceneScores:
     """Scores on drawn scenes, over true regions of at least 300 px.
 
-    `found` is the share with a region that overlaps by half; of those found, `right` have the true layer number stated or
-    among the two named, `ambiguous` are declared so. `confusion` counts true (rows, 1 to 6 and thick) against stated likeliest layer
-    number; `reliability` lists stated probability, share right and number.
+    `found` is the share with a region that overlaps by half; of those found, `right` have the true layer
+    number stated or among the two named, `ambiguous` are declared so. `confusion` counts true (rows, 1 to 6
+    and thick) against stated likeliest layer number; `reliability` lists stated probability, share right and number.
     """
 
     found: Interval
@@ -143,8 +148,8 @@ def evaluate_scenes(
 ) -> SceneScores:
     """Score layer numbers on scenes from the whole range of set-ups.
 
-    The finder is told the material and a nominal oxide, off from the true one by `oxide_sigma_nm` (1 sigma). The seed keeps
-    these scenes apart from those that a network was trained on.
+    The finder is told the material and a nominal oxide, off from the true one by `oxide_sigma_nm` (1 sigma).
+    The seed keeps these scenes apart from those that a network was trained on.
     """
     network = network or Network.load("flakes")
     per_scene, stated, correct, pulls = [], [], [], []
@@ -154,7 +159,9 @@ def evaluate_scenes(
         scene = draw_scene(rng, SceneParams(shape=(side_px, side_px), density=0.6))
         oxide = float(scene.setup.oxide_nm[0])
         params = FlakeParams(
-            scene.setup.material, oxide_nm=float(np.clip(oxide + rng.normal(0.0, oxide_sigma_nm), 55, 330)), oxide_sigma_nm=oxide_sigma_nm
+            scene.setup.material,
+            oxide_nm=float(np.clip(oxide + rng.normal(0.0, oxide_sigma_nm), 55, 330)),
+            oxide_sigma_nm=oxide_sigma_nm,
         )
         table = find_flakes(Micrograph(scene.pixels, source=f"scene {index}"), params, network=network)
         answers = pair_with_truth(table, scene)
@@ -172,7 +179,9 @@ def evaluate_scenes(
             stated.append(answer.p)
             correct.append(answer.true in answer.named)
         if len(table):
-            pulls.append((table.frame["oxide_nm"].iloc[0] - oxide) / max(table.frame["oxide_sigma_nm"].iloc[0], 0.5))
+            pulls.append(
+                (table.frame["oxide_nm"].iloc[0] - oxide) / max(table.frame["oxide_sigma_nm"].iloc[0], 0.5)
+            )
         if on_progress is not None:
             on_progress(index + 1, count)
     return SceneScores(
@@ -189,7 +198,8 @@ def evaluate_scenes(
 
 @dataclass(frozen=True)
 class Answer:
-    """A true region and what was said of it: layer numbers 1 to 6, 7 for thick; `named` is empty if it was not found."""
+    """A true region and what was said of it: layer numbers 1 to 6, 7 for thick; `named` is empty if it was
+    not found."""
 
     true: int
     named: tuple[int, ...]

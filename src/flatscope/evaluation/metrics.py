@@ -23,7 +23,9 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def overlap_table(found: NDArray[np.int32], true: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64], Float]:
+def overlap_table(
+    found: NDArray[np.int32], true: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Float]:
     """Intersection over union of every found region with every true one.
 
     Parameters
@@ -49,7 +51,11 @@ def overlap_table(found: NDArray[np.int32], true: NDArray[np.int32]) -> tuple[ND
     union = joint.sum(1, keepdims=True) + joint.sum(0, keepdims=True) - joint
     overlap = joint / union
     keep_rows, keep_cols = rows > 0, cols > 0
-    return rows[keep_rows], cols[keep_cols], overlap[np.ix_(keep_rows, keep_cols)]
+    return (
+        rows[keep_rows].astype(np.int64),
+        cols[keep_cols].astype(np.int64),
+        np.asarray(overlap[np.ix_(keep_rows, keep_cols)], float),
+    )
 
 
 def match_regions(overlap: Float, *, least: float = 0.5) -> list[tuple[int, int]]:
@@ -76,7 +82,11 @@ def match_regions(overlap: Float, *, least: float = 0.5) -> list[tuple[int, int]
 
 
 def bootstrap(
-    counts: Sequence[Sequence[float]] | Float, score: Callable[[Float], float], *, seed: int = 0, draws: int = 2000
+    counts: Sequence[Sequence[float]] | Float,
+    score: Callable[[Float], float],
+    *,
+    seed: int = 0,
+    draws: int = 2000,
 ) -> Interval:
     """A score of summed counts with its 95 % interval, pictures drawn with replacement.
 

@@ -115,8 +115,7 @@ def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
     if kind != _KINDS[path.suffix.lower()]:
         notes.insert(0, f"named {path.suffix} but holds a {kind}")
     try:
-        pixels = decoded.pixels.astype(decoded.pixels.dtype.newbyteorder("="), copy=False)
-        pixels = _drop_alpha(pixels, notes)
+        pixels = _drop_alpha(decoded.pixels, notes)
         pixels, full_scale = _scale(pixels, decoded.bits, notes)
     except MicrographError as error:
         raise MicrographError(f"{path}: {error}") from error

@@ -48,21 +48,25 @@ def _choose_pages(tif: tifffile.TiffFile, size: int) -> tuple[list[int], list[st
     import tifffile
 
     total = len(tif.pages)
+    # Where a file is cut, tifffile sees its first page only; ImageJ's description still says how many there were.
+    first = tif.pages.first
+    images = int((tif.imagej_metadata or {}).get("images", 1))
+    end = first.dataoffsets[0] + images * first.nbytes
+    if tif.is_imagej and first.compression == tifffile.COMPRESSION.NONE and end > size:
+        raise MicrographError(_say_truncated(size, end))
     # The axes before the pixels, slowest first, for example T, Z, C.
     axes: str = ""
     shape: tuple[int, ...] = ()
     try:
         series = tif.series[0]
         axes, shape = series.axes.split("Y")[0].replace("S", ""), series.shape
-        if series.dataoffset is not None and series.dataoffset + series.nbytes > size:
-            raise MicrographError(_say_truncated(size, series.dataoffset + series.nbytes))
     except (tifffile.TiffFileError, OSError, KeyError, IndexError):
         # An OME-TIFF that names files we do not have: its own pages are still there.
         pass
     sizes = dict(zip(axes, shape, strict=False))
     labels = [str(label).lower() for label in (tif.imagej_metadata or {}).get("Labels", [])[:3]]
     channels = sizes.get("C", 1)
-    first_is_gray = tif.pages.first.samplesperpixel == 1
+    first_is_gray = first.samplesperpixel == 1
     if first_is_gray and channels in (3, 4):
         step = math.prod(shape[axes.index("C") + 1 : len(axes)])
         if 2 * step >= total:

@@ -1,7 +1,7 @@
 """The empty substrate behind the flakes: uneven light, the substrate's colour, noise.
 
-Light varies smoothly across a picture, crystals begin with a step. Blocks of pixels that join without a step make up the
-substrate; a polynomial in the logarithm of the brightness carries it under the flakes. Contrast is
+Light varies smoothly across a picture, crystals begin with a step. Blocks of pixels that join without a step
+make up the substrate; a polynomial in the logarithm of the brightness carries it under the flakes. Contrast is
 I / I_substrate − 1, which takes out exposure, white balance and vignetting.
 """
 
@@ -32,7 +32,8 @@ class Background:
     Parameters
     ----------
     coefficients
-        Shape (3, order + 1, order + 1): ln brightness in Legendre polynomials of row and column, both scaled to [-1, 1].
+        Shape (3, order + 1, order + 1): ln brightness in Legendre polynomials of row and column, both scaled
+        to [-1, 1].
     flat
         Flat field the picture was divided by first, shape (rows, cols, 3), mean 1, or None.
     noise
@@ -120,9 +121,14 @@ def estimate_background(
     noise = np.array([np.median(relative[..., channel][substrate]) for channel in range(3)])
     coverage = float(substrate.mean())
     if coverage < 0.15:
-        notes = (*notes, f"only {coverage:.0%} of the picture looks like bare substrate: contrasts are less sure")
+        notes = (
+            *notes,
+            f"only {coverage:.0%} of the picture looks like bare substrate: contrasts are less sure",
+        )
     step = 1.0 / (levels * colour)
-    return Background(coefficients, flat, np.maximum(noise, step / np.sqrt(12.0)), step, coverage, colour, notes)
+    return Background(
+        coefficients, flat, np.maximum(noise, step / np.sqrt(12.0)), step, coverage, colour, notes
+    )
 
 
 def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:
@@ -143,9 +149,13 @@ def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:
         If there are fewer than three pictures, or their shapes differ.
     """
     if len(pictures) < 3:
-        raise MicrographError(f"{len(pictures)} pictures are too few for a flat field: give at least 3, or --flatfield FILE")
+        raise MicrographError(
+            f"{len(pictures)} pictures are too few for a flat field: give at least 3, or --flatfield FILE"
+        )
     if len({picture.shape for picture in pictures}) > 1:
-        raise MicrographError("a flat field needs pictures of one size: analyse the sizes apart, or --flatfield FILE")
+        raise MicrographError(
+            "a flat field needs pictures of one size: analyse the sizes apart, or --flatfield FILE"
+        )
     stack = []
     for picture in pictures:
         means, _ = _block_statistics(picture)
@@ -153,7 +163,9 @@ def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:
         stack.append(np.log(np.maximum(means, _DARKEST)) - np.log(background.colour))
     shade = ndimage.median_filter(np.median(stack, axis=0), size=(5, 5, 1))
     coefficients = _fit_polynomial(shade, np.ones(shade.shape[:2]), order=6)
-    field = Background(coefficients, None, np.zeros(3), np.zeros(3), 1.0, np.ones(3), ()).picture(pictures[0].shape[:2])
+    field = Background(coefficients, None, np.zeros(3), np.zeros(3), 1.0, np.ones(3), ()).picture(
+        pictures[0].shape[:2]
+    )
     return np.asarray(field / field.mean((0, 1)), np.float32)
 
 
@@ -197,7 +209,8 @@ def _largest_smooth_area(
         both = flat_block[tuple(before)] & flat_block[tuple(after)]
         step = np.abs(np.diff(logs, axis=axis))
         if both.any():
-            # Noise is correlated by demosaicing and compression, so its effect on a block's mean is measured, not derived.
+            # Noise is correlated by demosaicing and compression, so its effect on a block's mean is measured,
+            # not derived.
             jump = np.maximum(6.0 * np.median(step[both], axis=0), 0.006)
             flat[tuple(before)] &= ~(step > jump).any(-1)
     labels, count = ndimage.label(flat)
@@ -218,7 +231,10 @@ def _largest_smooth_area(
     for label, colour in colours.items():
         if sizes[label] > 0.12 * labels.size and np.abs(colour - colours[best]).max() > 0.3:
             share = sizes[label] / labels.size
-            notes = (f"a second even area covers {share:.0%} of the picture: gold, another substrate or a large thick crystal",)
+            notes = (
+                f"a second even area covers {share:.0%} of the picture: "
+                "gold, another substrate or a large thick crystal",
+            )
     return area, notes
 
 
@@ -239,17 +255,21 @@ def _fit_light(
         if agreed.sum() < 0.5 * substrate.sum():
             agreed = agreed | substrate
         reach = agreed
-    return _fit_polynomial(logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2)), reach
+    return _fit_polynomial(
+        logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2)
+    ), reach
 
 
 def _legendre(x: Float, order: int) -> Float:
-    return np.polynomial.legendre.legvander(x, order)
+    values: Float = np.polynomial.legendre.legvander(x, order).astype(float)
+    return values
 
 
 def _evaluate(coefficients: Float, shape: tuple[int, int]) -> Float:
     order = coefficients.shape[1] - 1
     rows, cols = (_legendre(_block_centres(side), order) for side in shape)
-    return np.einsum("ri,kij,cj->rck", rows, coefficients, cols, optimize=True)
+    values: Float = np.einsum("ri,kij,cj->rck", rows, coefficients, cols, optimize=True)
+    return values
 
 
 def _block_centres(count: int) -> Float:
@@ -269,7 +289,9 @@ def _fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
     design = np.stack([np.multiply.outer(rows[:, i], cols[:, j]).ravel() for i, j in powers], 1)
     used = weight.ravel() > 0
     chosen, target = design[used], values.reshape(-1, values.shape[2])[used]
-    ridge = 1e-3 * used.sum() * np.diag([0.0 if i + j == 0 else float((i + j) ** 2) for i, j in powers]) / 16.0
+    ridge = (
+        1e-3 * used.sum() * np.diag([0.0 if i + j == 0 else float((i + j) ** 2) for i, j in powers]) / 16.0
+    )
     solution = np.linalg.solve(chosen.T @ chosen + ridge, chosen.T @ target)
     coefficients = np.zeros((values.shape[2], order + 1, order + 1))
     for (i, j), row in zip(powers, solution, strict=True):

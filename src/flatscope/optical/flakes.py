@@ -17,7 +17,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import Background, estimate_background
 from flatscope.optical.layers import MOST_LAYERS, LayerPosterior, Observation, count_layers
-from flatscope.optical.regions import Measured, cut_regions, measure
+from flatscope.optical.regions import Measured, cut_regions, mark_steps, measure
 from flatscope.optical.setups import Prior
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
@@ -45,7 +45,9 @@ class KnownRegion:
 
     def __post_init__(self) -> None:
         if not 1 <= self.layers <= MOST_LAYERS:
-            raise ValueError(f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart")
+            raise ValueError(
+                f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,21 @@ def find_flakes(
     Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is
     another one than stated, and on crystals that lie on crystals.
     """
-    clock = _Clock()
     if micrograph.is_gray and not _is_constant(micrograph):
         raise MicrographError(f"{micrograph.name} is gray: layers are told by colour, take a colour picture")
     if params.min_area_um2 is not None and micrograph.calibration is None:
         raise MicrographError(f"{micrograph.name} has no pixel size for --min-area-um2: pass --um-per-px")
+    clock = _Clock()
     network = network or Network.load("flakes")
     clock.lap("load_s")
+    job = _Job(micrograph, params, network, clock)
     if _is_constant(micrograph):
-        return _empty(micrograph, params, network, clock, "every pixel has the same value: nothing to find")
+        nothing = pd.DataFrame(columns=list(FLAKE_COLUMNS))
+        return job.answer(
+            nothing,
+            np.zeros(micrograph.shape, np.int32),
+            ("every pixel has the same value: nothing to find",),
+        )
     factor = max(1, round(np.sqrt(micrograph.shape[0] * micrograph.shape[1] / _WORKING_PX)))
     rgb = _shrink(micrograph.rgb(), factor)
     flat = None if flatfield is None else _shrink(flatfield, factor)
@@ -150,8 +158,10 @@ def find_flakes(
     p = network.probabilities(network.card.normalise(contrast))
     chance = dict(zip(network.card.outputs, p, strict=True))
     clock.lap("network_s")
-    edge = chance["edge"] > network.card.thresholds.get("edge", 0.5)
-    labels = cut_regions(chance["thin"] + chance["thick"] > 0.5, edge, contrast)
+    crystal = chance["thin"] + chance["thick"] > 0.5
+    edge = mark_steps(crystal, contrast, noise=background.noise)
+    edge |= chance["edge"] > network.card.thresholds.get("edge", 0.5)
+    labels = cut_regions(crystal, edge, contrast)
     crystals = int(labels.max())
     labels = _add_foreign(labels, chance["artefact"] > 0.5)
     found = measure(labels, contrast, edge)
@@ -160,7 +170,7 @@ def find_flakes(
     posterior = _count(found, crystals, least, rgb, background=background, params=params)
     frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
     clock.lap("layers_s")
-    return _deliver(frame, labels, factor, micrograph=micrograph, params=params, network=network, notes=background.notes, clock=clock)
+    return _deliver(frame, labels, job, factor=factor, notes=background.notes)
 
 
 class _Clock:
@@ -209,10 +219,14 @@ def _count(
     """Layer probabilities of the crystals that are large enough, in the order of their labels."""
     counted = np.flatnonzero(found.area_px[:crystals] >= least)
     known = params.known
-    contrast = np.vstack([np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]])
+    contrast = np.vstack(
+        [np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]]
+    )
     inside = np.concatenate([np.full(len(known), 100.0), found.inside_px[counted]])
     # Medians of correlated pixels: an area of nine pixels counts as one.
-    sigma = np.sqrt(background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0)
+    sigma = np.sqrt(
+        background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
+    )
     white = max(float(np.percentile(rgb[::8, ::8], 99.9)), 0.9)
     observation = Observation(
         contrast,
@@ -234,7 +248,13 @@ def _count(
 
 
 def _tabulate(
-    found: Measured, posterior: LayerPosterior, crystals: int, least: float, *, params: FlakeParams, labels: Labels
+    found: Measured,
+    posterior: LayerPosterior,
+    crystals: int,
+    least: float,
+    *,
+    params: FlakeParams,
+    labels: Labels,
 ) -> pd.DataFrame:
     """One row a region, in pixels of the working picture."""
     count = len(found.area_px)
@@ -311,7 +331,9 @@ def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: st
     pair = sorted((first, second))
     said = f"{p[first]:.0%} {names[first]}, {p[second]:.0%} {names[second]}"
     reason = "; ".join(part for part in (f"ambiguous: {said}", faint) if part)
-    return _Verdict("|".join(names[place] for place in pair), float(p[first] + p[second]), "ambiguous", reason)
+    return _Verdict(
+        "|".join(names[place] for place in pair), float(p[first] + p[second]), "ambiguous", reason
+    )
 
 
 def _is_gold(contrast: Float) -> NDArray[np.bool_]:
@@ -343,21 +365,43 @@ def _any_pixel(labels: Labels, box: tuple[slice, slice], label: int) -> tuple[in
     return box[0].start + int(row), box[1].start + int(col)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One picture's way through the finder."""
+
+    micrograph: Micrograph
+    params: FlakeParams
+    network: Network
+    clock: _Clock
+
+    def answer(self, frame: pd.DataFrame, labels: Labels, notes: tuple[str, ...]) -> FlakeTable:
+        """The table with its record."""
+        outlines = trace_outlines(labels)
+        self.clock.lap("outlines_s")
+        timings = self.clock.timings
+        provenance = Provenance(
+            flatscope.__version__,
+            self.micrograph.source,
+            self.micrograph.sha256,
+            f"{self.network.card.name} {self.network.card.version}",
+            self.network.sha256,
+            asdict(self.params),
+            {**timings, "total_s": round(sum(timings.values()), 4)},
+            (*self.micrograph.notes, *notes),
+        )
+        return FlakeTable(frame, labels, outlines, self.micrograph.calibration, provenance)
+
+
 def _deliver(
-    frame: pd.DataFrame,
-    labels: Labels,
-    factor: int,
-    *,
-    micrograph: Micrograph,
-    params: FlakeParams,
-    network: Network,
-    notes: tuple[str, ...],
-    clock: _Clock,
+    frame: pd.DataFrame, labels: Labels, job: _Job, *, factor: int, notes: tuple[str, ...]
 ) -> FlakeTable:
     """Back to the picture's own pixels, areas in µm², sorted by interest."""
+    micrograph = job.micrograph
     if factor > 1:
         labels = np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
-        labels = np.pad(labels, [(0, side - had) for side, had in zip(micrograph.shape, labels.shape, strict=True)])
+        labels = np.pad(
+            labels, [(0, side - had) for side, had in zip(micrograph.shape, labels.shape, strict=True)]
+        )
         frame[["row_px", "col_px"]] = (frame[["row_px", "col_px"]] + 0.5) * factor - 0.5
         frame["area_px"] *= factor**2
         notes = (*notes, f"analysed at 1/{factor} of the picture's resolution")
@@ -371,14 +415,11 @@ def _deliver(
         notes = (*notes, "pixel size unknown: areas in px only; pass --um-per-px for µm²")
     else:
         frame["area_um2"] = frame["area_px"] * micrograph.calibration.pixel_area_um2
-    if params.material == "hBN":
+    if job.params.material == "hBN":
         notes = (*notes, "hBN monolayers have a contrast of at most 0.02: many will be missed")
     frame["image"] = micrograph.name
     frame["area_px"] = frame["area_px"].astype(int)
-    frame = _sort_by_interest(frame[list(FLAKE_COLUMNS)])
-    outlines = trace_outlines(labels)
-    clock.lap("outlines_s")
-    return FlakeTable(frame, labels, outlines, micrograph.calibration, _provenance(micrograph, params, network, clock, notes))
+    return job.answer(_sort_by_interest(frame[list(FLAKE_COLUMNS)]), labels, notes)
 
 
 def _sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -420,26 +461,3 @@ def trace_outlines(labels: Labels) -> dict[int, Polygon]:
         outer = int(np.argmax(areas))
         outlines[label] = Polygon(rings[outer], [ring for place, ring in enumerate(rings) if place != outer])
     return outlines
-
-
-def _provenance(
-    micrograph: Micrograph, params: FlakeParams, network: Network, clock: _Clock, notes: tuple[str, ...]
-) -> Provenance:
-    weights = f"{network.card.name} {network.card.version}"
-    clock.timings["total_s"] = round(sum(clock.timings.values()), 4)
-    return Provenance(
-        flatscope.__version__,
-        micrograph.source,
-        micrograph.sha256,
-        weights,
-        network.sha256,
-        asdict(params),
-        clock.timings,
-        (*micrograph.notes, *notes),
-    )
-
-
-def _empty(micrograph: Micrograph, params: FlakeParams, network: Network, clock: _Clock, why: str) -> FlakeTable:
-    frame = pd.DataFrame(columns=list(FLAKE_COLUMNS))
-    labels = np.zeros(micrograph.shape, np.int32)
-    return FlakeTable(frame, labels, {}, micrograph.calibration, _provenance(micrograph, params, network, clock, (why,)))

@@ -1,13 +1,15 @@
 """How many layers: posterior probabilities from the contrast of all regions of a picture together.
 
-The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of which is known
-well. A population of set-ups is drawn from the prior and moved, step by step, towards those that explain all
-regions of the picture (sequential Monte Carlo, Del Moral et al. 2006, 10.1111/j.1467-9868.2006.00553.x, with moves that keep
-the Gaussian prior, Cotter et al. 2013, 10.1214/13-STS421). What remains uncertain about the set-up stays in the probabilities.
+The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of
+which is known well. A population of set-ups is drawn from the prior and moved, step by step, towards those
+that explain all regions of the picture (sequential Monte Carlo, Del Moral et al. 2006,
+10.1111/j.1467-9868.2006.00553.x, with moves that keep the Gaussian prior, Cotter et al. 2013,
+10.1214/13-STS421). What remains uncertain about the set-up stays in the probabilities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,10 +106,16 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     setups = prior.setups(latent)
     if len(observation.contrast) == 0:
         empty = np.zeros(0)
-        return _summarise(np.zeros((0, _PARTICLES, len(LAYER_GRID))), np.zeros((0, _PARTICLES)), setups, empty)
+        return _summarise(
+            np.zeros((0, _PARTICLES, len(LAYER_GRID))), np.zeros((0, _PARTICLES)), setups, empty
+        )
     fitted = _select(observation)
     heat = min(1.0, _WITNESSES / len(fitted.contrast))
-    fit = heat * _log_evidence(fitted, setups)
+
+    def evidence(latent: Float) -> Float:
+        return heat * _log_evidence(fitted, prior.setups(latent))
+
+    fit = evidence(latent)
     reached, step = 0.0, 0.6
     while reached < 1.0:
         advance = _next_temperature(fit, 1.0 - reached)
@@ -116,7 +124,7 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
         chosen = _systematic(rng, weight)
         latent, fit = latent[chosen], fit[chosen]
         for _ in range(2 if reached < 1.0 else 3):
-            latent, fit, share = _move(rng, latent, fit, fitted=fitted, prior=prior, heat=heat, reached=reached, step=step)
+            latent, fit, share = _move(rng, latent, fit, evidence, reached=reached, step=step)
             step = float(np.clip(step * (1.35 if share > 0.35 else 0.7 if share < 0.2 else 1.0), 0.05, 0.9))
     setups = prior.setups(latent)
     crystal, foreign = _log_likelihood(observation, setups)
@@ -214,23 +222,25 @@ def _move(
     rng: np.random.Generator,
     latent: Float,
     fit: Float,
+    evidence: Callable[[Float], Float],
     *,
-    fitted: Observation,
-    prior: Prior,
-    heat: float,
     reached: float,
     step: float,
 ) -> tuple[Float, Float, float]:
     """One move of every set-up that leaves the tempered posterior as it is; returns the share that moved."""
     # Each set-up changes some of its numbers only: the badly determined ones may travel far.
     touched = rng.random(latent.shape) < 0.5
-    proposal = np.where(touched, np.sqrt(1.0 - step**2) * latent + step * rng.standard_normal(latent.shape), latent)
-    new_fit = heat * _log_evidence(fitted, prior.setups(proposal))
+    proposal = np.where(
+        touched, np.sqrt(1.0 - step**2) * latent + step * rng.standard_normal(latent.shape), latent
+    )
+    new_fit = evidence(proposal)
     taken = np.log(rng.random(len(fit))) < reached * (new_fit - fit)
     return np.where(taken[:, None], proposal, latent), np.where(taken, new_fit, fit), float(taken.mean())
 
 
-def _summarise(crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64] | Float) -> LayerPosterior:
+def _summarise(
+    crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64] | Float
+) -> LayerPosterior:
     oxide = setups.oxide_nm
     regions = len(crystal)
     total = logsumexp(crystal, axis=-1) if regions else np.zeros((0, len(setups)))
@@ -241,4 +251,6 @@ def _summarise(crystal: Float, foreign: Float, setups: Setups, known: NDArray[np
     cumulative = np.cumsum(each, axis=1)
     low = LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)] if regions else np.zeros(0)
     high = LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)] if regions else np.zeros(0)
-    return LayerPosterior(p, p_foreign, low, high, float(oxide.mean()), float(oxide.std()), float(setups.gamma.mean()))
+    return LayerPosterior(
+        p, p_foreign, low, high, float(oxide.mean()), float(oxide.std()), float(setups.gamma.mean())
+    )

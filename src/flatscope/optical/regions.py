@@ -17,6 +17,11 @@ Mask = NDArray[np.bool_]
 
 _SEED_PX = 6
 """A terrace's inside smaller than this is a gap in the edge, not a terrace."""
+_STEP_SIGMA = 5.0
+_STEP_CONTRAST = 0.018
+_STEP_RELATIVE = 0.035
+"""A change of contrast over two pixels is a step if it exceeds the noise so many times, this much, and this
+share of the contrast."""
 _REACH_PX = 8
 """Edges are a few pixels wide; seeds grow at most this far into them."""
 _SAME_CONTRAST = 0.012
@@ -52,6 +57,41 @@ class Measured:
     boxes: list[tuple[slice, slice]]
 
 
+def mark_steps(flake: Mask, contrast: Float32, *, noise: Float) -> Mask:
+    """Pixels of a flake where the contrast changes from one terrace to the next.
+
+    Parameters
+    ----------
+    flake
+        Pixels that belong to a crystal, shape (rows, cols).
+    contrast
+        Shape (rows, cols, 3).
+    noise
+        1-sigma noise of one pixel's contrast, shape (3,).
+
+    Returns
+    -------
+    Shape (rows, cols); a step two pixels wide is marked as two to four pixels.
+    """
+    steps = np.zeros(flake.shape, bool)
+    # The mean of nine pixels, two of them subtracted: noise x sqrt(2) / 3 where pixels are independent.
+    least = np.maximum(_STEP_SIGMA * noise * np.sqrt(2.0) / 3.0, _STEP_CONTRAST).astype(np.float32)
+    joined, _ = ndimage.label(flake, structure=np.ones((3, 3)))
+    for label, box in enumerate(ndimage.find_objects(joined), start=1):
+        rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in box)
+        own = joined[rows, cols] == label
+        if own.sum() < 4 * _SEED_PX:
+            continue
+        smooth = ndimage.uniform_filter(contrast[rows, cols], (3, 3, 1))
+        scale = np.maximum(1.0, np.abs(smooth) * np.float32(_STEP_RELATIVE) / least)
+        jump = np.zeros(own.shape, bool)
+        for axis in (0, 1):
+            change = np.abs(np.roll(smooth, -1, axis) - np.roll(smooth, 1, axis))
+            jump |= (change > least * scale).any(-1)
+        steps[rows, cols] |= jump & own
+    return steps
+
+
 def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
     """Divide the flakes of a picture into regions of uniform thickness.
 
@@ -60,7 +100,7 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
     flake
         Pixels that belong to a crystal, shape (rows, cols).
     edge
-        Pixels on a boundary, terrace steps included.
+        Pixels on a boundary, terrace steps included (see `mark_steps`).
     contrast
         Shape (rows, cols, 3).
 
@@ -158,7 +198,9 @@ def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
     sorted_labels = labels.ravel()[flat]
     area = np.bincount(sorted_labels, minlength=count + 1)[1:].astype(float)
     rows, cols = np.divmod(flat, labels.shape[1])
-    centre = np.stack([np.bincount(sorted_labels, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1)
+    centre = np.stack(
+        [np.bincount(sorted_labels, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1
+    )
     values = contrast.reshape(-1, 3)[flat]
     inner = ~edge.ravel()[flat]
     ends = np.cumsum(area).astype(int)

@@ -138,7 +138,9 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
     parameters = {"growth": growth, "jpeg_quality": quality, **drawn, **camera}
     contrast = np.vstack([np.zeros((1, 3)), store(crystal[None], setup.gamma, setup.flare)[0]])
     opaque = (contrast.max(1) > _OPAQUE)[thickness]
-    return Scene(pixels, layers, _label_regions(thickness), opaque, foreign, bare, contrast, setup, parameters)
+    return Scene(
+        pixels, layers, _label_regions(thickness), opaque, foreign, bare, contrast, setup, parameters
+    )
 
 
 def _label_regions(thickness: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -204,7 +206,11 @@ def _roughen(rng: np.random.Generator, polygon: Polygon, depth: int, strength: f
 def _cleaved(rng: np.random.Generator, centre: Polygon, size: float) -> Polygon:
     """A cleaved flake's outline: a box cut along a few directions, often 30° or 60° apart."""
     aspect = np.exp(rng.normal(0.0, 0.5))
-    box = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * size * (np.sqrt(aspect), 1.0 / np.sqrt(aspect))
+    box = (
+        np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+        * size
+        * (np.sqrt(aspect), 1.0 / np.sqrt(aspect))
+    )
     turn = rng.uniform(0.0, np.pi)
     for _ in range(int(rng.integers(1, 6))):
         angle = rng.integers(12) * np.pi / 6 if rng.random() < 0.6 else rng.uniform(0.0, 2 * np.pi)
@@ -248,7 +254,9 @@ def _cleave_flakes(rng: np.random.Generator, params: SceneParams) -> tuple[NDArr
     return canvas.array(), {"scale": scale, "flakes": flakes, "crumbs": crumbs, "thin_share": thin}
 
 
-def _terraced(rng: np.random.Generator, canvas: _Canvas, outline: Polygon, *, size: float, thin: float) -> None:
+def _terraced(
+    rng: np.random.Generator, canvas: _Canvas, outline: Polygon, *, size: float, thin: float
+) -> None:
     """One flake: terraces in parallel or crossing cuts, torn strips, folds, and a thick neighbour now and then."""
     if len(outline) < 3:
         return
@@ -307,7 +315,9 @@ def grown_outline(
     short = 0.5 + 0.5 * hexagonality
     angles = np.arange(6) * np.pi / 3
     # A triangle's edge midpoints lie at half its corner radius; pushed out to the full radius they make a hexagon.
-    corners = np.where(np.arange(6) % 2 == 0, 1.0, short)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    corners = np.where(np.arange(6) % 2 == 0, 1.0, short)[:, None] * np.stack(
+        [np.cos(angles), np.sin(angles)], 1
+    )
     share = np.linspace(0.0, 1.0, points, endpoint=False)
     edges = []
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -315,7 +325,9 @@ def grown_outline(
         edges.append(line * (1.0 + bulge * np.sin(np.pi * share))[:, None])
     outline = np.vstack(edges) * radius
     cos, sin = np.cos(turn), np.sin(turn)
-    return np.stack([outline[:, 0] * cos - outline[:, 1] * sin, -(outline[:, 0] * sin + outline[:, 1] * cos)], 1)
+    return np.stack(
+        [outline[:, 0] * cos - outline[:, 1] * sin, -(outline[:, 0] * sin + outline[:, 1] * cos)], 1
+    )
 
 
 def _grow_crystals(rng: np.random.Generator, params: SceneParams) -> tuple[NDArray[np.uint8], dict[str, Any]]:
@@ -333,7 +345,11 @@ def _grow_crystals(rng: np.random.Generator, params: SceneParams) -> tuple[NDArr
     for _ in range(count):
         centre = rng.uniform(-0.03, 1.03, 2) * (cols, rows)
         size = radius * np.exp(rng.normal(0.0, 0.25))
-        turn = direction + rng.integers(2) * np.pi + rng.normal(0.0, 0.05) if aligned else rng.uniform(0.0, 2 * np.pi)
+        turn = (
+            direction + rng.integers(2) * np.pi + rng.normal(0.0, 0.05)
+            if aligned
+            else rng.uniform(0.0, 2 * np.pi)
+        )
         seeds.append((centre, size, turn))
         shape = float(np.clip(hexagonality + rng.normal(0.0, 0.1), 0.0, 1.0))
         canvas.fill(grown_outline(size, turn=turn, hexagonality=shape, bulge=bulge) + centre, 1)
@@ -367,7 +383,9 @@ def _draw_foreign(rng: np.random.Generator, thickness: NDArray[np.uint8]) -> Non
             canvas.fill(blob + centre, DIRT)
     if rng.random() < 0.2:
         for _ in range(int(rng.integers(1, 4))):
-            line = np.cumsum(rng.normal(0.0, 0.05, (9, 2)) + rng.normal(0.0, 0.08, 2), 0) + rng.uniform(0.0, 1.0, 2)
+            line = np.cumsum(rng.normal(0.0, 0.05, (9, 2)) + rng.normal(0.0, 0.08, 2), 0) + rng.uniform(
+                0.0, 1.0, 2
+            )
             canvas.stroke(line * (cols, rows), DIRT, int(rng.integers(1, 3)))
     if rng.random() < 0.14:
         _draw_gold(rng, canvas, rows, cols)
@@ -469,7 +487,12 @@ def _photograph(
     read = float(rng.uniform(0.001, 0.004))
     noise = rng.standard_normal(light.shape, dtype=np.float32)
     if rng.random() < 0.5:
-        noise = 0.62 * (noise + np.roll(noise, 1, axis=0) + np.roll(noise, 1, axis=1) + np.roll(noise, (1, 1), axis=(0, 1)))
+        noise = 0.62 * (
+            noise
+            + np.roll(noise, 1, axis=0)
+            + np.roll(noise, 1, axis=1)
+            + np.roll(noise, (1, 1), axis=(0, 1))
+        )
         noise *= np.float32(0.8)
     light += noise * np.sqrt(np.maximum(light, 0.0) / np.float32(electrons) + np.float32(read**2))
     steps = 8191
@@ -479,7 +502,15 @@ def _photograph(
     np.clip(light, 0.0, white, out=light)
     light *= np.float32(steps)
     pixels = curve[light.astype(np.uint16)]
-    camera = {"softness_px": softness, "sharpening": sharpening, "white": white, "electrons": electrons, "read_noise": read, "balance": balance.tolist(), "level": level.tolist()}
+    camera = {
+        "softness_px": softness,
+        "sharpening": sharpening,
+        "white": white,
+        "electrons": electrons,
+        "read_noise": read,
+        "balance": balance.tolist(),
+        "level": level.tolist(),
+    }
     return pixels, np.clip(lamp, 0.0, 1.0) ** np.float32(1.0 / gamma), camera
 
 
@@ -491,7 +522,9 @@ def _imperfect_contrasts(rng: np.random.Generator, setup: Setups) -> Float:
     one = np.ones(1)
     linear = replace(setup, gamma=one, flare=0.0 * one).contrasts()[0]
     common = rng.normal(0.0, MODEL_SIGMA / np.sqrt(2.0), 3)
-    return np.asarray(np.maximum(linear * (1.0 + common + rng.normal(0.0, MODEL_SIGMA / np.sqrt(2.0), linear.shape)), -0.98))
+    return np.asarray(
+        np.maximum(linear * (1.0 + common + rng.normal(0.0, MODEL_SIGMA / np.sqrt(2.0), linear.shape)), -0.98)
+    )
 
 
 def _colour_table(rng: np.random.Generator, setup: Setups, crystal: Float) -> NDArray[np.float32]:
@@ -531,13 +564,17 @@ def _caption(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.
     mask = Image.new("L", (cols, rows), 0)
     pen = ImageDraw.Draw(mask)
     height = int(rng.integers(9, 22))
-    words = rng.choice(["10 um", "5 µm", "20 um  50x", "S12_MoS2_100x 2024-10-28", "sample 3 area B", "100 x"])
+    words = rng.choice(
+        ["10 um", "5 µm", "20 um  50x", "S12_MoS2_100x 2024-10-28", "sample 3 area B", "100 x"]
+    )
     corner = rng.integers(4)
     x = 8 if corner % 2 == 0 else max(8, cols - 12 * height)
     y = 6 if corner < 2 else rows - 2 * height - 8
     pen.text((x, y), str(words), fill=255, font=ImageFont.load_default(height))
     bar = int(cols * rng.uniform(0.08, 0.25))
-    pen.rectangle((x, y + height + 6, min(x + bar, cols - 1), y + height + 6 + int(rng.integers(1, 5))), fill=255)
+    pen.rectangle(
+        (x, y + height + 6, min(x + bar, cols - 1), y + height + 6 + int(rng.integers(1, 5))), fill=255
+    )
     where = np.asarray(mask) > 0
     ink = rng.choice(np.array([[255, 255, 255], [0, 0, 0], [255, 230, 0], [255, 0, 0]]))
     share = np.asarray(mask, np.float32)[where, None] / 255.0

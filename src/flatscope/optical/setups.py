@@ -66,7 +66,9 @@ class Setups:
 
     def take(self, which: NDArray[np.int64]) -> Setups:
         """The set-ups at the given places."""
-        arrays = {item.name: getattr(self, item.name)[which] for item in fields(self) if item.name != "material"}
+        arrays = {
+            item.name: getattr(self, item.name)[which] for item in fields(self) if item.name != "material"
+        }
         return Setups(self.material, **arrays)
 
     def weights(self) -> Float:
@@ -94,7 +96,10 @@ class Setups:
                 rows = np.flatnonzero((self.variant == variant) & (self.aperture == aperture))
                 if len(rows):
                     table = spectral_table(
-                        self.material, int(variant), na=APERTURES[aperture], oxide_range_nm=(float(low), float(high))
+                        self.material,
+                        int(variant),
+                        na=APERTURES[aperture],
+                        oxide_range_nm=(float(low), float(high)),
                     )
                     bare[rows], flakes[rows] = table.at(self.oxide_nm[rows])
         return bare, flakes
@@ -147,11 +152,15 @@ class Prior:
         find_material(self.material)
         low, high = OXIDE_RANGE_NM
         if self.oxide_nm is not None and not low <= self.oxide_nm <= high:
-            raise ValueError(f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, the range flatscope knows")
+            raise ValueError(
+                f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, the range flatscope knows"
+            )
         if not self.oxide_sigma_nm >= 0:
             raise ValueError(f"oxide_sigma_nm of {self.oxide_sigma_nm} is no error: give 0 or more")
         if self.gamma is not None and not 0.4 <= self.gamma <= 3.0:
-            raise ValueError(f"gamma of {self.gamma:g} lies outside 0.4 to 3: 1 is a linear camera, 2.2 an ordinary one")
+            raise ValueError(
+                f"gamma of {self.gamma:g} lies outside 0.4 to 3: 1 is a linear camera, 2.2 an ordinary one"
+            )
 
     def setups(self, latent: Float) -> Setups:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""

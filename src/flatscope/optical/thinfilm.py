@@ -1,10 +1,10 @@
 """The colour of N layers on a substrate: thin-film optics, lamp, aperture and camera.
 
-Light falls through the objective's aperture cone on air / flake / SiO2 / Si; each film's transfer matrix is folded, from
-the substrate up, into one reflection coefficient (the form that stays finite for thick absorbing films). What a
-camera channel sees is the reflectance weighted with lamp and sensitivity; what flatscope measures is the contrast
-I / I_substrate − 1. Method: Blake et al. 2007 (10.1063/1.2768624) for the contrast of graphene on oxide; aperture cone
-as in Saigal et al. 2016 (10.1063/1.4963133).
+Light falls through the objective's aperture cone on air / flake / SiO2 / Si; each film's transfer matrix is
+folded, from the substrate up, into one reflection coefficient (the form that stays finite for thick absorbing
+films). What a camera channel sees is the reflectance weighted with lamp and sensitivity; what flatscope
+measures is the contrast I / I_substrate − 1. Method: Blake et al. 2007 (10.1063/1.2768624) for the contrast
+of graphene on oxide; aperture cone as in Saigal et al. 2016 (10.1063/1.4963133).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from flatscope.optical.materials import WAVELENGTHS_NM, Material, find_material,
 Complex = NDArray[np.complex128]
 Float = NDArray[np.float64]
 
-THICK_LAYERS = np.array([7, 8, 9, 10, 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 103, 124, 150, 200, 280, 400.0])
+THICK_LAYERS = np.array(
+    [7, 8, 9, 10, 12, 14, 17, 20, 24, 29, 35, 42, 50, 60, 72, 86, 103, 124, 150, 200, 280, 400.0]
+)
 """Layer numbers at which thick crystals are evaluated: dense where their colour still changes fast."""
 LAYER_GRID = np.concatenate([np.arange(1.0, 7.0), THICK_LAYERS])
 """One to six layers, told apart, then the thick ones."""
@@ -29,7 +31,12 @@ CAMERA_BANDS_NM = ((605.0, 70.0), (535.0, 80.0), (460.0, 70.0))
 
 
 def reflectance(
-    indices: list[Complex], thicknesses_nm: list[Float], wavelength_nm: Float, sin2: Float | float, *, polarisation: str
+    indices: list[Complex],
+    thicknesses_nm: list[Float],
+    wavelength_nm: Float,
+    sin2: Float | float,
+    *,
+    polarisation: str,
 ) -> Float:
     """Reflectance of a stack of films between two half-spaces.
 
@@ -56,7 +63,9 @@ def reflectance(
         If the numbers of indices and thicknesses do not fit, or the polarisation is neither "s" nor "p".
     """
     if len(indices) != len(thicknesses_nm) + 2:
-        raise ValueError(f"{len(indices)} indices need {len(indices) - 2} thicknesses, not {len(thicknesses_nm)}")
+        raise ValueError(
+            f"{len(indices)} indices need {len(indices) - 2} thicknesses, not {len(thicknesses_nm)}"
+        )
     if polarisation not in ("s", "p"):
         raise ValueError(f"polarisation {polarisation!r}: use 's' or 'p'")
     in_plane2 = indices[0] ** 2 * sin2
@@ -67,11 +76,15 @@ def reflectance(
         admittances = [index**2 / normal for index, normal in zip(indices, normals, strict=True)]
     coefficient: Complex | None = None
     for upper in range(len(indices) - 2, -1, -1):
-        fresnel = (admittances[upper] - admittances[upper + 1]) / (admittances[upper] + admittances[upper + 1])
+        fresnel = (admittances[upper] - admittances[upper + 1]) / (
+            admittances[upper] + admittances[upper + 1]
+        )
         if coefficient is None:
             coefficient = fresnel
         else:
-            phase = np.exp(4j * np.pi * normals[upper + 1] * thicknesses_nm[upper] / wavelength_nm) * coefficient
+            phase = (
+                np.exp(4j * np.pi * normals[upper + 1] * thicknesses_nm[upper] / wavelength_nm) * coefficient
+            )
             coefficient = (fresnel + phase) / (1.0 + fresnel * phase)
     assert coefficient is not None
     return np.abs(coefficient) ** 2
@@ -83,7 +96,9 @@ def _aperture_nodes(na: float, count: int) -> tuple[Float, Float]:
     return (nodes + 1.0) / 2.0 * na**2, weights / 2.0
 
 
-def cone_reflectance(indices: list[Complex], thicknesses_nm: list[Float], *, na: float, nodes: int = 4) -> Float:
+def cone_reflectance(
+    indices: list[Complex], thicknesses_nm: list[Float], *, na: float, nodes: int = 4
+) -> Float:
     """Unpolarised reflectance over `WAVELENGTHS_NM`, averaged over a filled aperture cone.
 
     An objective that obeys the sine condition fills its pupil evenly in sin²θ (Köhler illumination).
@@ -118,7 +133,8 @@ def cone_reflectance(indices: list[Complex], thicknesses_nm: list[Float], *, na:
 class SpectralTable:
     """Reflectance spectra of bare substrate and of flakes, on a grid of oxide thickness.
 
-    `bare` has shape (oxides, wavelengths), `flakes` (oxides, layer numbers, wavelengths); `oxide_nm` and `layers` are the grids.
+    `bare` has shape (oxides, wavelengths), `flakes` (oxides, layer numbers, wavelengths); `oxide_nm` and
+    `layers` are the grids.
     """
 
     oxide_nm: Float

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ Colour = tuple[int, int, int]
 LAYER_COLOURS: dict[str, Colour] = {
     "1": (240, 228, 66),
     "2": (86, 180, 233),
-    "3": (230, 159, 0),
+    "3": (213, 94, 0),
     "4": (0, 158, 115),
     "5": (204, 121, 167),
     "6": (0, 114, 178),
@@ -111,8 +113,8 @@ def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None 
         if outline is not None:
             for ring in _rings(outline, scale):
                 _trace(draw, ring, record, width=line)
-    _write_labels(draw, table, records, scale=scale, letter=letter)
-    _draw_legend(draw, records, letter=letter)
+    _write_labels(draw, table, records, scale=scale, letter=max(11, round(0.8 * letter)))
+    _draw_legend(draw, records, np.asarray(layers), letter=letter)
     if table.calibration is not None:
         _draw_scale_bar(draw, table.calibration, scale=scale, size=size, letter=letter)
     return picture
@@ -121,7 +123,7 @@ def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None 
 def draw_thumbnails(
     display: Display, table: FlakeTable, *, side_px: int = 176, most: int = 24
 ) -> dict[int, Image.Image]:
-    """Crop the picture around the first found regions of a table, each with its outline.
+    """Crop the picture around the first thin regions of a table, each with its outline.
 
     Parameters
     ----------
@@ -138,7 +140,8 @@ def draw_thumbnails(
     """
     whole = Image.fromarray(display.pixels)
     thumbnails: dict[int, Image.Image] = {}
-    for record in table.found.head(most).to_dict("records"):
+    thin = table.found[table.found["layers"] != "thick"]
+    for record in thin.head(most).to_dict("records"):
         outline = table.outlines.get(int(record["region_id"]))
         if outline is None:
             continue
@@ -252,6 +255,12 @@ def _walk(ring: NDArray[np.float64], *, step: float) -> NDArray[np.float64]:
 
 @cache
 def _font(size: int) -> Any:
+    """DejaVu Sans, which has the µ that Pillow's own font lacks; matplotlib carries it and need not be imported."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(str(file), size)
     return ImageFont.load_default(size)
 
 
@@ -263,23 +272,42 @@ def _write_labels(
     scale: float,
     letter: int,
 ) -> None:
-    """Region number and layers beside the best regions that are large enough to point at."""
+    """Region number and layers inside the best regions, or the layers alone, or nothing, as fits."""
     font = _font(letter)
     left = _MOST_LABELS
     for record in records:
         outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
         if outline is None or record["status"] == "rejected" or str(record["layers"]) == "thick":
             continue
-        if outline.area * scale**2 < (0.8 * letter) ** 2 or left == 0:
-            continue
-        inside = outline.representative_point()
-        place = ((inside.x + 0.5) * scale, (inside.y + 0.5) * scale)
-        text = f"#{int(record['region_id'])} {str(record['layers']).replace('|', '/')}L"
-        draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=(20, 20, 20))
-        left -= 1
+        x0, y0, x1, y1 = (scale * side for side in outline.bounds)
+        short = "/".join(name_layers(part) for part in str(record["layers"]).split("|"))
+        for text in (f"#{int(record['region_id'])} {short}", short):
+            width = draw.textlength(text, font=font)
+            if width < 1.2 * (x1 - x0) and letter < y1 - y0 and left:
+                inside = outline.representative_point()
+                x = min(max((inside.x + 0.5) * scale, width / 2 + 3), draw.im.size[0] - width / 2 - 3)
+                y = min(max((inside.y + 0.5) * scale, letter), draw.im.size[1] - letter)
+                draw.text(
+                    (x, y),
+                    text,
+                    fill="white",
+                    font=font,
+                    anchor="mm",
+                    stroke_width=2,
+                    stroke_fill=(20, 20, 20),
+                )
+                left -= 1
+                break
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, records: Sequence[dict[Any, Any]], *, letter: int) -> None:
+def _draw_legend(
+    draw: ImageDraw.ImageDraw,
+    records: Sequence[dict[Any, Any]],
+    layers: NDArray[np.uint8],
+    *,
+    letter: int,
+) -> None:
+    """Colours and what they mean, in the corner where the fewest crystals lie (the scale bar has the fourth)."""
     present = {
         part
         for record in records
@@ -299,12 +327,17 @@ def _draw_legend(draw: ImageDraw.ImageDraw, records: Sequence[dict[Any, Any]], *
         return
     font, pad, row = _font(letter), letter // 2, round(letter * 1.35)
     swatch = round(letter * 1.4)
-    width = max(draw.textlength(word, font=font) for word, _, _ in entries)
-    box = (pad, pad, pad + swatch + width + 3 * pad, pad + len(entries) * row + pad)
-    draw.rectangle(box, fill=(25, 25, 25))
+    words = max(draw.textlength(word, font=font) for word, _, _ in entries)
+    width, height = math.ceil(swatch + words + 3 * pad), len(entries) * row + pad
+    far_right, far_down = layers.shape[1] - width - pad, layers.shape[0] - height - pad
+    corners = [(pad, pad), (far_right, pad), (pad, far_down)]
+    corner = min(corners, key=lambda c: np.count_nonzero(layers[c[1] : c[1] + height, c[0] : c[0] + width]))
+    left, above = max(corner[0], 0), max(corner[1], 0)
+    draw.rectangle((left, above, left + width, above + height), fill=(25, 25, 25))
     for index, (word, colours, dotted) in enumerate(entries):
-        top = 1.5 * pad + index * row
-        x0, x1, y0, y1 = 2 * pad, 2 * pad + swatch, top + 0.15 * letter, top + 0.95 * letter
+        top = above + 0.5 * pad + index * row
+        x0, x1 = left + pad, left + pad + swatch
+        y0, y1 = top + 0.25 * letter, top + 1.05 * letter
         if dotted:
             for x in np.arange(x0, x1, letter / 3):
                 draw.rectangle((x, (y0 + y1) / 2, x + 1, (y0 + y1) / 2 + 1), fill=colours[0])

@@ -24,8 +24,8 @@ COLUMN_GUIDE = (
     ("95 % range", "The layer number lies in this range with 95 % probability; for thick regions the optics can "
      "still tell roughly how thick."),
     ("Area", "In µm² where the pixel size is known, else in pixels (px)."),
-    ("Flake, region", "A flake is one connected crystal; a region is a part of it with one thickness. The region's number "
-     "is written on the overlay."),
+    ("Flake, region", "A flake is one connected crystal; a region is a part of it with one thickness. The region's "
+     "number is written on the overlay."),
     ("Row, column", "Centre of the region in pixels from the upper left corner of the picture."),
     ("Contrast", "How much brighter (+) or darker (−) than the bare substrate the region is in red, green and blue: "
      "I / I_substrate − 1."),
@@ -125,7 +125,7 @@ def build_page(pictures: Sequence[PictureEntry], frame: pd.DataFrame, record: Ru
         "<a href='#rejected'>Left out</a><a href='#words'>Words</a><a href='#how'>How</a></nav></header>",
         _numbers(pictures, found, rejected, area),
         _warnings(pictures, record),
-        "<h2 id='best'>Best flakes</h2><p class='soft'>Thin, large and sure ones first.</p>",
+        "<h2 id='best'>Best flakes</h2><p class='soft'>Thin regions; large and sure ones first.</p>",
         _cards(pictures, found, area),
         "<h2 id='table'>All regions found</h2>",
         _table(found, area),
@@ -190,9 +190,7 @@ def _chips(row: Any) -> str:
     return "".join(f"<span class='chip' style='background:rgb{colour}'></span>" for colour in colours)
 
 
-def _numbers(
-    pictures: Sequence[PictureEntry], found: pd.DataFrame, rejected: pd.DataFrame, area: str
-) -> str:
+def _numbers(pictures: Sequence[PictureEntry], found: pd.DataFrame, rejected: pd.DataFrame, area: str) -> str:
     sure = found[found["status"] == "accepted"]
     entries = [("pictures", str(len(pictures))), ("regions found", str(len(found)))]
     for layers, word in (("1", "monolayers"), ("2", "bilayers"), ("3", "trilayers")):
@@ -212,7 +210,9 @@ def _numbers(
 
 def _warnings(pictures: Sequence[PictureEntry], record: RunRecord) -> str:
     lines = [*record.warnings]
-    lines += [f"{picture.image} was not analysed: {picture.failure}" for picture in pictures if picture.failure]
+    lines += [
+        f"{picture.image} was not analysed: {picture.failure}" for picture in pictures if picture.failure
+    ]
     lines += [
         f"{picture.image}: no flake found{': ' + '; '.join(picture.notes) if picture.notes else ''}"
         for picture in pictures
@@ -240,7 +240,7 @@ def _cards(pictures: Sequence[PictureEntry], found: pd.DataFrame, area: str) -> 
         )
         if len(cards) == _MOST_CARDS:
             break
-    return f"<div class='flakes'>{''.join(cards)}</div>" if cards else "<p>No flake was found.</p>"
+    return f"<div class='flakes'>{''.join(cards)}</div>" if cards else "<p>No thin flake was found.</p>"
 
 
 def _table(found: pd.DataFrame, area: str) -> str:
@@ -259,7 +259,7 @@ def _table(found: pd.DataFrame, area: str) -> str:
             ("", "", _text(row["image"])),
             ("n", "", str(int(row["flake_id"]))),
             ("n", "", str(int(row["region_id"]))),
-            ("", str(row["layers"]).replace("thick", "99").split("|")[0], _chips(row) + _text(name_layers(row["layers"]))),
+            ("", _first_layer(row["layers"]), _chips(row) + _text(name_layers(row["layers"]))),
             ("n", f"{float(row['layers_p']):.4f}", _percent(row["layers_p"])),
             ("n", "" if pd.isna(row["layers_low"]) else f"{float(row['layers_low']):g}", _range(row)),
             ("n", f"{float(row[area]):.6g}", _number(row[area])),
@@ -303,7 +303,8 @@ def _picture(picture: PictureEntry, number: int) -> str:
     if picture.before and picture.after:
         pair = (
             "<div class='pair'>"
-            f"<figure><img loading='lazy' alt='as taken' src='{to_data_uri(picture.before)}'><figcaption>as taken</figcaption></figure>"
+            f"<figure><img loading='lazy' alt='as taken' src='{to_data_uri(picture.before)}'>"
+            "<figcaption>as taken</figcaption></figure>"
             f"<figure><img loading='lazy' alt='overlay' src='{to_data_uri(picture.after)}'>"
             "<figcaption>regions by layer number; dotted: left out</figcaption></figure></div>"
         )
@@ -320,6 +321,11 @@ def _picture(picture: PictureEntry, number: int) -> str:
     )
 
 
+def _first_layer(layers: str) -> str:
+    """What the column of layers is sorted by."""
+    return layers.replace("thick", "99").split("|")[0]
+
+
 def _oxide(frame: pd.DataFrame) -> list[str]:
     known = frame["oxide_nm"].dropna()
     if not len(known):
@@ -333,7 +339,9 @@ def _reasons(rejected: pd.DataFrame) -> str:
     if not len(rejected):
         return "<p>Nothing was left out.</p>"
     counts = rejected["reason"].value_counts()
-    rows = "".join(f"<tr><td>{_text(reason)}</td><td class='n'>{count}</td></tr>" for reason, count in counts.items())
+    rows = "".join(
+        f"<tr><td>{_text(reason)}</td><td class='n'>{count}</td></tr>" for reason, count in counts.items()
+    )
     return (
         f"<table><thead><tr><th>Reason</th><th class='n'>Regions</th></tr></thead><tbody>{rows}</tbody></table>"
         "<p class='soft'>Each has a dotted outline on its picture and a row in flakes.csv.</p>"
@@ -341,14 +349,17 @@ def _reasons(rejected: pd.DataFrame) -> str:
 
 
 def _how(record: RunRecord) -> str:
-    versions = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in record.versions.items())
+    versions = "".join(
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in record.versions.items()
+    )
     timings = "".join(
         f"<tr><td>{_text(stage.removesuffix('_s'))}</td><td class='n'>{seconds:.2f} s</td></tr>"
         for stage, seconds in record.timings_s.items()
     )
     settings = _text(json.dumps(record.settings, indent=2, ensure_ascii=False, default=str))
     return (
-        f"<dl>{versions}</dl><p>Settings (they can be given back with <code>--settings run.json</code>):</p><pre>{settings}</pre>"
+        f"<dl>{versions}</dl><p>Settings (they can be given back with <code>--settings run.json</code>):</p>"
+        f"<pre>{settings}</pre>"
         "<details><summary>Where the time went (summed over pictures)</summary><table><tbody>"
         f"{timings}</tbody></table></details>"
     )

@@ -112,7 +112,8 @@ def _misjudge(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np
 
 
 def classify(scene: Scene) -> NDArray[np.uint8]:
-    """Class of every pixel: substrate, thin, thick (much brighter than the substrate), artefact; 255 where nobody could tell.
+    """Class of every pixel: substrate, thin, thick (much brighter than the substrate), artefact; 255 where
+    nobody could tell.
 
     Returns
     -------

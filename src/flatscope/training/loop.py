@@ -258,7 +258,7 @@ class _Run:
                 f"loss is {value} at step {self.step}: lower lr (now {self.recipe.lr}) or check the data"
             )
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.grad_clip)
         self.optimiser.step()
         self.step, self.batch = self.step + 1, self.batch + 1

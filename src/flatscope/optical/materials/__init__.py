@@ -1,8 +1,8 @@
 """Published refractive indices and layer spacings of two-dimensional materials and their substrates.
 
-The CSV files beside this one come from the refractiveindex.info database (CC0), made by `tools/collect_refractive_indices.py`;
-each names its paper. Where published values scatter, several sources are kept, and a *variant* pairs a monolayer source
-with a bulk source.
+The CSV files beside this one come from the refractiveindex.info database (CC0), made by
+`tools/collect_refractive_indices.py`; each names its paper. Where published values scatter, several sources
+are kept, and a *variant* pairs a monolayer source with a bulk source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ class Material:
 MATERIALS = {
     material.name: material
     for material in (
-        Material("graphene", 0.3355, (("Weber", "Djurisic-o"), ("Song", "Song-cHOPG-o"), ("El-Sayed", "Djurisic-o"))),
+        Material(
+            "graphene",
+            0.3355,
+            (("Weber", "Djurisic-o"), ("Song", "Song-cHOPG-o"), ("El-Sayed", "Djurisic-o")),
+        ),
         Material("hBN", 0.333, (("Rah-o", "Rah-o"), ("Zotev-o", "Zotev-o"), ("Grudinin-o", "Grudinin-o"))),
         Material(
             "MoS2",
@@ -55,9 +59,18 @@ MATERIALS = {
                 ("Zhang", "Ermolaev-o"),
             ),
         ),
-        Material("WS2", 0.618, (("Hsu-1L", "Munkhbat-o"), ("Jung", "Vyshnevyy-o"), ("Ermolaev", "Munkhbat-o"))),
         Material(
-            "WSe2", 0.649, (("Gu-1L", "Gu-5L"), ("Hsu-1L", "Munkhbat-o"), ("Jung", "Munkhbat-o"), ("Ermolaev", "Munkhbat-o"))
+            "WS2", 0.618, (("Hsu-1L", "Munkhbat-o"), ("Jung", "Vyshnevyy-o"), ("Ermolaev", "Munkhbat-o"))
+        ),
+        Material(
+            "WSe2",
+            0.649,
+            (
+                ("Gu-1L", "Gu-5L"),
+                ("Hsu-1L", "Munkhbat-o"),
+                ("Jung", "Munkhbat-o"),
+                ("Ermolaev", "Munkhbat-o"),
+            ),
         ),
         Material("MoSe2", 0.646, (("Hsu-1L", "Munkhbat-o"), ("Hsu-1L", "Beal"))),
     )

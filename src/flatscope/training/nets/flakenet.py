@@ -23,6 +23,8 @@ CLASSES = ("substrate", "thin", "thick", "artefact")
 MAPS = ("edge",)
 """Channels that stand alone (sigmoid), after the classes: a region's boundary, terrace steps included."""
 WIDTHS = (16, 32, 64, 128)
+_PRIORS = (0.85, 0.06, 0.06, 0.03, 0.08)
+"""About how often each class and an edge occur in scenes; only where training starts from."""
 
 
 class FlakeNet(nn.Module):
@@ -69,6 +71,20 @@ class FlakeNet(nn.Module):
         self.up = nn.ModuleList(_double_conv(2 * fine, fine) for fine in widths[:-1])
         self.head = nn.Sequential(nn.Conv2d(widths[0], 4 * outputs, 1), nn.PixelShuffle(2))
         self.apply(_initialise)
+        if outputs == len(_PRIORS):
+            self._start_from_priors()
+
+    def _start_from_priors(self) -> None:
+        # else the first hundred steps go into learning that most of a picture is substrate
+        # (Lin et al. 2017, doi:10.1109/ICCV.2017.324, sec. 3.3)
+        logits = [math.log(p) for p in _PRIORS[: len(CLASSES)]]
+        logits += [math.log(p / (1 - p)) for p in _PRIORS[len(CLASSES) :]]
+        bias = self.head[0].bias
+        assert isinstance(bias, nn.Parameter)
+        with torch.no_grad():
+            bias.copy_(
+                torch.tensor(logits).repeat_interleave(4)
+            )  # pixel shuffle: four in a row make one output
 
     @property
     def multiple(self) -> int:

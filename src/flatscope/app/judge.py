@@ -1,0 +1,67 @@
+"""`flatscope evaluate`: calls the evaluation room, which knows nothing of terminals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flatscope.app import show
+from flatscope.app.flakes import gather, settings_options
+from flatscope.evaluation.flakes import evaluate as evaluate_flakes
+from flatscope.evaluation.flakes import evaluate_scenes
+from flatscope.inference.runtime import Network
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure how good the answers are."""
+
+
+@evaluate.command()
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder with pictures.")
+@click.option(
+    "--masks",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder with NAME.mask.png: instance ids of flakes, 0 elsewhere.",
+)
+@settings_options
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="JSON file with settings. Flags beat it.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def flakes(images: Path, masks: Path, **options: Any) -> int:
+    """Compare found flakes with annotated ones."""
+    params, run = gather(options)
+    network = Network.load(run.weights)
+    with show.progress("pictures") as on_progress:
+        scores = evaluate_flakes(images, masks, params, network=network, on_progress=on_progress)
+    show.print_scores(scores, as_json=options["as_json"])
+    return 0
+
+
+@evaluate.command()
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
+@click.option(
+    "--seed",
+    type=int,
+    default=7,
+    show_default=True,
+    help="Of the scenes; keep it apart from the training's.",
+)
+@click.option(
+    "--weights", default="flakes", show_default=True, help="Name of shipped weights, or an .onnx file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def scenes(count: int, seed: int, weights: str, as_json: bool) -> int:
+    """Compare layer numbers with the truth on scenes that were never trained on."""
+    network = Network.load(weights)
+    with show.progress("scenes") as on_progress:
+        scores = evaluate_scenes(count, seed=seed, network=network, on_progress=on_progress)
+    show.print_scores(scores, as_json=as_json)
+    return 0

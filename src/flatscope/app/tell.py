@@ -1,0 +1,36 @@
+"""`flatscope materials` and `flatscope schema`: what flatscope knows and takes."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+
+import click
+
+from flatscope.app import settings, show
+from flatscope.optical.materials import MATERIALS
+
+
+@click.command()
+def materials() -> None:
+    """List the materials and where their refractive indices come from."""
+    folder = resources.files("flatscope.optical.materials")
+    rows = []
+    for material in MATERIALS.values():
+        sources = sorted({source for variant in material.variants for source in variant})
+        for number, source in enumerate(sources):
+            first = (folder / f"{material.name}.{source}.csv").read_text(encoding="utf-8").splitlines()[0]
+            head = (material.name, f"{material.layer_nm:g} nm") if number == 0 else ("", "")
+            rows.append((*head, source, first.lstrip("# ")))
+    show.print_rows(("material", "layer", "n, k", "source"), rows)
+
+
+@click.group()
+def schema() -> None:
+    """Print the JSON schema of a settings file."""
+
+
+@schema.command("flakes")
+def schema_flakes() -> None:
+    """Schema of the file that `flatscope flakes --settings` takes."""
+    click.echo(json.dumps(settings.make_schema(), indent=2, ensure_ascii=False))

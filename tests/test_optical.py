@@ -1,0 +1,242 @@
+"""Scenes, background, regions and layer numbers against planted truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from flatscope.micrograph import MicrographError
+from flatscope.optical.background import estimate_background, estimate_flatfield
+from flatscope.optical.layers import Observation, count_layers
+from flatscope.optical.regions import cut_regions, mark_steps, measure
+from flatscope.optical.scenes import SceneParams, draw_scene
+from flatscope.optical.setups import LATENTS, Prior
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(list(seed))
+
+
+# --- scenes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_scene_follows_from_its_seed() -> None:
+    first, again, other = (draw_scene(rng(seed), SceneParams(shape=(200, 260))) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.pixels, again.pixels)
+    np.testing.assert_array_equal(first.layers, again.layers)
+    assert (first.pixels != other.pixels).any()
+
+
+@pytest.mark.parametrize("growth", ["exfoliated", "cvd"])
+def test_the_picture_shows_the_contrast_that_the_truth_states(growth: str) -> None:
+    """Away from edges, in a clean scene, pixels over the bare substrate give the contrast that the scene states."""
+    checked = 0
+    for seed in range(12):
+        params = SceneParams(
+            shape=(320, 320),
+            material="graphene" if growth == "exfoliated" else "MoS2",
+            growth=growth,
+            clean=True,
+        )
+        scene = draw_scene(rng(7, seed), params)
+        inside = ndimage.minimum_filter(scene.regions, 15) == ndimage.maximum_filter(scene.regions, 15)
+        for layers in range(1, 7):
+            where = inside & (scene.layers == layers)
+            bright = scene.pixels[where].max(initial=0) > 200
+            if where.sum() < 60 or bright:
+                continue
+            measured = np.median(scene.pixels[where] / 255.0 / scene.bare[where], axis=0) - 1.0
+            np.testing.assert_allclose(measured, scene.contrast[layers], atol=0.03)
+            checked += 1
+    assert checked >= 10
+
+
+def test_truth_is_of_one_piece() -> None:
+    """Regions, layers and dirt agree: a region has one layer number, dirt has none."""
+    scene = draw_scene(rng(4), SceneParams(shape=(400, 400), density=2.0))
+    assert ((scene.regions > 0) == (scene.layers > 0)).all()
+    assert not (scene.foreign & (scene.layers > 0)).any()
+    for label in range(1, int(scene.regions.max()) + 1):
+        assert len(np.unique(scene.layers[scene.regions == label])) == 1
+
+
+# --- background -----------------------------------------------------------------------------------------------------
+
+
+def _lit(shape: tuple[int, int], strength: float) -> np.ndarray:
+    rows, cols = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
+    light = 1.0 - strength * ((rows - 0.2) ** 2 + 0.7 * (cols + 0.1) ** 2) / 2.0
+    return (light[..., None] * np.array([0.5, 0.45, 0.6])).astype(np.float32)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.6])
+def test_uneven_light_is_followed_under_the_flakes(strength: float) -> None:
+    """Planted vignetting of up to 60 % comes back to 1 %, also where a fifth of the picture is crystal."""
+    light = _lit((480, 640), strength)
+    picture = light.copy()
+    picture[100:300, 150:400] *= 0.8
+    picture[350:460, 500:620] *= 1.4
+    picture += rng(1).normal(0.0, 0.006, picture.shape).astype(np.float32)
+    background = estimate_background(picture)
+    np.testing.assert_allclose(background.picture((480, 640)), light, rtol=0.01)
+    contrast = background.contrast(picture)
+    assert np.median(contrast[120:280, 170:380], axis=(0, 1)) == pytest.approx([-0.2] * 3, abs=0.006)
+
+
+def test_noise_is_measured_on_the_substrate() -> None:
+    picture = _lit((320, 320), 0.2) * (1.0 + rng(2).normal(0.0, 0.02, (320, 320, 3)).astype(np.float32))
+    assert estimate_background(picture).noise == pytest.approx([0.02] * 3, rel=0.1)
+
+
+def test_a_second_even_area_is_mentioned() -> None:
+    picture = _lit((320, 480), 0.1)
+    picture[:, 330:] *= 2.0
+    picture = np.clip(picture, 0, 0.97) + rng(3).normal(0.0, 0.004, picture.shape).astype(np.float32)
+    background = estimate_background(picture)
+    assert any("second even area" in note for note in background.notes)
+    assert background.colour == pytest.approx([0.49, 0.44, 0.59], rel=0.1)
+
+
+def test_a_white_picture_has_no_substrate() -> None:
+    with pytest.raises(MicrographError, match="saturated or black"):
+        estimate_background(np.ones((64, 64, 3), np.float32))
+
+
+def test_a_flat_field_comes_out_of_a_set_of_pictures() -> None:
+    """Flakes in different places, one lamp: its shape comes back to 2 %."""
+    light = _lit((240, 320), 0.4)
+    pictures = []
+    for seed in range(7):
+        picture = light * rng(seed).uniform(0.8, 1.1)
+        row, col = rng(seed, 1).integers(0, 160, 2)
+        picture[row : row + 60, col : col + 90] *= 0.7
+        pictures.append(picture + rng(seed, 2).normal(0.0, 0.005, picture.shape).astype(np.float32))
+    flat = estimate_flatfield(pictures)
+    np.testing.assert_allclose(flat, light / light.mean((0, 1)), rtol=0.02)
+    with pytest.raises(MicrographError, match="2 pictures are too few"):
+        estimate_flatfield(pictures[:2])
+
+
+# --- regions --------------------------------------------------------------------------------------------------------
+
+
+def _terraces() -> tuple[np.ndarray, np.ndarray]:
+    """A flake of three terraces on an empty substrate, the first and last of equal thickness and not in touch."""
+    layers = np.zeros((120, 200), int)
+    layers[20:100, 20:80], layers[20:100, 80:120], layers[20:100, 120:180] = 1, 2, 1
+    contrast = (np.array([0.0, -0.10, -0.19])[layers][..., None] * np.array([1.0, 1.0, 0.5])).astype(
+        np.float32
+    )
+    contrast = ndimage.gaussian_filter(contrast, (0.8, 0.8, 0))
+    return layers, contrast + rng(5).normal(0.0, 0.012, contrast.shape).astype(np.float32)
+
+
+def test_terraces_are_cut_where_the_contrast_steps() -> None:
+    layers, contrast = _terraces()
+    flake = layers > 0
+    steps = mark_steps(flake, contrast, noise=np.full(3, 0.012))
+    labels = cut_regions(flake, steps, contrast)
+    found = measure(labels, contrast, steps)
+    assert sorted(found.area_px) == pytest.approx([3200, 4800, 4800], rel=0.06)
+    assert found.contrast[np.argsort(found.centre[:, 1]), 0] == pytest.approx(
+        [-0.10, -0.19, -0.10], abs=0.004
+    )
+    assert (labels > 0).sum() == flake.sum()
+
+
+def test_an_edge_without_a_step_does_not_divide() -> None:
+    """A network that sees an edge where the contrast does not change is overruled."""
+    layers, contrast = _terraces()
+    flake = layers > 0
+    edge = np.zeros_like(flake)
+    edge[:, 49:51] = True
+    labels = cut_regions(flake, edge | mark_steps(flake, contrast, noise=np.full(3, 0.012)), contrast)
+    assert labels.max() == 3
+
+
+def test_regions_do_not_depend_on_how_the_picture_is_held() -> None:
+    layers, contrast = _terraces()
+    for turned in (lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.swapaxes(0, 1)):
+        areas = []
+        for flake, values in ((layers > 0, contrast), (turned(layers) > 0, turned(contrast))):
+            steps = mark_steps(flake, values, noise=np.full(3, 0.012))
+            areas.append(sorted(measure(cut_regions(flake, steps, values), values, steps).area_px))
+        assert areas[0] == pytest.approx(areas[1], rel=0.01)
+
+
+# --- layer numbers --------------------------------------------------------------------------------------------------
+
+
+def _observe(contrast: np.ndarray, known: list[int] | None = None) -> Observation:
+    count = len(contrast)
+    return Observation(
+        contrast,
+        np.full((count, 3), 0.002),
+        np.full(3, 5.0),
+        np.full(count, 1000.0),
+        np.array(known or [0] * count, np.int64),
+    )
+
+
+def test_measured_graphene_is_counted_and_its_oxide_found() -> None:
+    """The development pictures' contrasts of one, two and three layers, told only 90 ± 10 nm."""
+    measured = np.array([[-0.138, -0.139, -0.068], [-0.251, -0.262, -0.147], [-0.350, -0.368, -0.215]])
+    posterior = count_layers(_observe(measured), Prior("graphene", 90.0), rng=rng(0))
+    assert (posterior.p.argmax(1) == [0, 1, 2]).all()
+    assert posterior.p.max(1).min() > 0.7
+    assert abs(posterior.oxide_nm - 90.0) < 8.0
+
+
+@pytest.mark.parametrize("material", ["graphene", "MoS2", "WSe2"])
+def test_planted_layers_and_oxide_come_back(material: str) -> None:
+    """Several terraces of one unknown set-up: the truth is among the probable, and the oxide within its error."""
+    named, pulls = [], []
+    for seed in range(6):
+        latent = rng(seed, 11).standard_normal((1, LATENTS))
+        setup = Prior(material, 95.0, 6.0, gamma=1.0).setups(latent)
+        truth = np.array([1, 2, 3, 5])
+        contrast = setup.contrasts()[0][truth - 1] * (1.0 + rng(seed).normal(0.0, 0.02, (4, 3)))
+        posterior = count_layers(_observe(contrast), Prior(material, 95.0, 6.0), rng=rng(0))
+        named += (posterior.p[np.arange(4), truth - 1] > 0.1).tolist()
+        pulls.append((posterior.oxide_nm - setup.oxide_nm[0]) / posterior.oxide_sigma_nm)
+    assert np.mean(named) > 0.9
+    assert np.abs(pulls).max() < 4.0
+
+
+def test_a_known_region_settles_what_the_others_are() -> None:
+    """A lone contrast that could be one layer or two under an unknown gamma: being told decides."""
+    setup = Prior("graphene", 90.0, 0.0, gamma=2.2).setups(np.zeros((1, LATENTS)))
+    contrast = setup.contrasts()[0][[0, 1]]
+    told = count_layers(_observe(contrast, [1, 0]), Prior("graphene", 90.0), rng=rng(0))
+    alone = count_layers(_observe(contrast[1:]), Prior("graphene", 90.0), rng=rng(0))
+    assert told.p[0, 0] == 1.0
+    assert told.p[1, 1] > 0.9 > alone.p[0].max()
+
+
+def test_a_colour_of_no_thickness_is_foreign() -> None:
+    posterior = count_layers(
+        _observe(np.array([[0.5, -0.6, 0.4], [-0.14, -0.14, -0.07]])), Prior("graphene", 90.0), rng=rng(0)
+    )
+    assert posterior.p_foreign[0] > 0.9 > 0.1 > posterior.p_foreign[1]
+
+
+def test_saturation_says_only_at_least_so_bright() -> None:
+    """A region at the camera's ceiling may be any crystal brighter than that, so it is thick and nothing is
+    rejected."""
+    observation = Observation(
+        np.array([[0.6, 0.6, 0.6]]),
+        np.full((1, 3), 0.002),
+        np.full(3, 0.6),
+        np.array([500.0]),
+        np.zeros(1, np.int64),
+    )
+    posterior = count_layers(observation, Prior("graphene", 90.0), rng=rng(0))
+    assert posterior.p[0, 6] > 0.95 and posterior.p_foreign[0] < 0.1
+
+
+def test_no_region_gives_the_prior_back() -> None:
+    posterior = count_layers(_observe(np.zeros((0, 3))), Prior("graphene", 90.0, 10.0), rng=rng(0))
+    assert posterior.p.shape == (0, 7)
+    assert posterior.oxide_nm == pytest.approx(90.0, abs=2.0)
+    assert posterior.oxide_sigma_nm == pytest.approx(10.0, rel=0.15)

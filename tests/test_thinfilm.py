@@ -1,0 +1,139 @@
+"""The optics: against an independent program, against measurement, against physics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tmm
+
+from flatscope.optical import materials
+from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, find_material, layer_index, read_index
+from flatscope.optical.setups import APERTURES, LATENTS, Prior
+from flatscope.optical.thinfilm import (
+    LAYER_GRID,
+    channel_weights,
+    cone_reflectance,
+    contrast,
+    reflectance,
+    spectral_table,
+)
+
+ONE = np.ones(1)
+# Graphene on about 90 nm oxide, red, green, blue; measured on the development pictures.
+MEASURED = np.array([[-0.138, -0.139, -0.068], [-0.251, -0.262, -0.147], [-0.350, -0.368, -0.215]])
+
+
+@pytest.mark.parametrize("polarisation", ["s", "p"])
+@pytest.mark.parametrize("angle_deg", [0.0, 27.0, 64.0])
+@pytest.mark.parametrize("name", sorted(MATERIALS))
+def test_reflectance_agrees_with_the_tmm_package(name: str, angle_deg: float, polarisation: str) -> None:
+    """A stack of flake, oxide and silicon, at every fifth wavelength, to 1e-10."""
+    crystal = MATERIALS[name]
+    index = layer_index(crystal, 0, np.array([3.0]))[0]
+    films = (3 * crystal.layer_nm, 93.0)
+    stack = [np.ones(1, complex), index, read_index("SiO2", "Malitson"), read_index("Si", "Schinke")]
+    sin2 = np.sin(np.deg2rad(angle_deg)) ** 2
+    ours = reflectance(stack, [np.array(d) for d in films], WAVELENGTHS_NM, sin2, polarisation=polarisation)
+    for place in range(0, len(WAVELENGTHS_NM), 5):
+        theirs = tmm.coh_tmm(
+            polarisation,
+            [1.0, *(complex(part[place]) for part in stack[1:])],
+            [np.inf, *films, np.inf],
+            np.deg2rad(angle_deg),
+            WAVELENGTHS_NM[place],
+        )["R"]
+        assert ours[place] == pytest.approx(theirs, abs=1e-10)
+
+
+def test_graphene_contrast_meets_measurement_with_only_the_oxide_fitted() -> None:
+    """Mean error at most 0.015 over one to three layers and three channels; the oxide within 5 nm of 90."""
+    oxide = np.arange(60.0, 130.0, 0.5)
+    weights = np.repeat(channel_weights(5500.0 * ONE, np.zeros((1, 3)), ONE, 0.0 * ONE), len(oxide), axis=0)
+    bare, flakes = spectral_table("graphene", 0, na=0.35, oxide_range_nm=(60.0, 130.0)).at(oxide)
+    error = np.abs(contrast(bare, flakes, weights)[:, :3] - MEASURED).mean((1, 2))
+    best = int(error.argmin())
+    assert error[best] <= 0.015
+    assert abs(oxide[best] - 90.0) <= 5.0
+
+
+def test_a_wide_aperture_changes_the_contrast_of_monolayer_mos2() -> None:
+    """On 285 nm oxide the green contrast of MoS2 grows manyfold from NA 0 to 0.75."""
+    weights = channel_weights(5500.0 * ONE, np.zeros((1, 3)), ONE, 0.0 * ONE)
+    green = [
+        contrast(
+            *spectral_table("MoS2", 0, na=na, oxide_range_nm=(280.0, 300.0)).at(np.array([285.0])), weights
+        )[0, 0, 1]
+        for na in (0.0, 0.75)
+    ]
+    assert green[1] < green[0] - 0.1
+
+
+def test_an_infinitely_thick_film_hides_the_substrate() -> None:
+    silicon = read_index("Si", "Schinke")
+    graphite = read_index("graphene", "Djurisic-o")
+    air = np.ones(1, complex)
+    thick = cone_reflectance([air, graphite, silicon], [np.array(5000.0)], na=0.5)
+    bulk = cone_reflectance([air, graphite], [], na=0.5)
+    np.testing.assert_allclose(thick, bulk, rtol=1e-9)
+
+
+def test_four_angles_are_enough_for_the_aperture_cone() -> None:
+    index = layer_index(find_material("MoS2"), 0, np.array([1.0]))[0]
+    stack = [np.ones(1, complex), index, read_index("SiO2", "Malitson"), read_index("Si", "Schinke")]
+    films = [np.array(0.615), np.array(285.0)]
+    few, many = (cone_reflectance(stack, films, na=0.9, nodes=nodes) for nodes in (4, 24))
+    np.testing.assert_allclose(few, many, atol=1e-3)
+
+
+def test_oxide_interpolation_is_finer_than_the_camera() -> None:
+    """Spectra from the 2 nm grid, half-way between two nodes, against the exact ones."""
+    coarse = spectral_table("WSe2", 0, na=0.55, oxide_range_nm=(80.0, 100.0)).at(np.array([91.0]))
+    exact = spectral_table("WSe2", 0, na=0.55, oxide_range_nm=(91.0, 93.0)).at(np.array([91.0]))
+    weights = channel_weights(4000.0 * ONE, np.zeros((1, 3)), ONE, 0.1 * ONE)
+    np.testing.assert_allclose(contrast(*coarse, weights), contrast(*exact, weights), rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(MATERIALS))
+def test_contrasts_are_physical_for_every_set_up(name: str) -> None:
+    """No layer is darker than black, and equal light with more gamma gives less contrast."""
+    latent = np.random.default_rng(3).standard_normal((200, LATENTS))
+    setups = Prior(name).setups(latent)
+    values = setups.contrasts()
+    assert values.shape == (200, len(LAYER_GRID), 3)
+    assert np.isfinite(values).all() and values.min() > -1.0
+    flat, steep = (Prior(name, gamma=gamma).setups(latent).contrasts() for gamma in (1.0, 2.2))
+    assert (np.abs(steep) <= np.abs(flat) + 1e-12).all()
+
+
+def test_every_index_file_names_its_paper() -> None:
+    sources = {
+        (crystal.name, source)
+        for crystal in MATERIALS.values()
+        for pair in crystal.variants
+        for source in pair
+    }
+    sources |= {("SiO2", "Malitson"), ("Si", "Schinke")}
+    folder = materials.__path__[0]
+    for material, source in sources:
+        with open(f"{folder}/{material}.{source}.csv", encoding="utf-8") as lines:
+            assert "doi:10." in lines.readline(), (material, source)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Prior("phosphorene"), "unknown material 'phosphorene': flatscope knows graphene, hBN"),
+        (lambda: Prior("MoS2", oxide_nm=900.0), "oxide of 900 nm lies outside"),
+        (lambda: Prior("MoS2", gamma=9.0), "gamma of 9 lies outside"),
+        (lambda: cone_reflectance([ONE, ONE], [], na=1.2), "numerical aperture 1.2"),
+        (lambda: reflectance([ONE, ONE], [ONE], ONE, 0.0, polarisation="s"), "2 indices need 0 thicknesses"),
+        (lambda: reflectance([ONE, ONE], [], ONE, 0.0, polarisation="x"), "polarisation 'x'"),
+    ],
+)
+def test_errors_say_what_is_wrong(call: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        call()  # type: ignore[operator]
+
+
+def test_apertures_lie_in_the_documented_range() -> None:
+    assert all(0.0 < na <= 0.95 for na in APERTURES)
