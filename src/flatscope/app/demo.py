@@ -83,7 +83,7 @@ def demo(out: Path, weights: str) -> int:
         click.echo(f"drawing {sample.name} ...", err=True)
         scene = draw_scene(np.random.default_rng(sample.seed), sample.scene)
         path = write_atomic(out / "pictures" / f"{sample.name}.png", encode_png(scene.pixels))
-        write_atomic(out / "pictures" / f"{sample.name}.mask.png", encode_png(scene.layers))
+        write_atomic(out / "pictures" / f"{sample.name}.layers.png", encode_png(scene.layers))
         scenes.append(scene)
         jobs.append(Job(path, path.name, sample.name, sample.params, sample.um_per_px))
     files = RunFiles(

@@ -20,7 +20,7 @@ import flatscope
 from flatscope.app.batch import Answer, Job
 from flatscope.files.annotations import write_outlines
 from flatscope.files.write import write_atomic
-from flatscope.optical.flakes import _sort_by_interest as sort_by_interest
+from flatscope.optical.flakes import sort_by_interest
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS
 

@@ -30,6 +30,8 @@ _WORKING_PX = 4.5e6
 """Pictures with more pixels are averaged down by a whole number before the network sees them."""
 _SPECK_PX = 20
 """Regions below this are counted in a note, not listed."""
+BELOW_MINIMUM = "below minimum area"
+"""Reason of the regions that are listed without an outline."""
 _SURE = 0.75
 """Probability from which a layer number stands alone; below it the two likeliest are named."""
 _FAINT_CONTRAST = 0.02
@@ -158,19 +160,23 @@ def find_flakes(
     p = network.probabilities(network.card.normalise(contrast))
     chance = dict(zip(network.card.outputs, p, strict=True))
     clock.lap("network_s")
-    crystal = chance["thin"] + chance["thick"] > 0.5
+    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, factor)
     edge = mark_steps(crystal, contrast, noise=background.noise)
     edge |= chance["edge"] > network.card.thresholds.get("edge", 0.5)
     labels = cut_regions(crystal, edge, contrast)
     crystals = int(labels.max())
-    labels = _add_foreign(labels, chance["artefact"] > 0.5)
+    foreign, more_specks = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), factor)
+    labels = _add_foreign(labels, foreign)
     found = measure(labels, contrast, edge)
     clock.lap("regions_s")
     least = _least_area_px(micrograph, params, factor)
     posterior = _count(found, crystals, least, rgb, background=background, params=params)
     frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
     clock.lap("layers_s")
-    return _deliver(frame, labels, job, factor=factor, notes=background.notes)
+    notes = background.notes
+    if specks + more_specks:
+        notes = (*notes, f"{specks + more_specks} specks below {_SPECK_PX} px are not listed")
+    return _deliver(frame, labels, job, factor=factor, notes=notes)
 
 
 class _Clock:
@@ -199,9 +205,17 @@ def _shrink(picture: Float32, factor: int) -> Float32:
     return np.asarray(blocks.mean((1, 3)), np.float32)
 
 
+def _drop_specks(mask: Mask, factor: int) -> tuple[Mask, int]:
+    """A mask without its parts below `_SPECK_PX` of the picture's own pixels, and how many these were."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
+    large = np.bincount(parts.ravel()) >= max(_SPECK_PX / factor**2, 4)
+    large[0] = False
+    return large[parts], count - int(large.sum())
+
+
 def _add_foreign(labels: Labels, artefact: Mask) -> Labels:
     """Give dirt, gold and captions labels of their own, after those of the crystals."""
-    foreign, _ = ndimage.label(artefact & (labels == 0), output=np.int32)
+    foreign, _ = ndimage.label(artefact, output=np.int32)
     return np.where(foreign > 0, foreign + labels.max(), labels).astype(np.int32)
 
 
@@ -268,12 +282,10 @@ def _tabulate(
     flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        if found.area_px[index] < max(_SPECK_PX, 0.1 * least):
-            continue
         if index >= crystals:
             verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
         elif found.area_px[index] < least:
-            verdict = _Verdict("", np.nan, "rejected", "below minimum area")
+            verdict = _Verdict("", np.nan, "rejected", BELOW_MINIMUM)
         elif index + 1 in near_gold:
             verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
         else:
@@ -376,7 +388,8 @@ class _Job:
 
     def answer(self, frame: pd.DataFrame, labels: Labels, notes: tuple[str, ...]) -> FlakeTable:
         """The table with its record."""
-        outlines = trace_outlines(labels)
+        small = frame["reason"] == BELOW_MINIMUM
+        outlines = trace_outlines(labels, frame.loc[~small, "region_id"].to_numpy(int))
         self.clock.lap("outlines_s")
         timings = self.clock.timings
         provenance = Provenance(
@@ -405,11 +418,6 @@ def _deliver(
         frame[["row_px", "col_px"]] = (frame[["row_px", "col_px"]] + 0.5) * factor - 0.5
         frame["area_px"] *= factor**2
         notes = (*notes, f"analysed at 1/{factor} of the picture's resolution")
-    listed = np.isin(np.arange(int(labels.max(initial=0)) + 1), frame["region_id"].to_numpy(int))
-    specks = int((~listed[1:]).sum())
-    if specks:
-        notes = (*notes, f"{specks} specks too small to list")
-        labels = np.where(listed[labels], labels, 0).astype(np.int32)
     if micrograph.calibration is None:
         frame["area_um2"] = np.nan
         notes = (*notes, "pixel size unknown: areas in px only; pass --um-per-px for µm²")
@@ -419,11 +427,20 @@ def _deliver(
         notes = (*notes, "hBN monolayers have a contrast of at most 0.02: many will be missed")
     frame["image"] = micrograph.name
     frame["area_px"] = frame["area_px"].astype(int)
-    return job.answer(_sort_by_interest(frame[list(FLAKE_COLUMNS)]), labels, notes)
+    return job.answer(sort_by_interest(frame[list(FLAKE_COLUMNS)]), labels, notes)
 
 
-def _sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Thin, large and sure first: expected layer number against the logarithm of the area, times the probability."""
+def sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
+    """Thin, large and sure regions first, rejected ones last.
+
+    Interest is the logarithm of the area times the stated probability, over the square root of the
+    expected layer number.
+
+    Parameters
+    ----------
+    frame
+        Rows of flake tables, of one picture or of several.
+    """
     numbers = np.array([1, 2, 3, 4, 5, 6, 12.0])
     p = frame[["p_1", "p_2", "p_3", "p_4", "p_5", "p_6", "p_thick"]].to_numpy(float)
     expected = np.nan_to_num(p @ numbers, nan=50.0)
@@ -433,13 +450,15 @@ def _sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[order].reset_index(drop=True)
 
 
-def trace_outlines(labels: Labels) -> dict[int, Polygon]:
-    """Outline of every region.
+def trace_outlines(labels: Labels, which: NDArray[np.int64]) -> dict[int, Polygon]:
+    """Outlines of regions.
 
     Parameters
     ----------
     labels
-        Shape (rows, cols); 0 is left out.
+        Shape (rows, cols).
+    which
+        The labels to trace.
 
     Returns
     -------
@@ -449,15 +468,12 @@ def trace_outlines(labels: Labels) -> dict[int, Polygon]:
     from skimage.measure import find_contours
 
     outlines: dict[int, Polygon] = {}
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
+    boxes = ndimage.find_objects(labels)
+    for label in which.tolist():
+        box = boxes[label - 1]
         mask = np.pad(labels[box] == label, 1).astype(np.float32)
         rings = [ring[:, ::-1] + (box[1].start - 1, box[0].start - 1) for ring in find_contours(mask, 0.5)]
-        rings = [ring for ring in rings if len(ring) >= 4]
-        if not rings:
-            continue
-        areas = [Polygon(ring).area for ring in rings]
-        outer = int(np.argmax(areas))
-        outlines[label] = Polygon(rings[outer], [ring for place, ring in enumerate(rings) if place != outer])
+        # Of the rings of one region, the outer one reaches farthest to the left.
+        rings.sort(key=lambda ring: float(ring[:, 0].min()))
+        outlines[label] = Polygon(rings[0], rings[1:])
     return outlines

@@ -22,6 +22,8 @@ _STEP_CONTRAST = 0.018
 _STEP_RELATIVE = 0.035
 """A change of contrast over two pixels is a step if it exceeds the noise so many times, this much, and this
 share of the contrast."""
+_SAMPLE_PX = 600
+"""Pixels of a region that are enough for its median."""
 _REACH_PX = 8
 """Edges are a few pixels wide; seeds grow at most this far into them."""
 _SAME_CONTRAST = 0.012
@@ -201,19 +203,35 @@ def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
     centre = np.stack(
         [np.bincount(sorted_labels, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1
     )
-    values = contrast.reshape(-1, 3)[flat]
-    inner = ~edge.ravel()[flat]
-    ends = np.cumsum(area).astype(int)
-    middle, spread, inside = np.empty((count, 3)), np.empty((count, 3)), np.empty(count)
-    for index, (start, end) in enumerate(zip(ends - area.astype(int), ends, strict=True)):
-        own = values[start:end]
-        kept = own[inner[start:end]]
-        if len(kept) < _SEED_PX:
-            kept = own
-        if len(kept) > 5000:
-            kept = kept[:: len(kept) // 2500]
-        middle[index] = np.median(kept, axis=0)
-        spread[index] = 1.48 * np.median(np.abs(kept - middle[index]), axis=0)
-        inside[index] = len(kept)
+    kept = _sample_inside(sorted_labels, ~edge.ravel()[flat])
+    owner, values = sorted_labels[kept] - 1, contrast.reshape(-1, 3)[flat[kept]]
+    middle = _medians(owner, values, count)
+    spread = 1.48 * _medians(owner, np.abs(values - middle[owner]), count)
+    inside = np.bincount(owner, minlength=count).astype(float)
     boxes = [box for box in ndimage.find_objects(labels) if box is not None]
     return Measured(area, centre, middle, spread, inside, boxes)
+
+
+def _sample_inside(owner: Labels, inner: Mask) -> NDArray[np.int64]:
+    """Places of the pixels to measure: away from edges where a region has such, at most some hundreds a region.
+
+    `owner` is sorted.
+    """
+    has_inner = np.bincount(owner, inner) >= _SEED_PX
+    used = np.flatnonzero(inner | ~has_inner[owner])
+    owner = owner[used]
+    sizes = np.bincount(owner)
+    rank = np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
+    stride = np.maximum(sizes // _SAMPLE_PX, 1)
+    return np.asarray(used[rank % stride[owner] == 0])
+
+
+def _medians(owner: NDArray[np.int64] | Labels, values: Float32 | Float, count: int) -> Float:
+    """Median of each column of `values` for each owner 0 … count − 1; every owner has a value."""
+    sizes = np.bincount(owner, minlength=count)
+    start = np.cumsum(sizes) - sizes
+    result = np.empty((count, values.shape[1]))
+    for column in range(values.shape[1]):
+        ordered = values[np.lexsort((values[:, column], owner)), column]
+        result[:, column] = 0.5 * (ordered[start + (sizes - 1) // 2] + ordered[start + sizes // 2])
+    return result

@@ -88,7 +88,8 @@ class Setups:
 
     def _spectra(self) -> tuple[Float, Float]:
         # Tables cover the oxides at hand in steps of 20 nm, so that nearby pictures share them.
-        low, high = np.floor(self.oxide_nm.min() / 20.0) * 20.0, np.ceil(self.oxide_nm.max() / 20.0) * 20.0
+        low = np.floor(self.oxide_nm.min() / 20.0) * 20.0
+        high = max(np.ceil(self.oxide_nm.max() / 20.0) * 20.0, low + 20.0)
         bare = np.empty((len(self), len(WAVELENGTHS_NM)))
         flakes = np.empty((len(self), len(LAYER_GRID), len(WAVELENGTHS_NM)))
         for variant in np.unique(self.variant):

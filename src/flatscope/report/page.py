@@ -25,7 +25,7 @@ COLUMN_GUIDE = (
      "still tell roughly how thick."),
     ("Area", "In µm² where the pixel size is known, else in pixels (px)."),
     ("Flake, region", "A flake is one connected crystal; a region is a part of it with one thickness. The region's "
-     "number is written on the overlay."),
+     "number is on the overlay where there is room."),
     ("Row, column", "Centre of the region in pixels from the upper left corner of the picture."),
     ("Contrast", "How much brighter (+) or darker (−) than the bare substrate the region is in red, green and blue: "
      "I / I_substrate − 1."),
@@ -295,8 +295,10 @@ def _picture(picture: PictureEntry, number: int) -> str:
         return f"{head}<div class='notice'>Not analysed: {_text(picture.failure)}</div></section>"
     status = picture.frame["status"]
     found = picture.frame[status.isin(("accepted", "ambiguous"))]
-    counts = found["layers"].map(name_layers).value_counts()
-    said = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "no flake found"
+    counts = found["layers"].value_counts().sort_index()  # thin ones first
+    said = (
+        ", ".join(f"{count} × {name_layers(str(name))}" for name, count in counts.items()) or "no flake found"
+    )
     left_out = int((status == "rejected").sum())
     facts = [said, f"{left_out} left out", *_oxide(picture.frame), *picture.facts]
     pair = ""

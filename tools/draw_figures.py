@@ -1,0 +1,162 @@
+"""Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores scenes.json]`.
+
+Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never part of the
+repository) for the before-and-after figure and the comparison of contrasts; `--scores` takes what
+`flatscope evaluate scenes --json` printed, for the reliability diagram.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+import flatscope
+from flatscope.inference.runtime import Network
+from flatscope.optical.scenes import SceneParams, draw_scene
+from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
+from flatscope.report.figures import draw_overlay, to_display
+
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
+CHANNELS = (("red", "#c0392b"), ("green", "#2e8b57"), ("blue", "#2d5fa8"))
+# Development pictures, graphene on nominally 90 nm: median contrast of regions of one to three layers.
+MEASURED = np.array([[-0.138, -0.139, -0.068], [-0.251, -0.262, -0.147], [-0.350, -0.368, -0.215]])
+REAL = (
+    ("graphene/45ce9af7.jpg", "graphene", 90.0, 0.384),
+    ("graphene/20ea4e7f.jpg", "graphene", 90.0, 0.384),
+    ("graphene/large_2456x1842.jpg", "graphene", 285.0, None),
+    ("wse2/4b7772c0.jpg", "WSe2", 70.0, 0.384),
+)
+
+
+def model(material: str, oxide: np.ndarray, na: float) -> np.ndarray:
+    """Contrast (oxide, layers, channel) of a plain camera under a 5500 K lamp."""
+    one = np.ones(1)
+    weights = np.repeat(channel_weights(5500.0 * one, np.zeros((1, 3)), one, 0.0 * one), len(oxide), axis=0)
+    bare, flakes = spectral_table(material, 0, na=na, oxide_range_nm=(50.0, 330.0)).at(oxide)
+    return contrast(bare, flakes, weights)
+
+
+def draw_contrast() -> None:
+    """Contrast against oxide thickness and layer number, for three materials."""
+    oxide = np.arange(60.0, 320.0, 1.0)
+    figure, axes = plt.subplots(3, 3, figsize=(10, 7.5), sharex=True, sharey="row", layout="constrained")
+    for row, (material, na) in enumerate((("graphene", 0.45), ("MoS2", 0.45), ("hBN", 0.45))):
+        values = model(material, oxide, na)
+        for column, (channel, colour) in enumerate(CHANNELS):
+            for layers in (1, 2, 3):
+                axes[row, column].plot(
+                    oxide,
+                    values[:, layers - 1, column],
+                    color=colour,
+                    alpha=0.25 + 0.25 * layers,
+                    lw=1 + 0.4 * layers,
+                    label=f"{layers}L",
+                )
+            axes[row, column].axhspan(-0.02, 0.02, color="0.85", zorder=0)
+            axes[row, column].set_title(f"{material}, {channel}", fontsize=9)
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("SiO$_2$ thickness / nm")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("$I/I_{substrate} - 1$")
+    figure.savefig(FIGURES / "contrast_vs_oxide.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_measured() -> None:
+    """Measured against computed contrast of graphene, only the oxide fitted."""
+    oxide = np.arange(70.0, 115.0, 0.5)
+    values = model("graphene", oxide, 0.35)
+    errors = np.abs(values[:, :3] - MEASURED).mean((1, 2))
+    best = int(errors.argmin())
+    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    for column, (channel, colour) in enumerate(CHANNELS):
+        axis.plot(range(7), [0.0, *values[best, :6, column]], color=colour, label=f"computed, {channel}")
+        axis.plot(range(1, 4), MEASURED[:, column], "o", color=colour, mec="black")
+    axis.set_xlabel("layers of graphene")
+    axis.set_ylabel("contrast")
+    axis.set_title(f"oxide fitted to {oxide[best]:.1f} nm, mean error {errors[best]:.4f}", fontsize=10)
+    axis.legend(fontsize=8)
+    figure.savefig(FIGURES / "graphene_measured.png", dpi=110)
+    plt.close(figure)
+    print(f"graphene on SiO2/Si: fitted oxide {oxide[best]:.1f} nm, mean contrast error {errors[best]:.4f}")
+
+
+def draw_scenes() -> None:
+    """Twelve scenes."""
+    tiles = [
+        draw_scene(np.random.default_rng([3, seed]), SceneParams(shape=(400, 600))).pixels
+        for seed in range(12)
+    ]
+    sheet = np.vstack([np.hstack(tiles[start : start + 4]) for start in (0, 4, 8)])
+    Image.fromarray(sheet).resize((1200, 600), Image.Resampling.LANCZOS).save(
+        FIGURES / "scenes.jpg", quality=85
+    )
+
+
+def draw_before_after(folder: Path) -> None:
+    """Real pictures and what was found in them."""
+    network = Network.load("flakes")
+    rows = []
+    for name, material, oxide, um_per_px in REAL:
+        picture = flatscope.read(folder / name, um_per_px=um_per_px)
+        table = flatscope.find_flakes(
+            picture, flatscope.FlakeParams(material, oxide_nm=oxide), network=network
+        )
+        pair = [
+            Image.fromarray((picture.rgb() * 255).astype(np.uint8)),
+            draw_overlay(to_display(picture), table),
+        ]
+        rows.append(
+            np.hstack(
+                [
+                    np.asarray(image.convert("RGB").resize((560, 360), Image.Resampling.LANCZOS))
+                    for image in pair
+                ]
+            )
+        )
+    Image.fromarray(np.vstack(rows)).save(FIGURES / "real_before_after.jpg", quality=82)
+
+
+def draw_reliability(scores: Path) -> None:
+    """Stated probability against the share that is right."""
+    bins = json.loads(scores.read_text())["reliability"]
+    figure, axis = plt.subplots(figsize=(4.2, 4.0), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="0.6", lw=1)
+    axis.fill_between([0, 1], [-0.05, 0.95], [0.05, 1.05], color="0.9")
+    axis.plot([b[0] for b in bins], [b[1] for b in bins], "o-", color="#2d5fa8")
+    for stated, right, number in bins:
+        axis.annotate(str(number), (stated, right), textcoords="offset points", xytext=(5, -10), fontsize=7)
+    axis.set_xlim(0.4, 1.02)
+    axis.set_ylim(0.4, 1.02)
+    axis.set_xlabel("stated probability")
+    axis.set_ylabel("share that is right")
+    figure.savefig(FIGURES / "reliability.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--scores", type=Path)
+    options = parser.parse_args()
+    FIGURES.mkdir(parents=True, exist_ok=True)
+    draw_contrast()
+    draw_measured()
+    draw_scenes()
+    if options.scores:
+        draw_reliability(options.scores)
+    if options.real:
+        draw_before_after(options.real)
+
+
+if __name__ == "__main__":
+    main()
