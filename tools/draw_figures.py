@@ -1,7 +1,7 @@
 """Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores scenes.json]`.
 
-Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never part of the
-repository) for the before-and-after figure and the comparison of contrasts; `--scores` takes what
+Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never
+part of the repository) for the before-and-after figure and the comparison of contrasts; `--scores` takes what
 `flatscope evaluate scenes --json` printed, for the reliability diagram.
 """
 
