@@ -72,14 +72,16 @@ def _lit(shape: tuple[int, int], strength: float) -> np.ndarray:
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.6])
 def test_uneven_light_is_followed_under_the_flakes(strength: float) -> None:
-    """Planted vignetting of up to 60 % comes back to 1 %, also where a fifth of the picture is crystal."""
+    """Planted vignetting of up to 60 % comes back to 1 %, the outermost corner to 5 %, also where a fifth of the
+    picture is crystal."""
     light = _lit((480, 640), strength)
     picture = light.copy()
     picture[100:300, 150:400] *= 0.8
     picture[350:460, 500:620] *= 1.4
     picture += rng(1).normal(0.0, 0.006, picture.shape).astype(np.float32)
     background = estimate_background(picture)
-    np.testing.assert_allclose(background.picture((480, 640)), light, rtol=0.01)
+    error = np.abs(background.picture((480, 640)) / light - 1.0)
+    assert np.percentile(error, 99.5) < 0.01 and error.max() < 0.05
     contrast = background.contrast(picture)
     assert np.median(contrast[120:280, 170:380], axis=(0, 1)) == pytest.approx([-0.2] * 3, abs=0.006)
 
@@ -104,7 +106,7 @@ def test_a_white_picture_has_no_substrate() -> None:
 
 
 def test_a_flat_field_comes_out_of_a_set_of_pictures() -> None:
-    """Flakes in different places, one lamp: its shape comes back to 2 %."""
+    """Flakes in different places, one lamp: its shape comes back to 1 %."""
     light = _lit((240, 320), 0.4)
     pictures = []
     for seed in range(7):
@@ -113,7 +115,7 @@ def test_a_flat_field_comes_out_of_a_set_of_pictures() -> None:
         picture[row : row + 60, col : col + 90] *= 0.7
         pictures.append(picture + rng(seed, 2).normal(0.0, 0.005, picture.shape).astype(np.float32))
     flat = estimate_flatfield(pictures)
-    np.testing.assert_allclose(flat, light / light.mean((0, 1)), rtol=0.02)
+    np.testing.assert_allclose(flat, light / light.mean((0, 1)), rtol=0.01)
     with pytest.raises(MicrographError, match="2 pictures are too few"):
         estimate_flatfield(pictures[:2])
 
@@ -173,7 +175,8 @@ def _observe(contrast: np.ndarray, known: list[int] | None = None) -> Observatio
     return Observation(
         contrast,
         np.full((count, 3), 0.002),
-        np.full(3, 5.0),
+        np.zeros((count, 3)),
+        np.zeros((count, 3), bool),
         np.full(count, 1000.0),
         np.array(known or [0] * count, np.int64),
     )
@@ -227,7 +230,8 @@ def test_saturation_says_only_at_least_so_bright() -> None:
     observation = Observation(
         np.array([[0.6, 0.6, 0.6]]),
         np.full((1, 3), 0.002),
-        np.full(3, 0.6),
+        np.zeros((1, 3)),
+        np.ones((1, 3), bool),
         np.array([500.0]),
         np.zeros(1, np.int64),
     )

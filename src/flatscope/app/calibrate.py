@@ -18,7 +18,7 @@ _AROUND_PX = 3
 
 
 def read_known(
-    path: Path | str, *, flatfield: NDArray[np.float32] | None = None, light_order: int = 4
+    path: Path | str, *, flatfield: NDArray[np.float32] | None = None, light_order: int = LIGHT_ORDER
 ) -> tuple[KnownRegion, ...]:
     """Read regions with known layer number.
 

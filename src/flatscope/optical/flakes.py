@@ -15,7 +15,7 @@ from shapely.geometry import Polygon
 import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
-from flatscope.optical.background import Background, estimate_background
+from flatscope.optical.background import LIGHT_ORDER, Background, estimate_background
 from flatscope.optical.layers import MOST_LAYERS, LayerPosterior, Observation, count_layers
 from flatscope.optical.regions import Measured, cut_regions, mark_steps, measure
 from flatscope.optical.setups import Prior
@@ -36,6 +36,12 @@ _SURE = 0.75
 """Probability from which a layer number stands alone; below it the two likeliest are named."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
+
+
+_DIMMEST_WHITE = 0.85
+_NEAR_WHITE = 0.93
+"""A camera that stops counting does so above this share of the full scale, and a region within this share of
+the stop is saturated."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ class FlakeParams:
     oxide_sigma_nm: float = 10.0
     gamma: float | None = None
     min_area_um2: float | None = None
-    min_area_px: int = 150
-    light_order: int = 4
+    min_area_px: int = 200
+    light_order: int = LIGHT_ORDER
     known: tuple[KnownRegion, ...] = ()
 
     def __post_init__(self) -> None:
@@ -241,11 +247,13 @@ def _count(
     sigma = np.sqrt(
         background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
     )
-    white = max(float(np.percentile(rgb[::8, ::8], 99.9)), 0.9)
+    excess = found.spread[counted] ** 2 - (1.2 * background.noise) ** 2
+    uneven = np.vstack([np.zeros((len(known), 3)), np.sqrt(np.maximum(excess, 0.0))])
     observation = Observation(
         contrast,
         sigma,
-        white / background.colour - 1.0,
+        uneven,
+        np.vstack([np.zeros((len(known), 3), bool), _is_saturated(found, counted, rgb, background)]),
         np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
         np.array([region.layers for region in known] + [0] * len(counted), np.int64),
     )
@@ -259,6 +267,18 @@ def _count(
         low=posterior.low[rest],
         high=posterior.high[rest],
     )
+
+
+def _is_saturated(
+    found: Measured, which: NDArray[np.int64], rgb: Float32, background: Background
+) -> NDArray[np.bool_]:
+    """Which channels of which regions lie where the camera stops, shape (regions, 3).
+
+    Many cameras stop short of the full scale: the brightest pixels of the picture tell where.
+    """
+    brightness = (1.0 + found.contrast[which]) * background.at(found.centre[which], rgb.shape[:2])
+    white = np.maximum(np.percentile(rgb[::8, ::8].reshape(-1, 3), 99.9, axis=0), _DIMMEST_WHITE)
+    return np.asarray(brightness > _NEAR_WHITE * white)
 
 
 def _tabulate(

@@ -10,12 +10,13 @@ that explain all regions of the picture (sequential Monte Carlo, Del Moral et al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from flatscope.optical.materials import find_material
 from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
 from flatscope.optical.thinfilm import LAYER_GRID
 
@@ -23,15 +24,30 @@ Float = NDArray[np.float64]
 
 MOST_LAYERS = 6
 """Layer numbers up to here are told apart; what is above is thick."""
-_PARTICLES = 500
-_FITTED_REGIONS = 40
+_FEW = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
+"""Entries of `LAYER_GRID` up to ten layers: "few", where the grid has no gaps."""
+_THIN_NM = 4.0
+_THICK_SIGMA, _THICK_FLOOR = 0.12, 0.03
+"""Relative and absolute contrast error of crystals above this thickness: a few percent of error in a published
+index move their interference colours far more than those of a thin crystal."""
+_PARTICLES = 800
+_REPORTED = 250
+"""Set-ups drawn, and how many of them the probabilities are averaged over."""
+_MOVES = 3
+"""Moves of every set-up at each temperature, three times as many at the end."""
+_FITTED_REGIONS = 16
+_SAME_CONTRAST = 0.015
+"""Regions closer than this in every channel say the same: three of them bear witness."""
 _WITNESSES = 12.0
 """Regions share the errors of the published indices, so more than this many do not make the set-up surer."""
 _FLOOR = 0.006
 """Contrast error of any region: background, compression, a film of adsorbates (1 sigma)."""
-_FOREIGN_SHARE = 0.02
-_FOREIGN_WIDTH = 0.6
-"""Prior share of regions that are no crystal of this material, and the spread of their contrast."""
+_SHARE_FEW, _SHARE_THICK, _SHARE_RESIDUE, _SHARE_FOREIGN = 0.55, 0.3, 0.12, 0.03
+"""Prior shares of regions: crystals of few layers, thicker ones, faint residue, other foreign matter."""
+_OXIDE_SHARE = 0.015
+"""Error of a fitted oxide thickness that no number of regions removes: published indices, angle of the cone."""
+_RESIDUE_WIDTH, _FOREIGN_WIDTH = 0.06, 0.6
+"""Spread of the contrast of residue, and of anything else."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +60,11 @@ class Observation:
         Shape (regions, 3).
     sigma
         1-sigma error of each contrast, shape (regions, 3).
-    ceiling
-        Contrast at which the camera saturates, shape (3,); at or above it the true contrast may be any larger.
+    uneven
+        How much the contrast varies within a region beyond the noise (1 sigma), shape (regions, 3): edges out of
+        focus and crumpled pieces, which say little about the set-up.
+    saturated
+        Where the camera stopped counting, so that the true contrast may be any larger; shape (regions, 3), bool.
     area_px
         Shape (regions,).
     known
@@ -54,9 +73,21 @@ class Observation:
 
     contrast: Float
     sigma: Float
-    ceiling: Float
+    uneven: Float
+    saturated: NDArray[np.bool_]
     area_px: Float
     known: NDArray[np.int64]
+
+    def take(self, which: NDArray[np.int64]) -> Observation:
+        """The regions at the given places."""
+        return Observation(
+            self.contrast[which],
+            self.sigma[which],
+            self.uneven[which],
+            self.saturated[which],
+            self.area_px[which],
+            self.known[which],
+        )
 
 
 @dataclass(frozen=True)
@@ -103,17 +134,20 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     Fails without a word where the crystal is not the stated material but happens to share its colours.
     """
     latent = rng.standard_normal((_PARTICLES, LATENTS))
+    witnesses = _select(observation)
+    if len(witnesses.contrast):
+        latent = _fit_setups(witnesses, prior, latent, rng=rng)
     setups = prior.setups(latent)
-    if len(observation.contrast) == 0:
-        empty = np.zeros(0)
-        return _summarise(
-            np.zeros((0, _PARTICLES, len(LAYER_GRID))), np.zeros((0, _PARTICLES)), setups, empty
-        )
-    fitted = _select(observation)
-    heat = min(1.0, _WITNESSES / len(fitted.contrast))
+    crystal, foreign = _log_likelihood(observation, prior.setups(latent[:: _PARTICLES // _REPORTED]))
+    return _summarise(crystal, foreign, setups, observation.known)
+
+
+def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.random.Generator) -> Float:
+    """Move set-ups drawn from the prior to the posterior, by tempering."""
+    heat = min(1.0, _WITNESSES / len(witnesses.contrast))
 
     def evidence(latent: Float) -> Float:
-        return heat * _log_evidence(fitted, prior.setups(latent))
+        return heat * _log_evidence(witnesses, prior.setups(latent))
 
     fit = evidence(latent)
     reached, step = 0.0, 0.6
@@ -123,78 +157,86 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
         weight = np.exp(advance * fit - logsumexp(advance * fit))
         chosen = _systematic(rng, weight)
         latent, fit = latent[chosen], fit[chosen]
-        for _ in range(2 if reached < 1.0 else 3):
+        for _ in range(_MOVES if reached < 1.0 else 3 * _MOVES):
             latent, fit, share = _move(rng, latent, fit, evidence, reached=reached, step=step)
-            step = float(np.clip(step * (1.35 if share > 0.35 else 0.7 if share < 0.2 else 1.0), 0.05, 0.9))
-    setups = prior.setups(latent)
-    crystal, foreign = _log_likelihood(observation, setups)
-    return _summarise(crystal, foreign, setups, observation.known)
+            step = float(np.clip(step * (1.35 if share > 0.35 else 0.7 if share < 0.2 else 1.0), 0.05, 1.0))
+    return rng.permutation(latent)
 
 
 def _select(observation: Observation) -> Observation:
-    """The regions that tell most about the set-up: large ones, known ones first."""
-    order = np.argsort(-(observation.area_px + 1e9 * (observation.known > 0)))[:_FITTED_REGIONS]
-    return Observation(
-        observation.contrast[order],
-        observation.sigma[order],
-        observation.ceiling,
-        observation.area_px[order],
-        observation.known[order],
-    )
+    """The regions that tell most about the set-up: known ones, then large unsaturated ones of different contrast."""
+    order = np.argsort(-(observation.area_px + 1e9 * (observation.known > 0)))
+    chosen: list[int] = []
+    for place in order[~observation.saturated[order].any(1)]:
+        distance = np.abs(observation.contrast[chosen] - observation.contrast[place])
+        if (distance < _SAME_CONTRAST).all(1).sum() < 3:
+            chosen.append(int(place))
+        if len(chosen) == _FITTED_REGIONS:
+            break
+    witnesses = observation.take(np.array(chosen, int))
+    return replace(witnesses, sigma=np.hypot(witnesses.sigma, witnesses.uneven))
 
 
 def _layer_log_prior() -> Float:
-    """Thin layers equally likely; thick ones share the rest evenly in the logarithm of thickness."""
-    thick = LAYER_GRID > MOST_LAYERS
-    prior = np.empty(len(LAYER_GRID))
-    prior[~thick] = 0.6 / (~thick).sum()
-    spacing = np.gradient(np.log(LAYER_GRID[thick]))
-    prior[thick] = 0.4 * spacing / spacing.sum()
+    """Few layers equally likely; thicker ones evenly in the logarithm of thickness."""
+    prior = np.full(len(LAYER_GRID), _SHARE_FEW / _FEW)
+    spacing = np.gradient(np.log(LAYER_GRID[_FEW:]))
+    prior[_FEW:] = _SHARE_THICK * spacing / spacing.sum()
     return np.log(prior)
 
 
 _LOG_PRIOR = _layer_log_prior()
 
 
-def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float, Float]:
+def _log_likelihood(
+    observation: Observation, setups: Setups
+) -> tuple[Float, Float]:
     """Log likelihood times prior of each region, set-up and layer number, and of foreign matter.
 
     Returns
     -------
-    Shapes (regions, setups, layer numbers) and (regions, setups).
+    Shapes (regions, setups, layer numbers) and (regions,).
     """
     model = setups.contrasts().astype(np.float32)
     measured = observation.contrast.astype(np.float32)[:, None, None, :]
-    ceiling = observation.ceiling.astype(np.float32)
-    saturated = measured >= 0.93 * (1.0 + ceiling) - 1.0
-    residual = np.minimum(model[None], ceiling) - measured
-    residual = np.where(saturated & (residual > 0), np.float32(0), residual)
+    residual = model[None] - measured
+    residual[np.broadcast_to(observation.saturated[:, None, None, :], residual.shape) & (residual > 0)] = 0.0
     # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
     gap = np.zeros_like(model)
-    gap[:, MOST_LAYERS:-1] = 0.35 * np.abs(np.diff(model[:, MOST_LAYERS:], axis=1))
-    variance = (
-        (observation.sigma[:, None, None, :].astype(np.float32)) ** 2
-        + np.float32(_FLOOR**2)
-        + (np.float32(MODEL_SIGMA) * np.abs(model)) ** 2
-        + gap**2
-    )
-    log = -0.5 * (residual**2 / variance + np.log(variance)).sum(-1, dtype=np.float64) + _LOG_PRIOR
-    known = observation.known > 0
-    if known.any():
-        rows = np.flatnonzero(known)
-        kept = log[rows, :, observation.known[rows] - 1].copy()
-        log[rows] = -np.inf
-        log[rows, :, observation.known[rows] - 1] = kept - _LOG_PRIOR[observation.known[rows] - 1][:, None]
-    wide2 = _FOREIGN_WIDTH**2
-    brightness = np.minimum(observation.contrast, 1.5)
-    foreign = -0.5 * (brightness**2 / wide2 + np.log(wide2)).sum(-1) + np.log(_FOREIGN_SHARE)
-    return log, np.repeat(foreign[:, None], len(setups), axis=1)
+    gap[:, _FEW - 1 : -1] = 0.35 * np.abs(np.diff(model[:, _FEW - 1 :], axis=1))
+    thick = LAYER_GRID * find_material(setups.material).layer_nm > _THIN_NM
+    share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
+    floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
+    model_variance = (share * model) ** 2 + gap**2 + floor**2
+    variance = observation.sigma[:, None, None, :].astype(np.float32) ** 2 + model_variance
+    np.square(residual, out=residual)
+    residual /= variance
+    residual += np.log(variance, out=variance)
+    log = -0.5 * residual.sum(-1) + _LOG_PRIOR.astype(np.float32)
+    for row in np.flatnonzero(observation.known > 0):
+        own = int(observation.known[row]) - 1
+        alone = log[row, :, own] - np.float32(_LOG_PRIOR[own])
+        log[row] = -np.inf
+        log[row, :, own] = alone
+    return log, _log_foreign(observation.contrast)
 
 
-def _log_evidence(observation: Observation, setups: Setups) -> Float:
+def _log_foreign(contrast: Float) -> Float:
+    """Log density times prior of what is no crystal of the material."""
+    residue = np.log(_SHARE_RESIDUE) + _log_gauss(contrast, _RESIDUE_WIDTH)
+    return np.asarray(np.logaddexp(residue, np.log(_SHARE_FOREIGN) + _log_gauss(contrast, _FOREIGN_WIDTH)))
+
+
+def _log_gauss(contrast: Float, width: float) -> Float:
+    """Up to the constant that `_log_likelihood` leaves out as well."""
+    return np.asarray(-0.5 * (np.minimum(contrast, 1.5) ** 2 / width**2 + 2.0 * np.log(width)).sum(-1))
+
+
+def _log_evidence(witnesses: Observation, setups: Setups) -> Float:
     """Log likelihood of all regions under each set-up, whatever their layer numbers."""
-    crystal, foreign = _log_likelihood(observation, setups)
-    return np.asarray(np.logaddexp(logsumexp(crystal, axis=-1), foreign).sum(0))
+    crystal, foreign = _log_likelihood(witnesses, setups)
+    foreign = np.where(witnesses.known > 0, -np.inf, foreign)
+    return np.asarray(np.logaddexp(logsumexp(crystal, axis=-1), foreign[:, None]).sum(0), float)
 
 
 def _next_temperature(fit: Float, most: float) -> float:
@@ -204,12 +246,12 @@ def _next_temperature(fit: Float, most: float) -> float:
         weight = np.exp(advance * (fit - fit.max()))
         return float(weight.sum() ** 2 / (weight**2).sum())
 
-    if effective(most) > 0.4 * len(fit):
+    if effective(most) > 0.5 * len(fit):
         return most
     low, high = 0.0, most
     for _ in range(20):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if effective(middle) > 0.4 * len(fit) else (low, middle)
+        low, high = (middle, high) if effective(middle) > 0.5 * len(fit) else (low, middle)
     return max(low, 0.02 * most)
 
 
@@ -227,30 +269,43 @@ def _move(
     reached: float,
     step: float,
 ) -> tuple[Float, Float, float]:
-    """One move of every set-up that leaves the tempered posterior as it is; returns the share that moved."""
-    # Each set-up changes some of its numbers only: the badly determined ones may travel far.
-    touched = rng.random(latent.shape) < 0.5
-    proposal = np.where(
-        touched, np.sqrt(1.0 - step**2) * latent + step * rng.standard_normal(latent.shape), latent
-    )
-    new_fit = evidence(proposal)
-    taken = np.log(rng.random(len(fit))) < reached * (new_fit - fit)
-    return np.where(taken[:, None], proposal, latent), np.where(taken, new_fit, fit), float(taken.mean())
+    """One move of every set-up that leaves the tempered posterior as it is; returns the share that moved.
+
+    Half of the set-ups at a time move along the difference of two of the other half: the population knows which
+    way oxide and lamp can change together.
+    """
+    latent, fit = latent.copy(), fit.copy()
+    half = len(fit) // 2
+    moved = 0
+    for own, others in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
+        here, count = latent[own], len(fit[own])
+        pair = rng.integers(0, len(fit[others]), (2, count))
+        # Each set-up changes some of its numbers only: the badly determined ones may travel far.
+        touched = rng.random(here.shape) < 0.5
+        along = step * (latent[others][pair[0]] - latent[others][pair[1]])
+        proposal = here + touched * (along + 0.1 * step * rng.standard_normal(here.shape))
+        new_fit = evidence(proposal)
+        prior = 0.5 * ((here**2).sum(1) - (proposal**2).sum(1))
+        taken = np.log(rng.random(count)) < reached * (new_fit - fit[own]) + prior
+        latent[own] = np.where(taken[:, None], proposal, here)
+        fit[own] = np.where(taken, new_fit, fit[own])
+        moved += int(taken.sum())
+    return latent, fit, moved / len(fit)
 
 
 def _summarise(
-    crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64] | Float
+    crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64]
 ) -> LayerPosterior:
-    oxide = setups.oxide_nm
-    regions = len(crystal)
-    total = logsumexp(crystal, axis=-1) if regions else np.zeros((0, len(setups)))
-    each = np.exp(crystal - total[..., None]).mean(1) if regions else np.zeros((0, len(LAYER_GRID)))
+    each = np.exp(crystal - logsumexp(crystal, axis=-1, keepdims=True)).mean(1)
     p = np.concatenate([each[:, :MOST_LAYERS], each[:, MOST_LAYERS:].sum(1, keepdims=True)], axis=1)
-    p_foreign = np.exp(foreign - np.logaddexp(total, foreign)).mean(1) if regions else np.zeros(0)
-    p_foreign = np.where(np.asarray(known) > 0, 0.0, p_foreign)
+    share = np.exp(foreign[:, None] - np.logaddexp(logsumexp(crystal, axis=-1), foreign[:, None]))
     cumulative = np.cumsum(each, axis=1)
-    low = LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)] if regions else np.zeros(0)
-    high = LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)] if regions else np.zeros(0)
     return LayerPosterior(
-        p, p_foreign, low, high, float(oxide.mean()), float(oxide.std()), float(setups.gamma.mean())
+        p,
+        np.where(known > 0, 0.0, share.mean(1)),
+        LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)],
+        LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
+        float(setups.oxide_nm.mean()),
+        float(np.hypot(setups.oxide_nm.std(), _OXIDE_SHARE * setups.oxide_nm.mean())),
+        float(setups.gamma.mean()),
     )

@@ -26,8 +26,8 @@ _SAMPLE_PX = 600
 """Pixels of a region that are enough for its median."""
 _REACH_PX = 8
 """Edges are a few pixels wide; seeds grow at most this far into them."""
-_SAME_CONTRAST = 0.012
-_SAME_RELATIVE = 0.07
+_SAME_CONTRAST = 0.010
+_SAME_RELATIVE = 0.035
 """Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
 
 

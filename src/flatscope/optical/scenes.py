@@ -31,6 +31,8 @@ _FEW_LAYERS = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
 """Index of ten layers: what a flake of few layers may have."""
 _OPAQUE = 0.6
 """Stored contrast from which a crystal looks opaque."""
+_VISIBLE_RESIDUE = 0.03
+"""Residue that changes the brightness by more, in any channel, is foreign matter."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
         foreign = thickness >= GOLD
         if rng.random() < 0.75:
             residue = _draw_residue(rng, params.shape)
-            foreign |= (np.abs(residue) > 0.035) & (thickness == SUBSTRATE)
+            foreign |= (np.abs(residue).max(-1) > _VISIBLE_RESIDUE) & (thickness == SUBSTRATE)
     pixels, bare, camera = _photograph(rng, setup, crystal, thickness, residue)
     if not params.clean and rng.random() < 0.25:
         written = _caption(rng, pixels)
@@ -247,6 +249,10 @@ def _cleave_flakes(rng: np.random.Generator, params: SceneParams) -> tuple[NDArr
             centre = nests[rng.integers(len(nests))] + rng.normal(0.0, 0.1, 2)
         centre = centre * (cols, rows)
         canvas.fill(_cleaved(rng, centre, scale * np.exp(rng.normal(1.0, 0.6))), _thin_or_thick(rng, 0.4))
+    if rng.random() < 0.15:
+        # A piece of bulk larger than what a network sees at once.
+        size = float(rng.uniform(120.0, 450.0))
+        _terraced(rng, canvas, _cleaved(rng, rng.uniform(0.0, 1.0, 2) * (cols, rows), size), size=size, thin=0.1)
     for _ in range(flakes):
         size = scale * float(np.exp(rng.normal(3.1, 0.65)))
         centre = rng.uniform(-0.05, 1.05, 2) * (cols, rows)
@@ -414,28 +420,54 @@ def _draw_gold(rng: np.random.Generator, canvas: _Canvas, rows: int, cols: int) 
 
 
 def _draw_residue(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Tape glue and drying marks: smooth films whose colour differs a little from the substrate's."""
+    """Tape glue, drying marks and debris: what they add to the relative brightness, shape (rows, cols, 3)."""
     film = _smooth_field(rng, shape, float(np.exp(rng.uniform(np.log(12.0), np.log(90.0)))))
     level = rng.uniform(0.6, 1.8)
     strength = rng.uniform(-0.1, 0.06)
-    residue = strength * np.clip((film - level) * 2.0, 0.0, 1.0)
+    glue = strength * np.clip((film - level) * 2.0, 0.0, 1.0)
     if rng.random() < 0.4:
         # A drying front leaves a line along a contour.
-        residue = residue + rng.uniform(-0.15, 0.1) * np.exp(-(((film - level) / 0.05) ** 2))
+        glue = glue + rng.uniform(-0.15, 0.1) * np.exp(-(((film - level) / 0.05) ** 2))
     if rng.random() < 0.35:
         # Wisps of glue: broken lines where one field crosses zero and another is high.
         width = rng.uniform(0.02, 0.08)
         line = np.exp(-((_smooth_field(rng, shape, float(rng.uniform(25.0, 120.0))) / width) ** 2))
         line *= np.clip(_smooth_field(rng, shape, 40.0) - 0.5, 0.0, 1.0)
-        residue = residue + rng.uniform(-0.4, 0.5) * line
+        glue = glue + rng.uniform(-0.4, 0.5) * line
     if rng.random() < 0.2:
         # Debris far above the focus: dark, with no edge.
         for _ in range(int(rng.integers(1, 4))):
-            rows, cols = np.ogrid[: shape[0], : shape[1]]
-            centre, size = rng.uniform(0.0, 1.0, 2) * shape, np.exp(rng.normal(2.3, 0.6))
-            distance2 = ((rows - centre[0]) ** 2 + (cols - centre[1]) ** 2) / size**2
-            residue = residue - rng.uniform(0.2, 0.9) * np.exp(-(distance2 ** rng.uniform(0.6, 1.5)))
-    return np.maximum(residue, -0.95).astype(np.float32)
+            spot = _soft_spot(rng, shape, rng.uniform(0.0, 1.0, 2), float(np.exp(rng.normal(2.3, 0.6))))
+            glue = glue - rng.uniform(0.2, 0.9) * spot
+    residue = glue.astype(np.float32)[..., None] * _tint(rng)
+    if rng.random() < 0.3:
+        # Lumps of glue in rows: bright or dark, of any colour, without an edge.
+        start, drift = rng.uniform(0.0, 1.0, 2), rng.normal(0.0, 0.09, 2)
+        size, tint = float(np.exp(rng.normal(1.9, 0.5))), _tint(rng)
+        for step in range(int(rng.integers(2, 14))):
+            place = start + step * drift + rng.normal(0.0, 0.03, 2)
+            spot = _soft_spot(rng, shape, place, size * float(np.exp(rng.normal(0.0, 0.4))))
+            residue += np.float32(rng.uniform(-0.1, 0.45)) * spot[..., None] * tint
+    return np.maximum(residue, np.float32(-0.95))
+
+
+def _tint(rng: np.random.Generator) -> NDArray[np.float32]:
+    """Strength of a residue in the three channels: gray, or as coloured as a thin film."""
+    colour = rng.normal(0.0, 0.7, 3) if rng.random() < 0.5 else 0.0
+    return np.asarray(rng.uniform(0.4, 1.2, 3) + colour, np.float32)
+
+
+def _soft_spot(
+    rng: np.random.Generator, shape: tuple[int, int], place: Polygon, size_px: float
+) -> NDArray[np.float32]:
+    """A blurred, elongated blob, 1 at its centre; `place` in shares of rows and columns."""
+    rows, cols = np.ogrid[: shape[0], : shape[1]]
+    down = (rows - np.float32(place[0] * shape[0])) / np.float32(size_px)
+    across = (cols - np.float32(place[1] * shape[1])) / np.float32(size_px)
+    turn, stretch = rng.uniform(0.0, np.pi), np.exp(rng.normal(0.0, 0.35))
+    along = (np.cos(turn) * down + np.sin(turn) * across) * stretch
+    beside = (np.cos(turn) * across - np.sin(turn) * down) / stretch
+    return np.asarray(np.exp(-((along**2 + beside**2) ** rng.uniform(0.6, 1.5))), np.float32)
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, int], grain_px: float) -> NDArray[np.float32]:
@@ -461,9 +493,8 @@ def _photograph(
     table = _colour_table(rng, setup, crystal)
     light = np.take(table, thickness, axis=0)
     if residue is not None:
-        tint = rng.uniform(0.4, 1.2, 3).astype(np.float32)
-        light *= 1.0 + residue[..., None] * tint
-    softness = float(np.exp(rng.normal(-0.25, 0.35))) if rng.random() < 0.85 else float(rng.uniform(1.5, 3.0))
+        light *= 1.0 + residue
+    softness = float(np.exp(rng.normal(-0.25, 0.35))) if rng.random() < 0.8 else float(rng.uniform(1.5, 4.0))
     for channel in range(3):
         sigma = softness * rng.uniform(0.95, 1.1)
         light[..., channel] = ndimage.gaussian_filter(light[..., channel], sigma, truncate=2.5)
