@@ -302,10 +302,10 @@ def _tabulate(
     flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
     rows: list[dict[str, Any]] = []
     for index in range(count):
-        if index >= crystals:
-            verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
-        elif found.area_px[index] < least:
+        if found.area_px[index] < least:
             verdict = _Verdict("", np.nan, "rejected", BELOW_MINIMUM)
+        elif index >= crystals:
+            verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
         elif index + 1 in near_gold:
             verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
         else:

@@ -30,8 +30,8 @@ _THIN_NM = 4.0
 _THICK_SIGMA, _THICK_FLOOR = 0.12, 0.03
 """Relative and absolute contrast error of crystals above this thickness: a few percent of error in a published
 index move their interference colours far more than those of a thin crystal."""
-_PARTICLES = 800
-_REPORTED = 250
+_PARTICLES = 600
+_REPORTED = 200
 """Set-ups drawn, and how many of them the probabilities are averaged over."""
 _MOVES = 3
 """Moves of every set-up at each temperature, three times as many at the end."""
@@ -198,9 +198,6 @@ def _log_likelihood(
     Shapes (regions, setups, layer numbers) and (regions,).
     """
     model = setups.contrasts().astype(np.float32)
-    measured = observation.contrast.astype(np.float32)[:, None, None, :]
-    residual = model[None] - measured
-    residual[np.broadcast_to(observation.saturated[:, None, None, :], residual.shape) & (residual > 0)] = 0.0
     # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
     gap = np.zeros_like(model)
     gap[:, _FEW - 1 : -1] = 0.35 * np.abs(np.diff(model[:, _FEW - 1 :], axis=1))
@@ -208,11 +205,20 @@ def _log_likelihood(
     share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
     floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
     model_variance = (share * model) ** 2 + gap**2 + floor**2
-    variance = observation.sigma[:, None, None, :].astype(np.float32) ** 2 + model_variance
-    np.square(residual, out=residual)
-    residual /= variance
-    residual += np.log(variance, out=variance)
-    log = -0.5 * residual.sum(-1) + _LOG_PRIOR.astype(np.float32)
+    measured = observation.contrast.astype(np.float32)[:, None, None, :]
+    variance_of = observation.sigma.astype(np.float32)[:, None, None, :] ** 2
+    misfit: NDArray[np.float32] | float = 0.0
+    product: NDArray[np.float32] | float = 1.0
+    # One channel at a time: sums over an axis of three are slow, and one logarithm does for all three.
+    for channel in range(3):
+        residual = model[..., channel] - measured[..., channel]
+        residual[observation.saturated[:, channel]] = np.minimum(residual[observation.saturated[:, channel]], 0.0)
+        variance = model_variance[..., channel] + variance_of[..., channel]
+        residual *= residual
+        residual /= variance
+        misfit = misfit + residual
+        product = product * variance
+    log = -0.5 * (misfit + np.log(product)) + _LOG_PRIOR.astype(np.float32)
     for row in np.flatnonzero(observation.known > 0):
         own = int(observation.known[row]) - 1
         alone = log[row, :, own] - np.float32(_LOG_PRIOR[own])
@@ -236,7 +242,13 @@ def _log_evidence(witnesses: Observation, setups: Setups) -> Float:
     """Log likelihood of all regions under each set-up, whatever their layer numbers."""
     crystal, foreign = _log_likelihood(witnesses, setups)
     foreign = np.where(witnesses.known > 0, -np.inf, foreign)
-    return np.asarray(np.logaddexp(logsumexp(crystal, axis=-1), foreign[:, None]).sum(0), float)
+    return np.asarray(np.logaddexp(_log_sum(crystal), foreign[:, None]).sum(0), float)
+
+
+def _log_sum(log: Float) -> Float:
+    """Logarithm of the sum of exponentials over the last axis."""
+    highest = log.max(-1)
+    return np.asarray(highest + np.log(np.exp(log - highest[..., None]).sum(-1)))
 
 
 def _next_temperature(fit: Float, most: float) -> float:
@@ -296,9 +308,9 @@ def _move(
 def _summarise(
     crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64]
 ) -> LayerPosterior:
-    each = np.exp(crystal - logsumexp(crystal, axis=-1, keepdims=True)).mean(1)
+    each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = np.concatenate([each[:, :MOST_LAYERS], each[:, MOST_LAYERS:].sum(1, keepdims=True)], axis=1)
-    share = np.exp(foreign[:, None] - np.logaddexp(logsumexp(crystal, axis=-1), foreign[:, None]))
+    share = np.exp(foreign[:, None] - np.logaddexp(_log_sum(crystal), foreign[:, None]))
     cumulative = np.cumsum(each, axis=1)
     return LayerPosterior(
         p,

@@ -22,7 +22,7 @@ _STEP_CONTRAST = 0.018
 _STEP_RELATIVE = 0.035
 """A change of contrast over two pixels is a step if it exceeds the noise so many times, this much, and this
 share of the contrast."""
-_SAMPLE_PX = 600
+_SAMPLE_PX = 250
 """Pixels of a region that are enough for its median."""
 _REACH_PX = 8
 """Edges are a few pixels wide; seeds grow at most this far into them."""
@@ -78,12 +78,13 @@ def mark_steps(flake: Mask, contrast: Float32, *, noise: Float) -> Mask:
     steps = np.zeros(flake.shape, bool)
     # The mean of nine pixels, two of them subtracted: noise x sqrt(2) / 3 where pixels are independent.
     least = np.maximum(_STEP_SIGMA * noise * np.sqrt(2.0) / 3.0, _STEP_CONTRAST).astype(np.float32)
-    joined, _ = ndimage.label(flake, structure=np.ones((3, 3)))
+    joined, _ = ndimage.label(flake, structure=np.ones((3, 3)), output=np.int32)
+    sizes = np.bincount(joined.ravel())
     for label, box in enumerate(ndimage.find_objects(joined), start=1):
         rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in box)
-        own = joined[rows, cols] == label
-        if own.sum() < 4 * _SEED_PX:
+        if sizes[label] < 10 * _SEED_PX:
             continue
+        own = joined[rows, cols] == label
         smooth = ndimage.uniform_filter(contrast[rows, cols], (3, 3, 1))
         scale = np.maximum(1.0, np.abs(smooth) * np.float32(_STEP_RELATIVE) / least)
         jump = np.zeros(own.shape, bool)
@@ -126,17 +127,17 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
 def _grow(labels: Labels, within: Mask) -> Labels:
     """Let labels grow pixel by pixel into the unlabelled part of a mask."""
     labels = np.where(within, labels, 0).astype(np.int32)
+    rows, cols = np.nonzero(within & (labels == 0))
     for _ in range(_REACH_PX):
-        rows, cols = np.nonzero(within & (labels == 0))
-        if len(rows) == 0:
-            break
         found = np.zeros(len(rows), np.int32)
         for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
             r, c = np.clip(rows + down, 0, labels.shape[0] - 1), np.clip(cols + right, 0, labels.shape[1] - 1)
             found = np.where(found == 0, labels[r, c], found)
-        if not found.any():
+        reached = found > 0
+        if not reached.any():
             break
-        labels[rows, cols] = found
+        labels[rows[reached], cols[reached]] = found[reached]
+        rows, cols = rows[~reached], cols[~reached]
     return labels
 
 
@@ -163,10 +164,14 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
         pairs = _neighbours(labels)
         if len(pairs) == 0:
             break
-        measured = measure(labels, contrast, edge)
-        first, second = (measured.contrast[pairs[:, side] - 1] for side in (0, 1))
-        fewest = np.minimum(*(measured.inside_px[pairs[:, side] - 1] for side in (0, 1)))
-        noise = np.max([measured.spread[pairs[:, side] - 1] for side in (0, 1)], axis=0)
+        # Most regions of a picture are specks without a neighbour: only the others need measuring.
+        involved, pairs = np.unique(pairs, return_inverse=True)
+        own = np.zeros(int(labels.max()) + 1, np.int32)
+        own[involved] = np.arange(1, len(involved) + 1)
+        middle, spread, inside = _contrasts(own[labels], contrast, edge)
+        first, second = middle[pairs[:, 0]], middle[pairs[:, 1]]
+        fewest = inside[pairs].min(1)
+        noise = spread[pairs].max(1)
         allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
         allowed = allowed + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
         alike = (np.abs(first - second) < allowed).all(1)
@@ -174,7 +179,8 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
             break
         count = int(labels.max())
         joined = coo_array(
-            (np.ones(alike.sum()), (pairs[alike, 0] - 1, pairs[alike, 1] - 1)), shape=(count, count)
+            (np.ones(alike.sum()), (involved[pairs[alike, 0]] - 1, involved[pairs[alike, 1]] - 1)),
+            shape=(count, count),
         )
         _, group = connected_components(joined, directed=False)
         labels = np.concatenate([[0], group + 1]).astype(np.int32)[labels]
@@ -195,35 +201,37 @@ def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
     """
     count = int(labels.max())
     flat = np.flatnonzero(labels)
-    order = np.argsort(labels.ravel()[flat], kind="stable")
-    flat = flat[order]
-    sorted_labels = labels.ravel()[flat]
-    area = np.bincount(sorted_labels, minlength=count + 1)[1:].astype(float)
+    owner = labels.ravel()[flat]
+    area = np.bincount(owner, minlength=count + 1)[1:].astype(float)
     rows, cols = np.divmod(flat, labels.shape[1])
-    centre = np.stack(
-        [np.bincount(sorted_labels, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1
-    )
-    kept = _sample_inside(sorted_labels, ~edge.ravel()[flat])
-    owner, values = sorted_labels[kept] - 1, contrast.reshape(-1, 3)[flat[kept]]
-    middle = _medians(owner, values, count)
-    spread = 1.48 * _medians(owner, np.abs(values - middle[owner]), count)
-    inside = np.bincount(owner, minlength=count).astype(float)
+    centre = np.stack([np.bincount(owner, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1)
+    middle, spread, inside = _contrasts(labels, contrast, edge)
     boxes = [box for box in ndimage.find_objects(labels) if box is not None]
     return Measured(area, centre, middle, spread, inside, boxes)
 
 
-def _sample_inside(owner: Labels, inner: Mask) -> NDArray[np.int64]:
-    """Places of the pixels to measure: away from edges where a region has such, at most some hundreds a region.
+def _contrasts(labels: Labels, contrast: Float32, edge: Mask) -> tuple[Float, Float, Float]:
+    """Median contrast of every region, its robust spread, and the number of pixels behind them.
 
-    `owner` is sorted.
+    Pixels away from edges count where a region has such, a few hundred of them drawn from a large region.
     """
-    has_inner = np.bincount(owner, inner) >= _SEED_PX
-    used = np.flatnonzero(inner | ~has_inner[owner])
-    owner = owner[used]
-    sizes = np.bincount(owner)
-    rank = np.arange(len(owner)) - (np.cumsum(sizes) - sizes)[owner]
-    stride = np.maximum(sizes // _SAMPLE_PX, 1)
-    return np.asarray(used[rank % stride[owner] == 0])
+    count = int(labels.max())
+    flat = np.flatnonzero(labels)
+    owner = labels.ravel()[flat] - 1
+    inner = ~edge.ravel()[flat]
+    has_inner = np.bincount(owner, inner, count) >= _SEED_PX
+    used = inner | ~has_inner[owner]
+    flat, owner = flat[used], owner[used]
+    size = np.bincount(owner, minlength=count)
+    # A lottery that gives every pixel the same number whenever it is asked (Knuth's multiplicative hash).
+    lot = (flat.astype(np.uint32) * np.uint32(2654435761)) / np.float32(2**32)
+    kept = lot * size[owner] < _SAMPLE_PX
+    flat, owner = flat[kept], owner[kept]
+    order = np.argsort(owner, kind="stable")
+    owner, values = owner[order], contrast.reshape(-1, 3)[flat[order]]
+    middle = _medians(owner, values, count)
+    spread = 1.48 * _medians(owner, np.abs(values - middle[owner]), count)
+    return middle, spread, np.bincount(owner, minlength=count).astype(float)
 
 
 def _medians(owner: NDArray[np.int64] | Labels, values: Float32 | Float, count: int) -> Float:
