@@ -45,6 +45,8 @@ def make_table(
         labels[row : row + height, col : col + width] = region
         outlines[region] = box(col - 0.5, row - 0.5, col + width - 0.5, row + height - 0.5)
         values = dict.fromkeys(FLAKE_COLUMNS, 0.25)
+        if layers:
+            values[f"p_{layers.split('|')[0]}"] = 0.9
         rows.append(
             {
                 **values,
@@ -287,3 +289,9 @@ def test_page_for_a_hundred_noisy_pictures_stays_small() -> None:
     parts = [encode_jpeg(small), encode_jpeg(small)]
     parts += [encode_jpeg(picture) for picture in draw_thumbnails(display, table, most=8).values()]
     assert 100 * sum(map(len, parts)) * 4 / 3 < 30e6
+
+
+def test_an_ambiguous_region_is_drawn_as_its_likeliest_number() -> None:
+    table = make_table([("1|2", "ambiguous", (10, 10, 9, 9))])
+    table.frame[["p_1", "p_2"]] = 0.3, 0.6
+    assert table.layer_image()[12, 12] == 2

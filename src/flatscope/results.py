@@ -118,18 +118,15 @@ class FlakeTable:
 
         Returns
         -------
-        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likelier one if ambiguous), 254 thick, 255 rejected.
+        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest one if ambiguous), 254 thick, 255 rejected.
         """
         lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
-        for region, layers, status in zip(
-            self.frame["region_id"], self.frame["layers"], self.frame["status"], strict=True
-        ):
+        chances = self.frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
+        values = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)
+        for region, status, p in zip(self.frame["region_id"], self.frame["status"], chances, strict=True):
             if status == "failed":
                 continue
-            if status == "rejected":
-                lookup[region] = REJECTED_LABEL
-            else:
-                lookup[region] = THICK_LABEL if layers.startswith("thick") else int(layers.split("|")[0])
+            lookup[region] = REJECTED_LABEL if status == "rejected" else values[p.argmax()]
         return lookup[self.labels]
 
     def to_csv(self) -> str:

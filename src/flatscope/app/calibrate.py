@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from flatscope.app.settings import SettingsError, read_json
 from flatscope.files.read import read
-from flatscope.optical.background import estimate_background
+from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.flakes import KnownRegion
 
 _AROUND_PX = 3

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flatscope.app import show
-from flatscope.app.flakes import gather, settings_options
+from flatscope.app.flakes import choose_flatfield, gather, settings_options
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
+from flatscope.files.read import find_pictures
 from flatscope.inference.runtime import Network
 
 
@@ -39,8 +41,19 @@ def flakes(images: Path, masks: Path, **options: Any) -> int:
     """Compare found flakes with annotated ones."""
     params, run = gather(options)
     network = Network.load(run.weights)
+    flat = choose_flatfield(run.flatfield, find_pictures([images]))
+    if run.flatfield == "none":
+        params = replace(params, light_order=0)
     with show.progress("pictures") as on_progress:
-        scores = evaluate_flakes(images, masks, params, network=network, on_progress=on_progress)
+        scores = evaluate_flakes(
+            images,
+            masks,
+            params,
+            network=network,
+            um_per_px=run.um_per_px,
+            flatfield=flat,
+            on_progress=on_progress,
+        )
     show.print_scores(scores, as_json=options["as_json"])
     return 0
 

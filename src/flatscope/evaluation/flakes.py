@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from flatscope.evaluation.metrics import Interval, bootstrap, match_regions, overlap_table, ratio, reliability
@@ -20,23 +21,25 @@ from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.results import FlakeTable
 
 THINNEST_BULK = 10
-"""Masks of real pictures mark flakes up to about ten layers; a thick region that may be thinner counts as found."""
+"""Masks of real pictures mark flakes up to about ten layers and leave out bulk."""
 
 
 @dataclass(frozen=True)
 class MaskScores:
-    """Scores against instance masks.
+    """Scores against instance masks, at an overlap (IoU) of at least one half.
 
-    `recall` and `precision` count regions of one to six layers, `recall_few` and `precision_few` also thick
-    ones that may have ten layers or fewer; `union_iou` compares the pixels of the latter with those of the
-    masks. `counts` has a row a picture: name, true, found, matched, found (few), matched (few), pixels in
-    both, in either.
+    `recall` is the share of marked regions that some found region covers, whatever its layer number. `precision` is
+    the share of found regions that cover a marked one; thick regions that cannot have ten layers or fewer are left
+    out of it, as bulk is left out of the masks. `recall_thin` and `precision_thin` count only regions stated as one
+    to six layers. `union_iou` compares the pixels behind `precision` with those of the masks. `counts` has a row a
+    picture: name, marked, matched by any, found and matched (ten layers or fewer), found and matched (six or fewer),
+    pixels in both, in either.
     """
 
     recall: Interval
     precision: Interval
-    recall_few: Interval
-    precision_few: Interval
+    recall_thin: Interval
+    precision_thin: Interval
     union_iou: Interval
     counts: list[tuple[Any, ...]]
 
@@ -51,6 +54,8 @@ def evaluate(
     params: FlakeParams,
     *,
     network: Network | None = None,
+    um_per_px: float | None = None,
+    flatfield: NDArray[np.float32] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> MaskScores:
     """Score the flake finder on pictures with instance masks.
@@ -61,8 +66,10 @@ def evaluate(
         Folder of pictures.
     masks
         Folder of label images, NAME.mask.png or NAME.png for the picture NAME; pictures without one are left out.
-    params
-        Settings of `find_flakes`.
+    params, network, flatfield
+        As `find_flakes` takes them.
+    um_per_px
+        Pixel size, where the files do not state it.
 
     Raises
     ------
@@ -76,17 +83,17 @@ def evaluate(
     names: list[str] = []
     counts: list[tuple[int, ...]] = []
     for done, (path, mask) in enumerate(pairs, start=1):
-        table = find_flakes(read(path), params, network=network)
+        table = find_flakes(read(path, um_per_px=um_per_px), params, network=network, flatfield=flatfield)
         names.append(path.name)
         counts.append(_score_picture(table, read_labels(mask)))
         if on_progress is not None:
             on_progress(done, len(pairs))
     return MaskScores(
-        recall=bootstrap(counts, ratio(2, 0)),
-        precision=bootstrap(counts, ratio(2, 1)),
-        recall_few=bootstrap(counts, ratio(4, 0)),
-        precision_few=bootstrap(counts, ratio(4, 3)),
-        union_iou=bootstrap(counts, ratio(5, 6)),
+        recall=bootstrap(counts, ratio(1, 0)),
+        precision=bootstrap(counts, ratio(3, 2)),
+        recall_thin=bootstrap(counts, ratio(5, 0)),
+        precision_thin=bootstrap(counts, ratio(5, 4)),
+        union_iou=bootstrap(counts, ratio(6, 7)),
         counts=[(name, *row) for name, row in zip(names, counts, strict=True)],
     )
 
@@ -100,18 +107,26 @@ def _mask_of(path: Path, masks: Path) -> Path | None:
 
 def _score_picture(table: FlakeTable, true: NDArray[np.int32]) -> tuple[int, ...]:
     rows = table.found
-    thin = rows[~rows["layers"].str.startswith("thick")]
-    few = rows[
-        ~rows["layers"].str.startswith("thick")
-        | (np.sqrt(rows["layers_low"] * rows["layers_high"]) <= THINNEST_BULK)
+    thick = rows["layers"].str.startswith("thick")
+    bulk = thick & (np.sqrt(rows["layers_low"] * rows["layers_high"]) > THINNEST_BULK)
+
+    def found(chosen: pd.DataFrame) -> NDArray[np.int32]:
+        return np.where(np.isin(table.labels, chosen["region_id"].to_numpy(int)), table.labels, 0)
+
+    matches = [
+        len(match_regions(overlap_table(found(part), true)[2])) for part in (rows, rows[~bulk], rows[~thick])
     ]
-    result: list[int] = [len(np.unique(true[true > 0]))]
-    for chosen in (thin, few):
-        found = np.where(np.isin(table.labels, chosen["region_id"].to_numpy(int)), table.labels, 0)
-        _, _, overlap = overlap_table(found, true)
-        result += [len(chosen), len(match_regions(overlap))]
-    inside = found > 0
-    return (*result, int((inside & (true > 0)).sum()), int((inside | (true > 0)).sum()))
+    inside = found(rows[~bulk]) > 0
+    return (
+        len(np.unique(true[true > 0])),
+        matches[0],
+        int((~bulk).sum()),
+        matches[1],
+        int((~thick).sum()),
+        matches[2],
+        int((inside & (true > 0)).sum()),
+        int((inside | (true > 0)).sum()),
+    )
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,9 @@ def _fit_light(
 
     def fit() -> Float:
         # A small area says nothing about curvature far from it.
-        return _fit_polynomial(logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2))
+        return _fit_polynomial(
+            logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2)
+        )
 
     for slack in (8.0, 6.0, 5.0, 4.0):
         residual = logs - _evaluate(fit(), logs.shape[:2])

@@ -32,8 +32,11 @@ _SPECK_PX = 20
 """Regions below this are counted in a note, not listed."""
 BELOW_MINIMUM = "below minimum area"
 """Reason of the regions that are listed without an outline."""
-_SURE = 0.75
-"""Probability from which a layer number stands alone; below it the two likeliest are named."""
+_SURE = 0.65
+_ENOUGH = 0.9
+_MOST_NAMED = 3
+"""A layer number of at least the first probability stands alone; else the likeliest are named, until together
+they reach the second, two at least and three at most."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 
@@ -356,16 +359,15 @@ def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: st
         return _Verdict("", np.nan, "rejected", "colour not uniform: out of focus, folded or crumpled")
     names = [*map(str, range(1, MOST_LAYERS + 1)), "thick"]
     order = np.argsort(-p)
-    first, second = int(order[0]), int(order[1])
     faint = "near the noise: faint contrast" if np.abs(contrast).max() < _FAINT_CONTRAST else ""
+    first = int(order[0])
     if p[first] >= _SURE:
         return _Verdict(names[first], float(p[first]), "accepted", faint)
-    pair = sorted((first, second))
-    said = f"{p[first]:.0%} {names[first]}, {p[second]:.0%} {names[second]}"
+    enough = int(np.clip(np.searchsorted(np.cumsum(p[order]), _ENOUGH) + 1, 2, _MOST_NAMED))
+    said = ", ".join(f"{p[place]:.0%} {names[place]}" for place in order[:enough])
     reason = "; ".join(part for part in (f"ambiguous: {said}", faint) if part)
-    return _Verdict(
-        "|".join(names[place] for place in pair), float(p[first] + p[second]), "ambiguous", reason
-    )
+    stated = "|".join(names[place] for place in sorted(order[:enough]))
+    return _Verdict(stated, float(p[order[:enough]].sum()), "ambiguous", reason)
 
 
 def _is_gold(contrast: Float) -> NDArray[np.bool_]:

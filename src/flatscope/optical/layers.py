@@ -21,6 +21,7 @@ from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
 from flatscope.optical.thinfilm import LAYER_GRID
 
 Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
 
 MOST_LAYERS = 6
 """Layer numbers up to here are told apart; what is above is thick."""
@@ -42,6 +43,8 @@ _WITNESSES = 12.0
 """Regions share the errors of the published indices, so more than this many do not make the set-up surer."""
 _FLOOR = 0.006
 """Contrast error of any region: background, compression, a film of adsorbates (1 sigma)."""
+_SOILED_SHARE, _SOIL = 0.15, 0.04
+"""Share of crystals under residue or within an edge's blur, and what that adds to their contrast (1 sigma)."""
 _SHARE_FEW, _SHARE_THICK, _SHARE_RESIDUE, _SHARE_FOREIGN = 0.55, 0.3, 0.12, 0.03
 """Prior shares of regions: crystals of few layers, thicker ones, faint residue, other foreign matter."""
 _OXIDE_SHARE = 0.015
@@ -188,9 +191,7 @@ def _layer_log_prior() -> Float:
 _LOG_PRIOR = _layer_log_prior()
 
 
-def _log_likelihood(
-    observation: Observation, setups: Setups
-) -> tuple[Float, Float]:
+def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float, Float]:
     """Log likelihood times prior of each region, set-up and layer number, and of foreign matter.
 
     Returns
@@ -205,26 +206,36 @@ def _log_likelihood(
     share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
     floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
     model_variance = (share * model) ** 2 + gap**2 + floor**2
-    measured = observation.contrast.astype(np.float32)[:, None, None, :]
-    variance_of = observation.sigma.astype(np.float32)[:, None, None, :] ** 2
-    misfit: NDArray[np.float32] | float = 0.0
-    product: NDArray[np.float32] | float = 1.0
-    # One channel at a time: sums over an axis of three are slow, and one logarithm does for all three.
-    for channel in range(3):
-        residual = model[..., channel] - measured[..., channel]
-        residual[observation.saturated[:, channel]] = np.minimum(residual[observation.saturated[:, channel]], 0.0)
-        variance = model_variance[..., channel] + variance_of[..., channel]
-        residual *= residual
-        residual /= variance
-        misfit = misfit + residual
-        product = product * variance
-    log = -0.5 * (misfit + np.log(product)) + _LOG_PRIOR.astype(np.float32)
+    clean, soiled = (
+        _log_normal(model, model_variance + extra, observation) + np.float32(np.log(share_of))
+        for extra, share_of in ((0.0, 1.0 - _SOILED_SHARE), (np.float32(_SOIL**2), _SOILED_SHARE))
+    )
+    log = np.logaddexp(clean, soiled) + _LOG_PRIOR.astype(np.float32)
     for row in np.flatnonzero(observation.known > 0):
         own = int(observation.known[row]) - 1
         alone = log[row, :, own] - np.float32(_LOG_PRIOR[own])
         log[row] = -np.inf
         log[row, :, own] = alone
     return log, _log_foreign(observation.contrast)
+
+
+def _log_normal(model: Float32, model_variance: Float32, observation: Observation) -> Float32:
+    """Logarithm of the normal density of every contrast, up to a constant; shape (regions, setups, layer numbers)."""
+    measured = observation.contrast.astype(np.float32)[:, None, None, :]
+    noise = observation.sigma.astype(np.float32)[:, None, None, :] ** 2
+    misfit: Float32 | float = 0.0
+    product: Float32 | float = 1.0
+    # One channel at a time: sums over an axis of three are slow, and one logarithm does for all three.
+    for channel in range(3):
+        residual = model[..., channel] - measured[..., channel]
+        saturated = observation.saturated[:, channel]
+        residual[saturated] = np.minimum(residual[saturated], 0.0)
+        variance = model_variance[..., channel] + noise[..., channel]
+        residual *= residual
+        residual /= variance
+        misfit = misfit + residual
+        product = product * variance
+    return np.asarray(-0.5 * (misfit + np.log(product)))
 
 
 def _log_foreign(contrast: Float) -> Float:
@@ -305,9 +316,7 @@ def _move(
     return latent, fit, moved / len(fit)
 
 
-def _summarise(
-    crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64]
-) -> LayerPosterior:
+def _summarise(crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64]) -> LayerPosterior:
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = np.concatenate([each[:, :MOST_LAYERS], each[:, MOST_LAYERS:].sum(1, keepdims=True)], axis=1)
     share = np.exp(foreign[:, None] - np.logaddexp(_log_sum(crystal), foreign[:, None]))

@@ -252,7 +252,9 @@ def _cleave_flakes(rng: np.random.Generator, params: SceneParams) -> tuple[NDArr
     if rng.random() < 0.15:
         # A piece of bulk larger than what a network sees at once.
         size = float(rng.uniform(120.0, 450.0))
-        _terraced(rng, canvas, _cleaved(rng, rng.uniform(0.0, 1.0, 2) * (cols, rows), size), size=size, thin=0.1)
+        _terraced(
+            rng, canvas, _cleaved(rng, rng.uniform(0.0, 1.0, 2) * (cols, rows), size), size=size, thin=0.1
+        )
     for _ in range(flakes):
         size = scale * float(np.exp(rng.normal(3.1, 0.65)))
         centre = rng.uniform(-0.05, 1.05, 2) * (cols, rows)

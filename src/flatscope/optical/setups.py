@@ -77,22 +77,21 @@ class Setups:
 
     def bare(self) -> Float:
         """Linear brightness of the bare substrate under a camera balanced on a perfect mirror, shape (n, 3)."""
-        spectra = self._spectra(1)[0]
+        spectra = self._spectra()[0]
         return np.einsum("nw,ncw->nc", spectra, self.weights(), optimize=True)
 
-    def contrasts(self, grid: int = len(LAYER_GRID)) -> Float:
-        """Contrast of the first `grid` layer numbers of `LAYER_GRID` against the substrate as the camera stores
-        it, shape (n, grid, 3)."""
-        bare, flakes = self._spectra(grid)
+    def contrasts(self) -> Float:
+        """Contrast of `LAYER_GRID` layers against the substrate as the camera stores it, shape (n, layers, 3)."""
+        bare, flakes = self._spectra()
         linear = contrast(bare, flakes, self.weights())
         return store(linear, self.gamma, self.flare)
 
-    def _spectra(self, grid: int) -> tuple[Float, Float]:
+    def _spectra(self) -> tuple[Float, Float]:
         # Tables cover the oxides at hand in steps of 20 nm, so that nearby pictures share them.
         low = np.floor(self.oxide_nm.min() / 20.0) * 20.0
         high = max(np.ceil(self.oxide_nm.max() / 20.0) * 20.0, low + 20.0)
         bare = np.empty((len(self), len(WAVELENGTHS_NM)))
-        flakes = np.empty((len(self), grid, len(WAVELENGTHS_NM)))
+        flakes = np.empty((len(self), len(LAYER_GRID), len(WAVELENGTHS_NM)))
         for variant in np.unique(self.variant):
             for aperture in np.unique(self.aperture):
                 rows = np.flatnonzero((self.variant == variant) & (self.aperture == aperture))
@@ -103,7 +102,7 @@ class Setups:
                         na=APERTURES[aperture],
                         oxide_range_nm=(float(low), float(high)),
                     )
-                    bare[rows], flakes[rows] = table.at(self.oxide_nm[rows], grid)
+                    bare[rows], flakes[rows] = table.at(self.oxide_nm[rows])
         return bare, flakes
 
 

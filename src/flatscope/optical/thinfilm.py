@@ -142,19 +142,12 @@ class SpectralTable:
     bare: Float
     flakes: Float
 
-    def at(self, oxide_nm: Float, count: int) -> tuple[Float, Float]:
+    def at(self, oxide_nm: Float) -> tuple[Float, Float]:
         """Spectra at any oxide thickness inside the grid, by linear interpolation.
-
-        Parameters
-        ----------
-        oxide_nm
-            Shape (n,).
-        count
-            How many layer numbers of the grid to give.
 
         Returns
         -------
-        Bare (n, wavelengths) and flakes (n, count, wavelengths).
+        Bare (n, wavelengths) and flakes (n, layer numbers, wavelengths).
         """
         step = self.oxide_nm[1] - self.oxide_nm[0]
         place = np.clip((oxide_nm - self.oxide_nm[0]) / step, 0.0, len(self.oxide_nm) - 1.001)
@@ -162,8 +155,7 @@ class SpectralTable:
         share = (place - low)[:, None]
         bare = (1.0 - share) * self.bare[low] + share * self.bare[low + 1]
         share = share[..., None]
-        flakes = self.flakes[:, :count]
-        return bare, (1.0 - share) * flakes[low] + share * flakes[low + 1]
+        return bare, (1.0 - share) * self.flakes[low] + share * self.flakes[low + 1]
 
 
 @lru_cache(maxsize=64)
