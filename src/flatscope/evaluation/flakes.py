@@ -17,11 +17,12 @@ from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.materials import find_material
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.results import FlakeTable
 
-THINNEST_BULK = 10
-"""Masks of real pictures mark flakes up to about ten layers and leave out bulk."""
+BULK_NM = 4.0
+"""Masks of real pictures mark flakes up to about this thickness (twelve layers of graphene, six of MoS2)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class MaskScores:
     """Scores against instance masks, at an overlap (IoU) of at least one half.
 
     `recall` is the share of marked regions that some found region covers, whatever its layer number. `precision` is
-    the share of found regions that cover a marked one; thick regions that cannot have ten layers or fewer are left
+    the share of found regions that cover a marked one; thick regions that are likelier thicker than `BULK_NM` are left
     out of it, as bulk is left out of the masks. `recall_thin` and `precision_thin` count only regions stated as one
     to six layers. `union_iou` compares the pixels behind `precision` with those of the masks. `counts` has a row a
-    picture: name, marked, matched by any, found and matched (ten layers or fewer), found and matched (six or fewer),
+    picture: name, marked, matched by any, found and matched (without bulk), found and matched (six layers or fewer),
     pixels in both, in either.
     """
 
@@ -80,12 +81,13 @@ def evaluate(
     pairs = [(path, mask) for path in find_pictures([images]) if (mask := _mask_of(path, masks)) is not None]
     if not pairs:
         raise MicrographError(f"no picture in {images} has a mask NAME.mask.png or NAME.png in {masks}")
+    layer_nm = find_material(params.material).layer_nm
     names: list[str] = []
     counts: list[tuple[int, ...]] = []
     for done, (path, mask) in enumerate(pairs, start=1):
         table = find_flakes(read(path, um_per_px=um_per_px), params, network=network, flatfield=flatfield)
         names.append(path.name)
-        counts.append(_score_picture(table, read_labels(mask)))
+        counts.append(_score_picture(table, read_labels(mask), layer_nm=layer_nm))
         if on_progress is not None:
             on_progress(done, len(pairs))
     return MaskScores(
@@ -105,10 +107,10 @@ def _mask_of(path: Path, masks: Path) -> Path | None:
     return None
 
 
-def _score_picture(table: FlakeTable, true: NDArray[np.int32]) -> tuple[int, ...]:
+def _score_picture(table: FlakeTable, true: NDArray[np.int32], *, layer_nm: float) -> tuple[int, ...]:
     rows = table.found
     thick = rows["layers"].str.startswith("thick")
-    bulk = thick & (np.sqrt(rows["layers_low"] * rows["layers_high"]) > THINNEST_BULK)
+    bulk = thick & (np.sqrt(rows["layers_low"] * rows["layers_high"]) * layer_nm > BULK_NM)
 
     def found(chosen: pd.DataFrame) -> NDArray[np.int32]:
         return np.where(np.isin(table.labels, chosen["region_id"].to_numpy(int)), table.labels, 0)
