@@ -32,7 +32,7 @@ _SPECK_PX = 20
 """Regions below this are counted in a note, not listed."""
 BELOW_MINIMUM = "below minimum area"
 """Reason of the regions that are listed without an outline."""
-_SURE = 0.65
+_SURE = 0.7
 _ENOUGH = 0.9
 _MOST_NAMED = 3
 """A layer number of at least the first probability stands alone; else the likeliest are named, until together

@@ -31,8 +31,8 @@ _THIN_NM = 4.0
 _THICK_SIGMA, _THICK_FLOOR = 0.12, 0.03
 """Relative and absolute contrast error of crystals above this thickness: a few percent of error in a published
 index move their interference colours far more than those of a thin crystal."""
-_PARTICLES = 600
-_REPORTED = 200
+_PARTICLES = 500
+_REPORTED = 250
 """Set-ups drawn, and how many of them the probabilities are averaged over."""
 _MOVES = 3
 """Moves of every set-up at each temperature, three times as many at the end."""
@@ -43,8 +43,8 @@ _WITNESSES = 12.0
 """Regions share the errors of the published indices, so more than this many do not make the set-up surer."""
 _FLOOR = 0.006
 """Contrast error of any region: background, compression, a film of adsorbates (1 sigma)."""
-_SOILED_SHARE, _SOIL = 0.15, 0.04
-"""Share of crystals under residue or within an edge's blur, and what that adds to their contrast (1 sigma)."""
+_FREEDOM = 4
+"""Degrees of freedom of the contrast's error: few, since residue and blurred edges make it heavy-tailed."""
 _SHARE_FEW, _SHARE_THICK, _SHARE_RESIDUE, _SHARE_FOREIGN = 0.55, 0.3, 0.12, 0.03
 """Prior shares of regions: crystals of few layers, thicker ones, faint residue, other foreign matter."""
 _OXIDE_SHARE = 0.015
@@ -206,11 +206,7 @@ def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float, Fl
     share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
     floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
     model_variance = (share * model) ** 2 + gap**2 + floor**2
-    clean, soiled = (
-        _log_normal(model, model_variance + extra, observation) + np.float32(np.log(share_of))
-        for extra, share_of in ((0.0, 1.0 - _SOILED_SHARE), (np.float32(_SOIL**2), _SOILED_SHARE))
-    )
-    log = np.logaddexp(clean, soiled) + _LOG_PRIOR.astype(np.float32)
+    log = _log_student(model, model_variance, observation) + _LOG_PRIOR.astype(np.float32)
     for row in np.flatnonzero(observation.known > 0):
         own = int(observation.known[row]) - 1
         alone = log[row, :, own] - np.float32(_LOG_PRIOR[own])
@@ -219,12 +215,16 @@ def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float, Fl
     return log, _log_foreign(observation.contrast)
 
 
-def _log_normal(model: Float32, model_variance: Float32, observation: Observation) -> Float32:
-    """Logarithm of the normal density of every contrast, up to a constant; shape (regions, setups, layer numbers)."""
+def _log_student(model: Float32, model_variance: Float32, observation: Observation) -> Float32:
+    """Logarithm of the density of every contrast, up to a constant; shape (regions, setups, layer numbers).
+
+    A multivariate t distribution in place of the normal one (Lange et al. 1989, doi:10.1080/01621459.1989.10478852):
+    now and then residue or a blurred edge puts a contrast far off.
+    """
     measured = observation.contrast.astype(np.float32)[:, None, None, :]
     noise = observation.sigma.astype(np.float32)[:, None, None, :] ** 2
-    misfit: Float32 | float = 0.0
-    product: Float32 | float = 1.0
+    misfit = np.zeros((len(observation.contrast), *model.shape[:2]), np.float32)
+    product = np.ones_like(misfit)
     # One channel at a time: sums over an axis of three are slow, and one logarithm does for all three.
     for channel in range(3):
         residual = model[..., channel] - measured[..., channel]
@@ -233,9 +233,10 @@ def _log_normal(model: Float32, model_variance: Float32, observation: Observatio
         variance = model_variance[..., channel] + noise[..., channel]
         residual *= residual
         residual /= variance
-        misfit = misfit + residual
-        product = product * variance
-    return np.asarray(-0.5 * (misfit + np.log(product)))
+        misfit += residual
+        product *= variance
+    misfit *= np.float32(1.0 / _FREEDOM)
+    return np.asarray(-0.5 * ((_FREEDOM + 3) * np.log1p(misfit, out=misfit) + np.log(product, out=product)))
 
 
 def _log_foreign(contrast: Float) -> Float:
