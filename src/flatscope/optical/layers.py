@@ -3,8 +3,8 @@
 The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of
 which is known well. A population of set-ups is drawn from the prior and moved, step by step, towards those
 that explain all regions of the picture (sequential Monte Carlo, Del Moral et al. 2006,
-10.1111/j.1467-9868.2006.00553.x, with moves that keep the Gaussian prior, Cotter et al. 2013,
-10.1214/13-STS421). What remains uncertain about the set-up stays in the probabilities.
+10.1111/j.1467-9868.2006.00553.x, with moves along differences of the population, ter Braak 2006,
+10.1007/s11222-006-8769-1). What remains uncertain about the set-up stays in the probabilities.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def _layer_log_prior() -> Float:
 _LOG_PRIOR = _layer_log_prior()
 
 
-def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float, Float]:
+def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float32, Float]:
     """Log likelihood times prior of each region, set-up and layer number, and of foreign matter.
 
     Returns
@@ -257,7 +257,7 @@ def _log_evidence(witnesses: Observation, setups: Setups) -> Float:
     return np.asarray(np.logaddexp(_log_sum(crystal), foreign[:, None]).sum(0), float)
 
 
-def _log_sum(log: Float) -> Float:
+def _log_sum(log: Float32) -> Float32:
     """Logarithm of the sum of exponentials over the last axis."""
     highest = log.max(-1)
     return np.asarray(highest + np.log(np.exp(log - highest[..., None]).sum(-1)))
@@ -317,7 +317,7 @@ def _move(
     return latent, fit, moved / len(fit)
 
 
-def _summarise(crystal: Float, foreign: Float, setups: Setups, known: NDArray[np.int64]) -> LayerPosterior:
+def _summarise(crystal: Float32, foreign: Float, setups: Setups, known: NDArray[np.int64]) -> LayerPosterior:
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = np.concatenate([each[:, :MOST_LAYERS], each[:, MOST_LAYERS:].sum(1, keepdims=True)], axis=1)
     share = np.exp(foreign[:, None] - np.logaddexp(_log_sum(crystal), foreign[:, None]))

@@ -320,7 +320,7 @@ def _draw_legend(
             word = {"1": "1 layer", "thick": "thick"}.get(name, f"{name} layers")
             entries.append((word, [colour], False))
     if any(record["status"] == "ambiguous" for record in records):
-        entries.append(("two fit", [LAYER_COLOURS["1"], LAYER_COLOURS["2"]], False))
+        entries.append(("more than one fits", [LAYER_COLOURS["1"], LAYER_COLOURS["2"]], False))
     if any(record["status"] == "rejected" for record in records):
         entries.append(("rejected", [REJECTED_COLOUR], True))
     if not entries:
