@@ -179,6 +179,7 @@ def _observe(contrast: np.ndarray, known: list[int] | None = None) -> Observatio
         np.zeros((count, 3), bool),
         np.full(count, 1000.0),
         np.array(known or [0] * count, np.int64),
+        np.ones(count, bool),
     )
 
 
@@ -234,6 +235,7 @@ def test_saturation_says_only_at_least_so_bright() -> None:
         np.ones((1, 3), bool),
         np.array([500.0]),
         np.zeros(1, np.int64),
+        np.ones(1, bool),
     )
     posterior = count_layers(observation, Prior("graphene", 90.0), rng=rng(0))
     assert posterior.p[0, 6] > 0.95 and posterior.p_foreign[0] < 0.1

@@ -37,6 +37,9 @@ _ENOUGH = 0.9
 _MOST_NAMED = 3
 """A layer number of at least the first probability stands alone; else the likeliest are named, until together
 they reach the second, two at least and three at most."""
+_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.35, 0.1, 3
+"""What the network calls residue is kept if it is this even, this surely no foreign matter, and has at most so many
+layers."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 
@@ -239,9 +242,13 @@ def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> 
 def _count(
     found: Measured, crystals: int, least: float, rgb: Float32, *, background: Background, params: FlakeParams
 ) -> LayerPosterior:
-    """Layer probabilities of the crystals that are large enough, in the order of their labels."""
-    counted = np.flatnonzero(found.area_px[:crystals] >= least)
+    """Layer probabilities of the regions that are large enough, in the order of their labels.
+
+    Only what the network takes for crystals tells about the set-up.
+    """
+    counted = np.flatnonzero(found.area_px >= least)
     known = params.known
+    told = np.zeros((len(known), 3))
     contrast = np.vstack(
         [np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]]
     )
@@ -251,14 +258,14 @@ def _count(
         background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
     )
     excess = found.spread[counted] ** 2 - (1.2 * background.noise) ** 2
-    uneven = np.vstack([np.zeros((len(known), 3)), np.sqrt(np.maximum(excess, 0.0))])
     observation = Observation(
         contrast,
         sigma,
-        uneven,
-        np.vstack([np.zeros((len(known), 3), bool), _is_saturated(found, counted, rgb, background)]),
-        np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
-        np.array([region.layers for region in known] + [0] * len(counted), np.int64),
+        uneven=np.vstack([told, np.sqrt(np.maximum(excess, 0.0))]),
+        saturated=np.vstack([told > 0, _is_saturated(found, counted, rgb, background)]),
+        area_px=np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
+        known=np.array([region.layers for region in known] + [0] * len(counted), np.int64),
+        witness=np.concatenate([np.ones(len(known), bool), counted < crystals]),
     )
     # The same picture and settings give the same answer.
     posterior = count_layers(observation, params.prior(), rng=np.random.default_rng(0))
@@ -297,7 +304,7 @@ def _tabulate(
     count = len(found.area_px)
     p = np.full((count, MOST_LAYERS + 1), np.nan)
     low, high, p_foreign = np.full((3, count), np.nan)
-    counted = np.flatnonzero(found.area_px[:crystals] >= least)
+    counted = np.flatnonzero(found.area_px >= least)
     p[counted], p_foreign[counted] = posterior.p, posterior.p_foreign
     low[counted], high[counted] = posterior.low, posterior.high
     gold = _is_gold(found.contrast) & (np.arange(count) >= crystals) & (found.area_px >= 4 * least)
@@ -307,12 +314,18 @@ def _tabulate(
     for index in range(count):
         if found.area_px[index] < least:
             verdict = _Verdict("", np.nan, "rejected", BELOW_MINIMUM)
-        elif index >= crystals:
+        elif index >= crystals and not (
+            found.area_px[index] >= 4 * least and _looks_thin(p[index], p_foreign[index], found, index)
+        ):
             verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
         elif index + 1 in near_gold:
             verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
         else:
             verdict = _judge(p[index], float(p_foreign[index]), found, index, params.material)
+            if index >= crystals:
+                verdict = replace(
+                    verdict, status="ambiguous", reason=f"may be residue; {verdict.reason}".strip("; ")
+                )
         box = found.boxes[index]
         row, col = found.centre[index]
         rows.append(
@@ -368,6 +381,17 @@ def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: st
     reason = "; ".join(part for part in (f"ambiguous: {said}", faint) if part)
     stated = "|".join(names[place] for place in sorted(order[:enough]))
     return _Verdict(stated, float(p[order[:enough]].sum()), "ambiguous", reason)
+
+
+def _looks_thin(p: Float, p_foreign: float, found: Measured, index: int) -> bool:
+    """Whether what the network takes for residue is as even, and of the colour, as a thin crystal.
+
+    The network knows no material and no oxide; a faint monolayer and a film of glue look alike to it.
+    """
+    contrast, spread = found.contrast[index], found.spread[index]
+    strongest = int(np.abs(contrast).argmax())
+    even = spread[strongest] < _EVEN_SHARE * abs(contrast[strongest])
+    return bool(even and p_foreign < _SURELY_CRYSTAL and p[:_THINNEST].max() > _SURE)
 
 
 def _is_gold(contrast: Float) -> NDArray[np.bool_]:

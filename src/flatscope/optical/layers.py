@@ -72,6 +72,9 @@ class Observation:
         Shape (regions,).
     known
         Layer number where the user knows it, else 0; shape (regions,).
+    witness
+        Whether a region may tell about the set-up; others are only counted with what the witnesses told. Shape
+        (regions,), bool.
     """
 
     contrast: Float
@@ -80,6 +83,7 @@ class Observation:
     saturated: NDArray[np.bool_]
     area_px: Float
     known: NDArray[np.int64]
+    witness: NDArray[np.bool_]
 
     def take(self, which: NDArray[np.int64]) -> Observation:
         """The regions at the given places."""
@@ -90,6 +94,7 @@ class Observation:
             self.saturated[which],
             self.area_px[which],
             self.known[which],
+            self.witness[which],
         )
 
 
@@ -170,7 +175,7 @@ def _select(observation: Observation) -> Observation:
     """The regions that tell most about the set-up: known ones, then large unsaturated ones of different contrast."""
     order = np.argsort(-(observation.area_px + 1e9 * (observation.known > 0)))
     chosen: list[int] = []
-    for place in order[~observation.saturated[order].any(1)]:
+    for place in order[observation.witness[order] & ~observation.saturated[order].any(1)]:
         distance = np.abs(observation.contrast[chosen] - observation.contrast[place])
         if (distance < _SAME_CONTRAST).all(1).sum() < 3:
             chosen.append(int(place))
