@@ -28,11 +28,13 @@ FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 CHANNELS = (("red", "#c0392b"), ("green", "#2e8b57"), ("blue", "#2d5fa8"))
 # Development pictures, graphene on nominally 90 nm: median contrast of regions of one to three layers.
 MEASURED = np.array([[-0.138, -0.139, -0.068], [-0.251, -0.262, -0.147], [-0.350, -0.368, -0.215]])
+# Name, material, nominal oxide, pixel size, and the part to show: top, left, rows, columns.
 REAL = (
-    ("graphene/45ce9af7.jpg", "graphene", 90.0, 0.384),
-    ("graphene/20ea4e7f.jpg", "graphene", 90.0, 0.384),
-    ("graphene/large_2456x1842.jpg", "graphene", 285.0, None),
-    ("wse2/4b7772c0.jpg", "WSe2", 70.0, 0.384),
+    ("graphene/45ce9af7.jpg", "graphene", 90.0, 0.384, (500, 220, 240, 375)),
+    ("graphene/45ce9af7.jpg", "graphene", 90.0, 0.384, (620, 740, 320, 500)),
+    ("graphene/20ea4e7f.jpg", "graphene", 90.0, 0.384, (300, 60, 240, 375)),
+    ("graphene/large_2456x1842.jpg", "graphene", 285.0, None, (480, 1080, 800, 1250)),
+    ("wse2/4b7772c0.jpg", "WSe2", 70.0, 0.384, (0, 1295, 400, 625)),
 )
 
 
@@ -106,24 +108,20 @@ def draw_before_after(folder: Path) -> None:
     """Real pictures and what was found in them."""
     network = Network.load("flakes")
     rows = []
-    for name, material, oxide, um_per_px in REAL:
+    for name, material, oxide, um_per_px, (top, left, height, width) in REAL:
         picture = flatscope.read(folder / name, um_per_px=um_per_px)
-        table = flatscope.find_flakes(
-            picture, flatscope.FlakeParams(material, oxide_nm=oxide), network=network
-        )
-        pair = [
-            Image.fromarray((picture.rgb() * 255).astype(np.uint8)),
-            draw_overlay(to_display(picture), table),
-        ]
-        rows.append(
-            np.hstack(
-                [
-                    np.asarray(image.convert("RGB").resize((560, 360), Image.Resampling.LANCZOS))
-                    for image in pair
-                ]
-            )
-        )
+        params = flatscope.FlakeParams(material, oxide_nm=oxide)
+        table = flatscope.find_flakes(picture, params, network=network)
+        display = to_display(picture)
+        pair = []
+        for image in (Image.fromarray(display.pixels), draw_overlay(display, table)):
+            scale = image.width / picture.shape[1]
+            box = tuple(round(scale * side) for side in (left, top, left + width, top + height))
+            part = image.convert("RGB").crop(box).resize((560, 360), Image.Resampling.LANCZOS)
+            pair.append(np.asarray(part))
+        rows.append(np.hstack(pair))
     Image.fromarray(np.vstack(rows)).save(FIGURES / "real_before_after.jpg", quality=82)
+    Image.fromarray(np.vstack(rows[:2])).save(FIGURES / "overview.jpg", quality=85)
 
 
 def draw_reliability(scores: Path) -> None:
