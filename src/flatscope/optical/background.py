@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -303,6 +304,14 @@ def _block_centres(count: int) -> Float:
     return (np.arange(count) + 0.5) / count * 2.0 - 1.0
 
 
+@lru_cache(maxsize=4)
+def _design(rows: int, cols: int, order: int) -> tuple[list[tuple[int, int]], Float]:
+    """Powers of row and column, and the value of each polynomial at every block, shape (blocks, terms)."""
+    down, across = (_legendre(_block_centres(side), order) for side in (rows, cols))
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
+    return powers, np.stack([np.multiply.outer(down[:, i], across[:, j]).ravel() for i, j in powers], 1)
+
+
 def _fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
     """Weighted least squares in two-dimensional Legendre polynomials of total order `order`, with a faint ridge.
 
@@ -310,9 +319,7 @@ def _fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
     -------
     Shape (channels, order + 1, order + 1).
     """
-    rows, cols = (_legendre(_block_centres(side), order) for side in values.shape[:2])
-    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i)]
-    design = np.stack([np.multiply.outer(rows[:, i], cols[:, j]).ravel() for i, j in powers], 1)
+    powers, design = _design(values.shape[0], values.shape[1], order)
     used = weight.ravel() > 0
     chosen, target = design[used], values.reshape(-1, values.shape[2])[used]
     ridge = (

@@ -39,7 +39,7 @@ _MOVES = 3
 _FITTED_REGIONS = 16
 _SAME_CONTRAST = 0.015
 """Regions closer than this in every channel say the same: three of them bear witness."""
-_WITNESSES = 12.0
+_WITNESSES = 8.0
 """Regions share the errors of the published indices, so more than this many do not make the set-up surer."""
 _FLOOR = 0.006
 """Contrast error of any region: background, compression, a film of adsorbates (1 sigma)."""
