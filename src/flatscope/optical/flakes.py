@@ -28,8 +28,8 @@ Mask = NDArray[np.bool_]
 
 _WORKING_PX = 4.5e6
 """Pictures with more pixels are averaged down by a whole number before the network sees them."""
-_SPECK_PX = 20
-"""Regions below this are counted in a note, not listed."""
+_SPECK_SHARE = 0.25
+"""Specks below this share of the smallest area that counts are counted in a note, not listed."""
 BELOW_MINIMUM = "below minimum area"
 """Reason of the regions that are listed without an outline."""
 _SURE = 0.7
@@ -172,22 +172,23 @@ def find_flakes(
     p = network.probabilities(network.card.normalise(contrast))
     chance = dict(zip(network.card.outputs, p, strict=True))
     clock.lap("network_s")
-    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, factor)
+    least = _least_area_px(micrograph, params, factor)
+    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least)
     edge = mark_steps(crystal, contrast, noise=background.noise)
     edge |= chance["edge"] > network.card.thresholds.get("edge", 0.5)
     labels = cut_regions(crystal, edge, contrast)
     crystals = int(labels.max())
-    foreign, more_specks = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), factor)
+    foreign, more_specks = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least)
     labels = _add_foreign(labels, foreign)
     found = measure(labels, contrast, edge)
     clock.lap("regions_s")
-    least = _least_area_px(micrograph, params, factor)
     posterior = _count(found, crystals, least, rgb, background=background, params=params)
     frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
     clock.lap("layers_s")
     notes = background.notes
     if specks + more_specks:
-        notes = (*notes, f"{specks + more_specks} specks below {_SPECK_PX} px are not listed")
+        size = _SPECK_SHARE * least * factor**2
+        notes = (*notes, f"{specks + more_specks} specks below {size:.0f} px are not listed")
     return _deliver(frame, labels, job, factor=factor, notes=notes)
 
 
@@ -217,10 +218,10 @@ def _shrink(picture: Float32, factor: int) -> Float32:
     return np.asarray(blocks.mean((1, 3)), np.float32)
 
 
-def _drop_specks(mask: Mask, factor: int) -> tuple[Mask, int]:
-    """A mask without its parts below `_SPECK_PX` of the picture's own pixels, and how many these were."""
+def _drop_specks(mask: Mask, least: float) -> tuple[Mask, int]:
+    """A mask without its parts far below the smallest area that counts, and how many these were."""
     parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
-    large = np.bincount(parts.ravel()) >= max(_SPECK_PX / factor**2, 4)
+    large = np.bincount(parts.ravel()) >= _SPECK_SHARE * least
     large[0] = False
     return large[parts], count - int(large.sum())
 
