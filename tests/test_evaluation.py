@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from flatscope.evaluation.flakes import score_picture
 from flatscope.evaluation.metrics import bootstrap, match_regions, overlap_table, ratio, reliability
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
 
 def test_overlaps_of_two_label_images() -> None:
@@ -43,3 +46,19 @@ def test_reliability_of_stated_probabilities() -> None:
     p = np.array([0.95, 0.97, 0.55, 0.58])
     right = np.array([True, True, True, False])
     assert reliability(p, right) == [(pytest.approx(0.565), 0.5, 2), (pytest.approx(0.96), 1.0, 2)]
+
+
+def test_bulk_is_found_but_not_held_against_the_finder() -> None:
+    """Marked: a thin flake and one of eight layers. Found: both, a thin one that nobody marked, and bulk."""
+    true = np.zeros((40, 80), np.int32)
+    true[5:15, 5:15], true[5:15, 25:35] = 1, 2
+    labels = true.copy()
+    labels[25:35, 5:15], labels[25:35, 40:70] = 3, 4
+    frame = pd.DataFrame(columns=list(FLAKE_COLUMNS), index=range(4))
+    frame["region_id"] = [1, 2, 3, 4]
+    frame["layers"] = ["2", "thick", "1", "thick"]
+    frame["layers_low"], frame["layers_high"] = [2.0, 7.0, 1.0, 60.0], [2.0, 10.0, 1.0, 200.0]
+    frame["status"] = "accepted"
+    table = FlakeTable(frame, labels, {}, None, Provenance("0", "a.png", "", "", "", {}))
+    counts = score_picture(table, true, layer_nm=0.335)
+    assert counts == (2, 2, 3, 2, 2, 1, 200, 300)

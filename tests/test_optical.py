@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from flatscope.micrograph import MicrographError
+from flatscope.evaluation.flakes import pair_with_truth
+from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import estimate_background, estimate_flatfield
+from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.layers import Observation, count_layers
 from flatscope.optical.regions import cut_regions, mark_steps, measure
 from flatscope.optical.scenes import SceneParams, draw_scene
@@ -98,6 +102,14 @@ def test_a_second_even_area_is_mentioned() -> None:
     background = estimate_background(picture)
     assert any("second even area" in note for note in background.notes)
     assert background.colour == pytest.approx([0.49, 0.44, 0.59], rel=0.1)
+
+
+def test_the_substrate_is_what_surrounds_the_crystals() -> None:
+    """A smooth crystal may be larger than the substrate around it, which reaches the border."""
+    picture = np.full((320, 480, 3), (0.3, 0.25, 0.35), np.float32)
+    picture[30:290, 40:440] *= 1.9
+    picture += rng(8).normal(0.0, 0.004, picture.shape).astype(np.float32)
+    assert estimate_background(picture).colour == pytest.approx([0.3, 0.25, 0.35], rel=0.02)
 
 
 def test_a_white_picture_has_no_substrate() -> None:
@@ -246,3 +258,65 @@ def test_no_region_gives_the_prior_back() -> None:
     assert posterior.p.shape == (0, 7)
     assert posterior.oxide_nm == pytest.approx(90.0, abs=2.0)
     assert posterior.oxide_sigma_nm == pytest.approx(10.0, rel=0.15)
+
+
+def _ladder(*layers: int) -> np.ndarray:
+    """Contrasts of graphene on 92 nm oxide through a linear camera."""
+    setup = Prior("graphene", 92.0, 0.0, gamma=1.0).setups(np.zeros((1, LATENTS)))
+    return setup.contrasts()[0][np.array(layers) - 1]
+
+
+def test_one_soiled_region_does_not_change_what_the_others_are() -> None:
+    """Residue over a fifth region, of a colour between the layers', leaves the four terraces where they were."""
+    contrast = np.vstack([_ladder(1, 2, 3, 4), _ladder(2) * (0.7, 1.2, 0.4)])
+    posterior = count_layers(_observe(contrast), Prior("graphene", 90.0), rng=rng(0))
+    assert posterior.p[:4].argmax(1).tolist() == [0, 1, 2, 3]
+    assert posterior.p[:4].max(1).min() > 0.7
+
+
+def test_a_region_without_witness_is_counted_but_tells_nothing() -> None:
+    contrast = np.vstack([_ladder(1, 2), [[-0.5, 0.3, -0.5]]])
+    silent = replace(_observe(contrast), witness=np.array([True, True, False]))
+    posterior = count_layers(silent, Prior("graphene", 90.0), rng=rng(0))
+    alone = count_layers(_observe(contrast[:2]), Prior("graphene", 90.0), rng=rng(0))
+    np.testing.assert_allclose(posterior.p[:2], alone.p, atol=1e-5)
+    assert posterior.oxide_nm == alone.oxide_nm
+    assert posterior.p_foreign[2] > 0.9
+
+
+def test_uneven_regions_hardly_tell_about_the_set_up() -> None:
+    """The same wrong colour, even or uneven: only the even one may move the oxide."""
+    contrast = np.vstack([_ladder(1, 2, 3), _ladder(2) * (1.25, 1.0, 0.5), _ladder(3) * (1.25, 1.0, 0.5)])
+    even = _observe(contrast)
+    uneven = replace(even, uneven=np.array([0.0, 0.0, 0.0, 0.3, 0.3])[:, None] * np.ones(3))
+    clean = count_layers(_observe(contrast[:3]), Prior("graphene", 90.0), rng=rng(0))
+    moved, kept = (count_layers(seen, Prior("graphene", 90.0), rng=rng(0)) for seen in (even, uneven))
+    assert abs(kept.oxide_nm - clean.oxide_nm) < abs(moved.oxide_nm - clean.oxide_nm)
+
+
+# --- all of it ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("material", "oxide_nm"), [("graphene", 90.0), ("MoS2", 285.0), ("WSe2", 75.0)])
+def test_the_shipped_network_finds_and_counts_on_a_drawn_picture(material: str, oxide_nm: float) -> None:
+    """Nominal oxide 4 nm off: most regions of 500 px are found, and those found have the right number named."""
+    there, found, right = 0, 0, 0
+    for seed in range(3):
+        params = SceneParams(
+            shape=(600, 800),
+            material=material,
+            oxide_nm=oxide_nm,
+            growth="exfoliated",
+            gamma=1.0,
+            density=0.5,
+        )
+        scene = draw_scene(rng(seed, 21), params)
+        told = FlakeParams(material, oxide_nm=oxide_nm + 4.0, oxide_sigma_nm=5.0)
+        table = find_flakes(Micrograph(scene.pixels, source="scene"), told)
+        answers = pair_with_truth(table, scene, least_px=500)
+        hits = [answer for answer in answers if answer.named]
+        there, found = there + len(answers), found + len(hits)
+        right += sum(answer.true in answer.named for answer in hits)
+    assert there >= 20
+    assert found >= 0.6 * there
+    assert right >= 0.85 * found

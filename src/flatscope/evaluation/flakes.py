@@ -87,7 +87,7 @@ def evaluate(
     for done, (path, mask) in enumerate(pairs, start=1):
         table = find_flakes(read(path, um_per_px=um_per_px), params, network=network, flatfield=flatfield)
         names.append(path.name)
-        counts.append(_score_picture(table, read_labels(mask), layer_nm=layer_nm))
+        counts.append(score_picture(table, read_labels(mask), layer_nm=layer_nm))
         if on_progress is not None:
             on_progress(done, len(pairs))
     return MaskScores(
@@ -107,7 +107,8 @@ def _mask_of(path: Path, masks: Path) -> Path | None:
     return None
 
 
-def _score_picture(table: FlakeTable, true: NDArray[np.int32], *, layer_nm: float) -> tuple[int, ...]:
+def score_picture(table: FlakeTable, true: NDArray[np.int32], *, layer_nm: float) -> tuple[int, ...]:
+    """The numbers behind `MaskScores` for one picture, in the order of a row of `counts`."""
     rows = table.found
     thick = rows["layers"].str.startswith("thick")
     bulk = thick & (np.sqrt(rows["layers_low"] * rows["layers_high"]) * layer_nm > BULK_NM)

@@ -228,7 +228,7 @@ def _block_statistics(rgb: Float32) -> tuple[Float, Float]:
 def _largest_smooth_area(
     logs: Float, flat_block: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """The largest area of flat blocks whose neighbours differ by no step, and a note on a second one."""
+    """The area of flat blocks without steps that is largest and holds most of the border; a note on a second one."""
     flat = flat_block.copy()
     for axis in (0, 1):
         before, after = [slice(None)] * 2, [slice(None)] * 2
@@ -245,14 +245,19 @@ def _largest_smooth_area(
         return flat_block, ()
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    # A picture's substrate may be cut in pieces by a crystal: of like colour, they count as one.
+    # A picture's substrate may be cut in pieces by a crystal: of like colour, they count as one. It surrounds the
+    # crystals, so that it also holds most of the picture's border.
+    border = np.ones(labels.shape, bool)
+    border[1:-1, 1:-1] = False
+    share = sizes / labels.size + np.bincount(labels[border], minlength=len(sizes)) / border.sum()
+    share[0] = 0.0
     large = np.flatnonzero(sizes > 0.01 * labels.size)
     colours = {int(label): logs[labels == label].mean(0) for label in large}
-    best, best_size = int(sizes.argmax()), 0
+    best, best_share = int(sizes.argmax()), 0.0
     for label, colour in colours.items():
-        alike = sum(int(sizes[other]) for other, its in colours.items() if np.abs(its - colour).max() < 0.05)
-        if alike > best_size:
-            best, best_size = label, alike
+        alike = sum(share[other] for other, its in colours.items() if np.abs(its - colour).max() < 0.05)
+        if alike > best_share:
+            best, best_share = label, alike
     area = labels == best
     notes: tuple[str, ...] = ()
     for label, colour in colours.items():
