@@ -320,3 +320,28 @@ def test_the_shipped_network_finds_and_counts_on_a_drawn_picture(material: str, 
     assert there >= 20
     assert found >= 0.6 * there
     assert right >= 0.85 * found
+
+
+def test_a_gray_picture_is_read_and_less_sure() -> None:
+    """Brightness alone: the flakes are where they are in colour, fewer of their layer numbers stand alone."""
+    scene = draw_scene(
+        rng(0, 21),
+        SceneParams(
+            shape=(480, 640), material="graphene", oxide_nm=90.0, growth="exfoliated", gamma=1.0, clean=True
+        ),
+    )
+    told = FlakeParams("graphene", oxide_nm=90.0, oxide_sigma_nm=5.0)
+    brightness = scene.pixels.mean(-1).round().astype(np.uint8)
+    colour, gray = (
+        find_flakes(Micrograph(pixels, source="s"), told) for pixels in (scene.pixels, brightness)
+    )
+    covered = (colour.layer_image() > 0) & (colour.layer_image() < 255)
+    assert ((gray.layer_image() > 0) & covered).sum() > 0.6 * covered.sum()
+    assert gray.found["layers_p"].notna().all()
+    assert any("gray" in note for note in gray.provenance.notes)
+    assert not any("gray" in note for note in colour.provenance.notes)
+
+
+def test_a_gray_camera_has_one_channel_three_times() -> None:
+    contrast = Prior("MoS2", 285.0, gray=True).setups(rng(1).standard_normal((5, LATENTS))).contrasts()
+    np.testing.assert_allclose(contrast - contrast[..., :1], 0.0, atol=1e-12)

@@ -123,7 +123,7 @@ def find_flakes(
     Parameters
     ----------
     micrograph
-        A colour picture of crystals on SiO2/Si.
+        A picture of crystals on SiO2/Si; from a gray one, layers are told by brightness alone.
     params
         Material, set-up, limits.
     network
@@ -138,7 +138,7 @@ def find_flakes(
     Raises
     ------
     MicrographError
-        For a gray picture, one without substrate, or a minimum area in µm² without a pixel size.
+        For a picture without substrate, or a minimum area in µm² without a pixel size.
     WeightsError
         If the network's weights cannot be read.
 
@@ -147,8 +147,6 @@ def find_flakes(
     Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is
     another one than stated, and on crystals that lie on crystals.
     """
-    if micrograph.is_gray and not _is_constant(micrograph):
-        raise MicrographError(f"{micrograph.name} is gray: layers are told by colour, take a colour picture")
     if params.min_area_um2 is not None and micrograph.calibration is None:
         raise MicrographError(f"{micrograph.name} has no pixel size for --min-area-um2: pass --um-per-px")
     clock = _Clock()
@@ -182,10 +180,17 @@ def find_flakes(
     labels = _add_foreign(labels, foreign)
     found = measure(labels, contrast, edge)
     clock.lap("regions_s")
-    posterior = _count(found, crystals, least, rgb, background=background, params=params)
+    prior = replace(params.prior(), gray=micrograph.is_gray)
+    observation = _observe(found, crystals, least, rgb, background=background, known=params.known)
+    posterior = _count(observation, prior)
     frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
     clock.lap("layers_s")
     notes = background.notes
+    if micrograph.is_gray:
+        notes = (
+            *notes,
+            "the picture is gray: brightness alone tells layers apart poorly, take a colour picture",
+        )
     if specks + more_specks:
         size = _SPECK_SHARE * least * factor**2
         notes = (*notes, f"{specks + more_specks} specks below {size:.0f} px are not listed")
@@ -240,15 +245,20 @@ def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> 
     return least / factor**2
 
 
-def _count(
-    found: Measured, crystals: int, least: float, rgb: Float32, *, background: Background, params: FlakeParams
-) -> LayerPosterior:
-    """Layer probabilities of the regions that are large enough, in the order of their labels.
+def _observe(
+    found: Measured,
+    crystals: int,
+    least: float,
+    rgb: Float32,
+    *,
+    background: Background,
+    known: tuple[KnownRegion, ...],
+) -> Observation:
+    """What layer counting needs of the known regions, then of those that are large enough, in the order of labels.
 
     Only what the network takes for crystals tells about the set-up.
     """
     counted = np.flatnonzero(found.area_px >= least)
-    known = params.known
     told = np.zeros((len(known), 3))
     contrast = np.vstack(
         [np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]]
@@ -259,7 +269,7 @@ def _count(
         background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
     )
     excess = found.spread[counted] ** 2 - (1.2 * background.noise) ** 2
-    observation = Observation(
+    return Observation(
         contrast,
         sigma,
         uneven=np.vstack([told, np.sqrt(np.maximum(excess, 0.0))]),
@@ -268,9 +278,13 @@ def _count(
         known=np.array([region.layers for region in known] + [0] * len(counted), np.int64),
         witness=np.concatenate([np.ones(len(known), bool), counted < crystals]),
     )
+
+
+def _count(observation: Observation, prior: Prior) -> LayerPosterior:
+    """Layer probabilities of the regions that were observed, without the known ones."""
     # The same picture and settings give the same answer.
-    posterior = count_layers(observation, params.prior(), rng=np.random.default_rng(0))
-    rest = slice(len(known), None)
+    posterior = count_layers(observation, prior, rng=np.random.default_rng(0))
+    rest = observation.known == 0
     return replace(
         posterior,
         p=posterior.p[rest],

@@ -121,6 +121,8 @@ def store(linear: Float, gamma: Float, flare: Float) -> Float:
     return np.asarray(((1.0 + linear + flare) / (1.0 + flare)) ** (1.0 / gamma) - 1.0)
 
 
+_ALL_MIXED = 2.0 / 3.0
+"""The leakage of channels into one another at which all three are the same."""
 LATENTS = 12
 """Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
 
@@ -137,6 +139,8 @@ class Prior:
         Nominal oxide thickness and its 1-sigma error; None means anything from 60 to 320 nm.
     gamma
         The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
+    gray
+        The camera tells no colours: its three channels are one, the mean of a colour camera's.
 
     Raises
     ------
@@ -148,6 +152,7 @@ class Prior:
     oxide_nm: float | None = None
     oxide_sigma_nm: float = 10.0
     gamma: float | None = None
+    gray: bool = False
 
     def __post_init__(self) -> None:
         find_material(self.material)
@@ -180,7 +185,7 @@ class Prior:
             2800.0 + 3700.0 * share[:, 4],
             6.0 * latent[:, 5:6] + 4.0 * latent[:, 6:9],
             0.85 + 0.4 * share[:, 9],
-            0.22 * share[:, 10],
+            np.full(len(latent), _ALL_MIXED) if self.gray else 0.22 * share[:, 10],
             gamma if self.gamma is None else np.full(len(latent), self.gamma),
             0.05 * np.abs(latent[:, 11]),
         )
