@@ -26,8 +26,9 @@ Float32 = NDArray[np.float32]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
-_WORKING_PX = 4.5e6
-"""Pictures with more pixels are averaged down by a whole number before the network sees them."""
+_WORKING_PX = 1.9e6
+"""Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
+finer than it needs, and the network was trained on edges a pixel or two wide."""
 _SPECK_SHARE = 0.25
 """Specks below this share of the smallest area that counts are counted in a note, not listed."""
 BELOW_MINIMUM = "below minimum area"
