@@ -38,7 +38,7 @@ _ENOUGH = 0.9
 _MOST_NAMED = 3
 """A layer number of at least the first probability stands alone; else the likeliest are named, until together
 they reach the second, two at least and three at most."""
-_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.35, 0.1, 3
+_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.7, 0.1, 3
 """What the network calls residue is kept if it is this even, this surely no foreign matter, and has at most so many
 layers."""
 _FAINT_CONTRAST = 0.02
@@ -407,7 +407,7 @@ def _looks_thin(p: Float, p_foreign: float, found: Measured, index: int) -> bool
     contrast, spread = found.contrast[index], found.spread[index]
     strongest = int(np.abs(contrast).argmax())
     even = spread[strongest] < _EVEN_SHARE * abs(contrast[strongest])
-    return bool(even and p_foreign < _SURELY_CRYSTAL and p[:_THINNEST].max() > _SURE)
+    return bool(even and p_foreign < _SURELY_CRYSTAL and p[:_THINNEST].sum() > _ENOUGH)
 
 
 def _is_gold(contrast: Float) -> NDArray[np.bool_]:
