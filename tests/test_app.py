@@ -21,7 +21,7 @@ from PIL import Image
 from flatscope.app import settings
 from flatscope.app.batch import plan_jobs
 from flatscope.app.cli import run
-from flatscope.app.flakes import choose_flatfield, gather
+from flatscope.app.flakes import choose_light, gather
 from flatscope.files.annotations import read_outlines
 from flatscope.inference.card import KEY, Card
 from flatscope.optical import flakes
@@ -454,11 +454,13 @@ def test_flat_field_from_the_pictures_needs_one_size(tmp_path: Path, capsys: Any
     # Each crystal elsewhere: one that stays where it is cannot be told from uneven light.
     places = [((1, 10 + 12 * number, 20 + 24 * number),) for number in range(6)]
     paths = [draw(tmp_path / "in" / f"{place[0][1]}.png", seed=place[0][1], places=place) for place in places]
-    flat = choose_flatfield("auto", paths)
+    params = FlakeParams()
+    _, flat = choose_light(params, "auto", paths)
     assert flat is not None
     assert flat.shape == (128, 200, 3)
     assert np.abs(flat - 1).max() < 0.02, "these pictures are evenly lit"
-    assert choose_flatfield("auto", paths[:4]) is None, "four are too few"
+    assert choose_light(params, "auto", paths[:4]) == (params, None), "four are too few"
+    assert choose_light(params, "none", paths)[0].light_order == 0
     Image.new("RGB", (64, 64)).save(paths[0])
     assert command(tmp_path / "in", "--flatfield", "auto") == 2
     assert "one size" in capsys.readouterr().err

@@ -80,9 +80,7 @@ def flakes(inputs: tuple[str, ...], **options: Any) -> int:
     workers = options["workers"] or min(_DEFAULT_WORKERS, os.cpu_count() or 1)
     alone = workers == 1 or len(jobs) == 1
     network = Network.load(run.weights, threads=workers if alone else 1)
-    flat = choose_flatfield(run.flatfield, [job.path for job in jobs])
-    if run.flatfield == "none":
-        params = replace(params, light_order=0)
+    params, flat = choose_light(params, run.flatfield, [job.path for job in jobs])
     if options["calibrate"] is not None:
         known = read_known(options["calibrate"], flatfield=flat, light_order=params.light_order)
         params = replace(params, known=(*params.known, *known))
@@ -140,19 +138,28 @@ def gather(options: dict[str, Any]) -> tuple[FlakeParams, settings.RunParams]:
     return settings.make_params({**table, **given}, where="settings" if table else "command line")
 
 
-def choose_flatfield(choice: str | None, paths: Sequence[Path]) -> NDArray[np.float32] | None:
-    """Flat field of a run: a file's, the pictures' own, or none.
+def choose_light(
+    params: FlakeParams, choice: str | None, paths: Sequence[Path]
+) -> tuple[FlakeParams, NDArray[np.float32] | None]:
+    """What `--flatfield` means: settings that follow the light or take it as even, and the flat field of the run.
 
     Raises
     ------
     MicrographError
         If the file cannot be used.
     """
-    if choice is None or choice == "none":
-        return None
-    if choice != "auto":
-        frame = read(choice)
-        return flatfield_from(frame, frame.shape)
+    if choice == "none":
+        return replace(params, light_order=0), None
+    if choice is None:
+        return params, None
+    if choice == "auto":
+        return params, _flatfield_of(paths)
+    frame = read(choice)
+    return params, flatfield_from(frame, frame.shape)
+
+
+def _flatfield_of(paths: Sequence[Path]) -> NDArray[np.float32] | None:
+    """The flat field that the pictures show themselves; None where they are too few."""
     if len(paths) < _FEWEST_FOR_FLATFIELD:
         return None
     by_shape: dict[tuple[int, int], list[NDArray[np.float32]]] = {}

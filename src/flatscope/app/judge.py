@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flatscope.app import show
-from flatscope.app.flakes import choose_flatfield, gather, settings_options
+from flatscope.app.flakes import choose_light, gather, settings_options
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.files.read import find_pictures
@@ -41,9 +40,7 @@ def flakes(images: Path, masks: Path, **options: Any) -> int:
     """Compare found flakes with annotated ones."""
     params, run = gather(options)
     network = Network.load(run.weights)
-    flat = choose_flatfield(run.flatfield, find_pictures([images]))
-    if run.flatfield == "none":
-        params = replace(params, light_order=0)
+    params, flat = choose_light(params, run.flatfield, find_pictures([images]))
     with show.progress("pictures") as on_progress:
         scores = evaluate_flakes(
             images,

@@ -21,7 +21,8 @@ Float32 = NDArray[np.float32]
 Float = NDArray[np.float64]
 
 LIGHT_ORDER = 6
-"""Order of the polynomial that follows uneven light: vignetting of 60 % leaves an error of 0.4 %."""
+"""Order of the polynomial that follows uneven light: vignetting of 60 % leaves an error of 0.4 %, the outermost corner
+aside."""
 _BLOCK_PX = 8
 _SATURATED = 0.992
 _DARKEST = 2e-3
@@ -186,6 +187,7 @@ def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:
         raise MicrographError(
             "a flat field needs pictures of one size: analyse the sizes apart, or --flatfield FILE"
         )
+    # Light is smooth: a coarse grid holds all of it, whatever the size of the pictures.
     grid = (60, 80)
     lights = [_evaluate(estimate_background(picture).coefficients, grid) for picture in pictures]
     shade = np.median([light - light.mean((0, 1)) for light in lights], axis=0)

@@ -41,6 +41,8 @@ they reach the second, two at least and three at most."""
 _EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.7, 0.1, 3
 """What the network calls residue is kept if it is this even, this surely no foreign matter, and has at most so many
 layers."""
+_DISPUTED = 0.5
+"""What is left of a probability where the network says residue and the colour says crystal."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 
@@ -340,7 +342,10 @@ def _tabulate(
             verdict = _judge(p[index], float(p_foreign[index]), found, index, params.material)
             if index >= crystals:
                 verdict = replace(
-                    verdict, status="ambiguous", reason=f"may be residue; {verdict.reason}".strip("; ")
+                    verdict,
+                    p=_DISPUTED * verdict.p,
+                    status="ambiguous",
+                    reason=f"may be residue; {verdict.reason}".strip("; "),
                 )
         box = found.boxes[index]
         row, col = found.centre[index]

@@ -251,7 +251,7 @@ def _log_foreign(contrast: Float) -> Float:
 
 
 def _log_gauss(contrast: Float, width: float) -> Float:
-    """Up to the constant that `_log_likelihood` leaves out as well."""
+    """Up to a constant, the one that `_log_student` leaves out within 0.2."""
     return np.asarray(-0.5 * (np.minimum(contrast, 1.5) ** 2 / width**2 + 2.0 * np.log(width)).sum(-1))
 
 
