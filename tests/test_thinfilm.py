@@ -77,20 +77,28 @@ def test_an_infinitely_thick_film_hides_the_substrate() -> None:
     np.testing.assert_allclose(thick, bulk, rtol=1e-9)
 
 
-def test_four_angles_are_enough_for_the_aperture_cone() -> None:
+@pytest.mark.parametrize("na", [0.0, 0.35, 0.4, 0.55, 0.6, 0.85, 0.9])
+def test_few_angles_are_enough_for_the_aperture_cone(na: float) -> None:
     index = layer_index(find_material("MoS2"), 0, np.array([1.0]))[0]
     stack = [np.ones(1, complex), index, read_index("SiO2", "Malitson"), read_index("Si", "Schinke")]
     films = [np.array(0.615), np.array(285.0)]
-    few, many = (cone_reflectance(stack, films, na=0.9, nodes=nodes) for nodes in (4, 24))
+    few, many = (cone_reflectance(stack, films, na=na, nodes=nodes) for nodes in (None, 24))
     np.testing.assert_allclose(few, many, atol=1e-3)
 
 
 def test_oxide_interpolation_is_finer_than_the_camera() -> None:
     """Spectra from the 2 nm grid, half-way between two nodes, against the exact ones."""
     coarse = spectral_table("WSe2", 0, na=0.55, oxide_range_nm=(80.0, 100.0)).at(np.array([91.0]))
-    exact = spectral_table("WSe2", 0, na=0.55, oxide_range_nm=(91.0, 93.0)).at(np.array([91.0]))
+    exact = spectral_table("WSe2", 0, na=0.55, oxide_range_nm=(91.0, 93.0), step_nm=0.5).at(np.array([91.0]))
     weights = channel_weights(4000.0 * ONE, np.zeros((1, 3)), ONE, 0.1 * ONE)
     np.testing.assert_allclose(contrast(*coarse, weights), contrast(*exact, weights), rtol=2e-3, atol=1e-3)
+
+
+def test_a_table_does_not_depend_on_the_range_asked_for() -> None:
+    wide = spectral_table("MoSe2", 1, na=0.35, oxide_range_nm=(60.0, 320.0)).at(np.array([99.3]))
+    narrow = spectral_table("MoSe2", 1, na=0.35, oxide_range_nm=(98.0, 99.5)).at(np.array([99.3]))
+    for one, other in zip(wide, narrow, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", sorted(MATERIALS))

@@ -123,19 +123,25 @@ def gather(options: dict[str, Any]) -> tuple[FlakeParams, settings.RunParams]:
         If one makes no sense, or two contradict each other.
     """
     source = options.get("settings_file")
-    table = settings.read_settings(source) if source is not None else {}
-    given = {
-        entry.name: options[entry.name]
+    params, run = FlakeParams(), settings.RunParams()
+    if source is not None:
+        params, run = settings.make_params(settings.read_settings(source), where=str(source))
+    flags: list[dict[str, Any]] = [
+        {
+            entry.name: options[entry.name]
+            for entry, _, _ in settings.list_flags(kind)
+            if options.get(entry.name) is not None
+        }
         for kind in (FlakeParams, settings.RunParams)
-        for entry, _, _ in settings.list_flags(kind)
-        if options.get(entry.name) is not None
-    }
-    if given.get("flatfield") == "none" and given.get("light_order"):
+    ]
+    if flags[1].get("flatfield") == "none" and flags[0].get("light_order"):
         raise settings.SettingsError(
             "--flatfield none takes the light as even, --light-order follows it: give one of them"
         )
-    settings.make_params(table, where=str(source))  # a fault of the file is the file's, also under a flag
-    return settings.make_params({**table, **given}, where="settings" if table else "command line")
+    try:
+        return replace(params, **flags[0]), replace(run, **flags[1])
+    except ValueError as error:
+        raise settings.SettingsError(f"command line: {error}") from None
 
 
 def choose_light(

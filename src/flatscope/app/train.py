@@ -50,7 +50,12 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
             on_epoch=_print_epoch,
         )
     net, card = export.read_checkpoint(best)
-    path = export.export(net, card, out / f"{card.name}.onnx")
+    path = export.export(
+        net,
+        card,
+        out / f"{card.name}.onnx",
+        calibration=made.train.contrast[: export.CALIBRATION_SCENES] if plan.bits == 8 else None,
+    )
     for name, score in card.scores.items():
         click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
     if options["ship"]:

@@ -146,6 +146,9 @@ def _open(content: bytes, path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = (
+        False  # it only pays when all pictures are of one size, and costs the second one
+    )
     options.log_severity_level = 4  # what goes wrong is raised below; the log would say it twice
     if threads == 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

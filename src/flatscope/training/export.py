@@ -1,10 +1,18 @@
-"""From a trained net to one .onnx file with its card inside, checked against torch before it is kept."""
+"""From a trained net to one .onnx file with its card inside, checked against torch before it is kept.
+
+With pictures to measure the range of each layer on, weights and activations are stored in 8 bits: the file is
+a quarter as large and runs nearly twice as fast on a CPU (Jacob et al. 2018, doi:10.1109/CVPR.2018.00286). The
+first and the last layer stay in 32 bits, since faint contrast and exact probabilities pass through them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +28,10 @@ from flatscope.training.nets.flakenet import CLASSES, MAPS, FlakeNet
 
 TOLERANCE = 1e-4
 """Largest difference between torch's and ONNX Runtime's logits that is put down to rounding."""
+CALIBRATION_SCENES = 40
+"""As many training scenes fix the 8-bit range of every layer."""
+_MOST_CHANGED = 0.01
+"""Largest share of pixels whose class 8 bits may change on those scenes."""
 _OPSET = 17
 
 
@@ -49,27 +61,56 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[FlakeNet, Card]:
         thresholds=info.get("thresholds", {}),
         scores={name: Score(**score) for name, score in info.get("scores", {}).items()},
         licence=recipe["licence"],
-        created_with=f"flatscope.training, torch {torch.__version__}, ONNX opset {_OPSET}",
+        created_with=f"flatscope.training, torch {torch.__version__}, ONNX opset {_OPSET}, "
+        f"{recipe.get('bits', 32)} bits",
     )
     return net, card
 
 
-def export(net: nn.Module, card: Card, path: str | Path) -> Path:
+def export(
+    net: nn.Module, card: Card, path: str | Path, *, calibration: NDArray[np.floating] | None = None
+) -> Path:
     """Write `net` and its `card` to `path` as ONNX; all of it or nothing.
 
     Rows and cols stay free (multiples of ``card.multiple``); batch normalisation is folded away.
+
+    Parameters
+    ----------
+    net, card
+        See `read_checkpoint`.
+    path
+        File to write.
+    calibration
+        Normalised pictures (n, channels, rows, cols) like those the net was trained on: the file then computes in
+        8 bits, their ranges chosen on these pictures. None keeps 32 bits.
 
     Raises
     ------
     ExportError
         ONNX Runtime's logits differ from torch's by more than `TOLERANCE` (relative to the largest, where
-        that is above 1) on random pictures of two sizes.
+        that is above 1) on random pictures of two sizes, or 8 bits change the class of more than one pixel in a
+        hundred of the calibration pictures.
     """
     path = Path(path)
     net = net.eval().cpu()
-    # a size that is not square and not what is checked: a frozen dimension would show below
-    rows, cols = 4 * card.multiple, 6 * card.multiple
-    example = torch.zeros(1, len(card.channels), rows, cols)
+    model = _trace(net, card)
+    _compare(net, model, card)
+    if calibration is not None:
+        exact, model = model, _quantise(model, calibration)
+        _compare_classes(exact, model, calibration, card)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(_pack(model, card))
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def _trace(net: nn.Module, card: Card) -> bytes:
+    # a size that is not square and not what is checked: a frozen dimension would show in the comparison
+    example = torch.zeros(1, len(card.channels), 4 * card.multiple, 6 * card.multiple)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # the classic exporter is deprecated, but the new one needs one more package (onnxscript)
@@ -84,16 +125,54 @@ def export(net: nn.Module, card: Card, path: str | Path) -> Path:
             output_names=["logits"],
             dynamic_axes={"contrast": {2: "rows", 3: "cols"}, "logits": {2: "rows", 3: "cols"}},
         )
-    packed = _pack(buffer.getvalue(), card)
-    _compare(net, packed, card)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(packed)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    return buffer.getvalue()
+
+
+def _quantise(model: bytes, pictures: NDArray[np.floating]) -> bytes:
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped base
+        def __init__(self) -> None:
+            self._pictures: Iterator[NDArray[np.floating]] = iter(pictures)
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            picture = next(self._pictures, None)
+            return None if picture is None else {"contrast": picture[None].astype(np.float32)}
+
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "given.onnx"), Path(folder, "made.onnx")
+        given.write_bytes(model)
+        quantization.quant_pre_process(given, given, skip_symbolic_shape=True)
+        convolutions = [node.name for node in onnx.load(given).graph.node if node.op_type == "Conv"]
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress to whoever listens
+            quantization.quantize_static(
+                given,
+                made,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                calibrate_method=quantization.CalibrationMethod.Percentile,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                per_channel=True,
+                # 7-bit weights: without VNNI, sums of two 8-bit products overflow
+                reduce_range=True,
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+            )
+        return made.read_bytes()
+
+
+def _compare_classes(exact: bytes, coarse: bytes, pictures: NDArray[np.floating], card: Card) -> None:
+    changed = []
+    for picture in pictures:
+        x = picture[None].astype(np.float32)
+        wanted, given = (_run(model, x)[0, : len(card.classes)].argmax(0) for model in (exact, coarse))
+        changed.append(np.mean(wanted != given))
+    share = float(np.mean(changed))
+    if not share <= _MOST_CHANGED:
+        raise ExportError(
+            f"8 bits change the class of {share:.1%} of the pixels: export {card.name} with bits = 32"
+        )
 
 
 def _pack(model: bytes, card: Card) -> bytes:
@@ -107,19 +186,14 @@ def _pack(model: bytes, card: Card) -> bytes:
     return packed
 
 
-def _compare(net: nn.Module, packed: bytes, card: Card) -> None:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session: Any = onnxruntime.InferenceSession(packed, options, providers=["CPUExecutionProvider"])
+def _compare(net: nn.Module, model: bytes, card: Card) -> None:
     rng = np.random.default_rng(card.seed)
     for factors in ((3, 8), (9, 5)):
         shape = (1, len(card.channels), factors[0] * card.multiple, factors[1] * card.multiple)
         x = rng.normal(size=shape).astype(np.float32)
         with torch.inference_mode():
             wanted: NDArray[np.float32] = net(torch.from_numpy(x)).numpy()
-        given = session.run(None, {"contrast": x})[0]
+        given = _run(model, x)
         if given.shape != wanted.shape or given.shape[1] != len(card.outputs):
             raise ExportError(
                 f"exported {card.name} gives {given.shape}, torch gives {wanted.shape}, "
@@ -128,3 +202,13 @@ def _compare(net: nn.Module, packed: bytes, card: Card) -> None:
         worst = float(np.abs(given - wanted).max() / max(1.0, float(np.abs(wanted).max())))
         if not worst <= TOLERANCE:
             raise ExportError(f"exported {card.name} differs from torch by {worst:.2g} > {TOLERANCE:.0e}")
+
+
+def _run(model: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    logits: NDArray[np.float32] = session.run(None, {"contrast": x})[0]
+    return logits

@@ -24,7 +24,7 @@ from flatscope.training.nets.flakenet import CLASSES, FlakeNet
 from flatscope.training.recipes import Recipe, RecipeError, from_dict
 
 THIN, THICK = CLASSES.index("thin"), CLASSES.index("thick")
-_FREE_KEYS = ("version", "training_data", "licence", "epochs", "max_minutes", "checkpoint_minutes")
+_FREE_KEYS = ("version", "training_data", "licence", "epochs", "max_minutes", "checkpoint_minutes", "bits")
 _FORMAT = 1
 _BINS = 50  # thresholds are looked for on this many steps of probability
 

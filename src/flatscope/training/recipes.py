@@ -58,6 +58,8 @@ class Recipe:
         See `losses.flake_loss`.
     checkpoint_minutes
         A checkpoint is written at each epoch's end and at least this often.
+    bits
+        Of the exported weights and activations: 32, or 8 for a small, fast file; see `export.export`.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Recipe:
     edge_weight: float = 1.0
     edge_positive_weight: float = 3.0
     checkpoint_minutes: float = 5.0
+    bits: int = 32
 
     def __post_init__(self) -> None:
         """Check ranges, so that a run fails in its first second and not in its last."""
@@ -106,6 +109,7 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
+        _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px
         _require(self, "object_px", 0 < low < high, "must be (smallest, largest)")
 
