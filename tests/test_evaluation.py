@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flatscope.evaluation.flakes import score_picture
+from flatscope.evaluation.flakes import evaluate_scenes, score_picture
 from flatscope.evaluation.metrics import bootstrap, match_regions, overlap_table, ratio, reliability
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
@@ -62,3 +62,14 @@ def test_bulk_is_found_but_not_held_against_the_finder() -> None:
     table = FlakeTable(frame, labels, {}, None, Provenance("0", "a.png", "", "", "", {}))
     counts = score_picture(table, true, layer_nm=0.335)
     assert counts == (2, 2, 3, 2, 2, 1, 200, 300)
+
+
+def test_scores_on_scenes_add_up() -> None:
+    scores = evaluate_scenes(3, side_px=384)
+    hits = sum(map(sum, scores.confusion))
+    assert scores.scenes == 3
+    assert hits == round(scores.found.value * scores.regions) > 0
+    assert hits == sum(number for _, _, number in scores.reliability)
+    for interval in (scores.found, scores.right, scores.crystal, scores.ambiguous):
+        assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
+    assert scores.crystal.value > 0.5

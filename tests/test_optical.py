@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from flatscope.evaluation.flakes import pair_with_truth
 from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.optical import flakes
 from flatscope.optical.background import estimate_background, estimate_flatfield
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.layers import Observation, count_layers
@@ -320,6 +321,17 @@ def test_the_shipped_network_finds_and_counts_on_a_drawn_picture(material: str, 
     assert there >= 20
     assert found >= 0.6 * there
     assert right >= 0.85 * found
+
+
+def test_what_may_be_residue_is_not_kept_against_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regions that the network takes for residue, all of the right colour, all uneven: no row without layers."""
+    monkeypatch.setattr(flakes, "_looks_thin", lambda *_: True)
+    monkeypatch.setattr(flakes, "_UNEVEN_SHARE", 0.0)
+    monkeypatch.setattr(flakes, "_UNEVEN", 0.0)
+    scene = draw_scene(rng(5, 22), SceneParams(shape=(400, 500), material="MoS2", oxide_nm=285.0))
+    table = find_flakes(Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=285.0))
+    assert len(table.rejected) > 3
+    assert (table.found["layers"] != "").all()
 
 
 def test_a_gray_picture_is_read_and_less_sure() -> None:

@@ -358,6 +358,28 @@ def test_an_export_that_differs_leaves_the_old_file(planted: Planted, tmp_path: 
     assert not [found for found in tmp_path.iterdir() if found.name.startswith(".")]
 
 
+def test_eight_bits_decide_as_thirty_two(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = loop.train(make_recipe(epochs=8), out=tmp_path, data=planted)
+    net, card = export.read_checkpoint(best)
+    exact, coarse = tmp_path / "exact.onnx", tmp_path / "coarse.onnx"
+    export.export(net, card, exact)
+    export.export(net, card, coarse, calibration=planted.train.contrast[:8])
+    assert b"QuantizeLinear" in coarse.read_bytes()
+    assert b"QuantizeLinear" not in exact.read_bytes()
+    wanted, given = (
+        np.stack([Network.load(path, threads=1).predict(x)[:4].argmax(0) for x in planted.val.contrast])
+        for path in (exact, coarse)
+    )
+    assert np.mean(wanted != given) < 0.01
+    before = coarse.read_bytes()
+    monkeypatch.setattr(export, "_MOST_CHANGED", -1.0)
+    with pytest.raises(export.ExportError, match="8 bits change the class of"):
+        export.export(net, card, coarse, calibration=planted.train.contrast[:8])
+    assert coarse.read_bytes() == before
+
+
 def test_the_shipped_net_is_small_enough() -> None:
     recipe = recipes.load("flakes")
     net = FlakeNet(widths=recipe.widths)

@@ -1,8 +1,8 @@
 """Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores scenes.json]`.
 
 Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never
-part of the repository) for the before-and-after figure and the comparison of contrasts; `--scores` takes what
-`flatscope evaluate scenes --json` printed, for the reliability diagram.
+part of the repository) for the before-and-after figure, scenes beside them, and the comparison of contrasts; `--scores`
+takes what `flatscope evaluate scenes --json` printed, for the reliability diagram.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ REAL = (
     ("graphene/large_2456x1842.jpg", "graphene", 285.0, None, (480, 1080, 800, 1250)),
     ("wse2/4b7772c0.jpg", "WSe2", 70.0, 0.384, (0, 1295, 400, 625)),
 )
+REAL_FOLDERS = ("wse2", "ws2", "mose2", "graphene")
 
 
 def model(material: str, oxide: np.ndarray, na: float) -> np.ndarray:
@@ -92,16 +93,25 @@ def draw_measured() -> None:
     print(f"graphene on SiO2/Si: fitted oxide {oxide[best]:.1f} nm, mean contrast error {errors[best]:.4f}")
 
 
-def draw_scenes() -> None:
-    """Twelve scenes."""
-    tiles = [
+def draw_scenes(folder: Path) -> None:
+    """Twelve scenes beside twelve real micrographs."""
+    scenes = [
         draw_scene(np.random.default_rng([3, seed]), SceneParams(shape=(400, 600))).pixels
         for seed in range(12)
     ]
-    sheet = np.vstack([np.hstack(tiles[start : start + 4]) for start in (0, 4, 8)])
-    Image.fromarray(sheet).resize((1200, 600), Image.Resampling.LANCZOS).save(
-        FIGURES / "scenes.jpg", quality=85
+    paths = [path for name in REAL_FOLDERS for path in sorted((folder / name).glob("????????.jpg"))[:3]]
+    real = [np.asarray(Image.open(path).convert("RGB").resize((640, 400)))[:, 20:620] for path in paths]
+    pair = [np.asarray(_sheet(tiles, across=3)) for tiles in (scenes, real)]
+    divider = np.full((pair[0].shape[0], 24, 3), 255, np.uint8)
+    Image.fromarray(np.hstack([pair[0], divider, pair[1]])).save(
+        FIGURES / "scenes_beside_real.jpg", quality=82
     )
+
+
+def _sheet(tiles: list[np.ndarray], *, across: int) -> Image.Image:
+    rows = [np.hstack(tiles[start : start + across]) for start in range(0, len(tiles), across)]
+    sheet = Image.fromarray(np.vstack(rows))
+    return sheet.resize((300 * across, 200 * len(rows)), Image.Resampling.LANCZOS)
 
 
 def draw_before_after(folder: Path) -> None:
@@ -149,10 +159,10 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_contrast()
     draw_measured()
-    draw_scenes()
     if options.scores:
         draw_reliability(options.scores)
     if options.real:
+        draw_scenes(options.real)
         draw_before_after(options.real)
 
 

@@ -137,13 +137,15 @@ class SceneScores:
     """Scores on drawn scenes, over true regions of at least 300 px.
 
     `found` is the share with a region that overlaps by half; of those found, `right` have the true layer
-    number stated or among the two named, `ambiguous` are declared so. `confusion` counts true (rows, 1 to 6
-    and thick) against stated likeliest layer number; `reliability` lists stated probability, share right and number.
+    number stated or among those named, `ambiguous` are declared so. `crystal` is the share of all regions of at least
+    300 px in the answer that lie on a crystal and not on residue or bare substrate. `confusion` counts true (rows, 1 to
+    6 and thick) against stated likeliest layer number; `reliability` lists stated probability, share right and number.
     """
 
     found: Interval
     right: Interval
     ambiguous: Interval
+    crystal: Interval
     confusion: list[list[int]]
     reliability: list[tuple[float, float, int]]
     oxide_pull: float
@@ -190,6 +192,7 @@ def evaluate_scenes(
                 len(hits),
                 sum(answer.true in answer.named for answer in hits),
                 sum(len(answer.named) > 1 for answer in hits),
+                *_count_crystals(table, scene),
             )
         )
         for answer in hits:
@@ -206,6 +209,7 @@ def evaluate_scenes(
         found=bootstrap(per_scene, ratio(1, 0)),
         right=bootstrap(per_scene, ratio(2, 1)),
         ambiguous=bootstrap(per_scene, ratio(3, 1)),
+        crystal=bootstrap(per_scene, ratio(5, 4)),
         confusion=confusion.tolist(),
         reliability=reliability(np.array(stated), np.array(correct, bool)),
         oxide_pull=float(np.std(pulls)) if pulls else float("nan"),
@@ -224,6 +228,16 @@ class Answer:
     likeliest: int
     p: float
     area_px: int
+
+
+def _count_crystals(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> tuple[int, int]:
+    """Regions in the answer, and how many of them lie on a crystal by more than half."""
+    crystal = np.where(scene.foreign, 0, scene.regions > 0)
+    rows = table.found[table.found["area_px"] >= least_px]
+    on_crystal = np.bincount(table.labels.ravel(), weights=crystal.ravel())
+    areas = np.bincount(table.labels.ravel())
+    regions = rows["region_id"].to_numpy(int)
+    return len(regions), int((on_crystal[regions] > 0.5 * areas[regions]).sum())
 
 
 def pair_with_truth(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> list[Answer]:

@@ -38,11 +38,13 @@ _ENOUGH = 0.9
 _MOST_NAMED = 3
 """A layer number of at least the first probability stands alone; else the likeliest are named, until together
 they reach the second, two at least and three at most."""
-_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.7, 0.1, 3
+_UNEVEN_SHARE, _UNEVEN = 0.15, 0.05
+"""A crystal of one thickness does not vary by more than this share of its contrast plus this much."""
+_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.8, 0.15, 3
 """What the network calls residue is kept if it is this even, this surely no foreign matter, and has at most so many
 layers."""
-_DISPUTED = 0.5
-"""What is left of a probability where the network says residue and the colour says crystal."""
+_DISPUTED = 0.9
+"""What is left of a probability where the network says residue and the colour says crystal: that often it is one."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 
@@ -96,7 +98,7 @@ class FlakeParams:
     oxide_sigma_nm: float = 10.0
     gamma: float | None = None
     min_area_um2: float | None = None
-    min_area_px: int = 200
+    min_area_px: int = 250
     light_order: int = LIGHT_ORDER
     known: tuple[KnownRegion, ...] = ()
 
@@ -340,7 +342,7 @@ def _tabulate(
             verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
         else:
             verdict = _judge(p[index], float(p_foreign[index]), found, index, params.material)
-            if index >= crystals:
+            if index >= crystals and verdict.status != "rejected":
                 verdict = replace(
                     verdict,
                     p=_DISPUTED * verdict.p,
@@ -389,7 +391,7 @@ def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: st
     if p_foreign > 0.5:
         return _Verdict("", np.nan, "rejected", f"colour fits no thickness of {material}")
     strongest = int(np.abs(contrast).argmax())
-    if spread[strongest] > 0.35 * abs(contrast[strongest]) + 0.06:
+    if spread[strongest] > _UNEVEN_SHARE * abs(contrast[strongest]) + _UNEVEN:
         return _Verdict("", np.nan, "rejected", "colour not uniform: out of focus, folded or crumpled")
     names = [*map(str, range(1, MOST_LAYERS + 1)), "thick"]
     order = np.argsort(-p)

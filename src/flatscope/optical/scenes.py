@@ -598,7 +598,7 @@ def _caption(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.
     pen = ImageDraw.Draw(mask)
     height = int(rng.integers(9, 22))
     words = rng.choice(
-        ["10 um", "5 µm", "20 um  50x", "S12_MoS2_100x 2024-10-28", "sample 3 area B", "100 x"]
+        ["10 um", "5 um", "20 um  50x", "S12_MoS2_100x 2024-10-28", "sample 3 area B", "100 x"]
     )
     corner = rng.integers(4)
     x = 8 if corner % 2 == 0 else max(8, cols - 12 * height)
