@@ -151,7 +151,7 @@ def test_terraces_are_cut_where_the_contrast_steps() -> None:
     layers, contrast = _terraces()
     flake = layers > 0
     steps = mark_steps(flake, contrast, noise=np.full(3, 0.012))
-    labels = cut_regions(flake, steps, contrast)
+    labels = cut_regions(flake, steps, contrast, noise=np.full(3, 0.012))
     found = measure(labels, contrast, steps)
     assert sorted(found.area_px) == pytest.approx([3200, 4800, 4800], rel=0.06)
     assert found.contrast[np.argsort(found.centre[:, 1]), 0] == pytest.approx(
@@ -166,8 +166,30 @@ def test_an_edge_without_a_step_does_not_divide() -> None:
     flake = layers > 0
     edge = np.zeros_like(flake)
     edge[:, 49:51] = True
-    labels = cut_regions(flake, edge | mark_steps(flake, contrast, noise=np.full(3, 0.012)), contrast)
+    noise = np.full(3, 0.012)
+    labels = cut_regions(flake, edge | mark_steps(flake, contrast, noise=noise), contrast, noise=noise)
     assert labels.max() == 3
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_second_layer_out_of_focus_is_a_region_of_its_own(turned: bool) -> None:
+    """A blur of four pixels leaves no step to mark; one level with a blurred rim stays one region."""
+    layers = np.zeros((120, 160))
+    layers[20:100, 20:140] = 1.0
+    one, two = layers.copy(), layers.copy()
+    two[35:85, 50:110] = 2.0
+    counts = []
+    for thickness in (one, two):
+        smooth = ndimage.gaussian_filter(thickness, 4.0)
+        contrast = (smooth[..., None] * np.array([-0.1, -0.12, -0.05])).astype(np.float32)
+        contrast += rng(6).normal(0.0, 0.012, contrast.shape).astype(np.float32)
+        contrast, flake = (array.swapaxes(0, 1) if turned else array for array in (contrast, smooth > 0.5))
+        steps = mark_steps(flake, contrast, noise=np.full(3, 0.012))
+        labels = cut_regions(flake, steps, contrast, noise=np.full(3, 0.012))
+        counts.append(int(labels.max()))
+    assert counts == [1, 2]
+    inner = np.bincount(labels.ravel()).min()
+    assert inner == pytest.approx(50 * 60, rel=0.15)
 
 
 def test_regions_do_not_depend_on_how_the_picture_is_held() -> None:
@@ -176,7 +198,11 @@ def test_regions_do_not_depend_on_how_the_picture_is_held() -> None:
         areas = []
         for flake, values in ((layers > 0, contrast), (turned(layers) > 0, turned(contrast))):
             steps = mark_steps(flake, values, noise=np.full(3, 0.012))
-            areas.append(sorted(measure(cut_regions(flake, steps, values), values, steps).area_px))
+            areas.append(
+                sorted(
+                    measure(cut_regions(flake, steps, values, noise=np.full(3, 0.012)), values, steps).area_px
+                )
+            )
         assert areas[0] == pytest.approx(areas[1], rel=0.01)
 
 

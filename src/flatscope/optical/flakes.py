@@ -179,7 +179,7 @@ def find_flakes(
     crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least)
     edge = mark_steps(crystal, contrast, noise=background.noise)
     edge |= chance["edge"] > network.card.thresholds.get("edge", 0.5)
-    labels = cut_regions(crystal, edge, contrast)
+    labels = cut_regions(crystal, edge, contrast, noise=background.noise)
     crystals = int(labels.max())
     foreign, more_specks = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least)
     labels = _add_foreign(labels, foreign)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from skimage.filters import threshold_otsu
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -29,6 +30,13 @@ _REACH_PX = 8
 _SAME_CONTRAST = 0.010
 _SAME_RELATIVE = 0.035
 """Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
+_SMOOTH_PX, _NARROW_PX = 5, 7
+_TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
+"""Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
+_TERRACE_PX, _TERRACE_SHARE = 40, 0.5
+"""Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
+_BRIGHT = 0.6
+"""Above this contrast a crystal is thick, and its texture no terraces."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def mark_steps(flake: Mask, contrast: Float32, *, noise: Float) -> Mask:
     return steps
 
 
-def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
+def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> Labels:
     """Divide the flakes of a picture into regions of uniform thickness.
 
     Parameters
@@ -106,6 +114,8 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
         Pixels on a boundary, terrace steps included (see `mark_steps`).
     contrast
         Shape (rows, cols, 3).
+    noise
+        1-sigma noise of one pixel's contrast, shape (3,).
 
     Returns
     -------
@@ -121,7 +131,81 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32) -> Labels:
     rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
     if count:
         labels = np.where(rest > 0, rest + labels.max(), labels)
-    return _merge_alike(_renumber(labels), contrast, edge)
+    return _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
+
+
+def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
+    """Divide, in place, regions that hold two levels of contrast: a terrace out of focus has no step to mark."""
+    # Bright crystals are most of many pictures, and left alone.
+    flat = np.flatnonzero((labels > 0) & (contrast[..., 1] < _BRIGHT))
+    owner, count = labels.ravel()[flat], int(labels.max())
+    area = np.maximum(np.bincount(owner, minlength=count + 1), 1)
+    values = contrast.reshape(-1, 3)[flat].T
+    mean, square = (
+        np.stack([np.bincount(owner, channel, count + 1) / area for channel in powers], axis=1)
+        for powers in (values, values**2)
+    )
+    excess = square - mean**2 - noise**2
+    # A tenth of the region on another level spreads the contrast by a third of the levels' difference.
+    least = 0.3 * np.maximum(_TWO_LEVELS, _TWO_LEVELS_RELATIVE * np.abs(mean).max(1))
+    uneven = (excess.max(1) > least**2) & (area >= 4 * _TERRACE_PX)
+    uneven &= area > 0.5 * np.bincount(labels.ravel(), minlength=count + 1)
+    uneven[0] = False
+    boxes = ndimage.find_objects(labels)
+    highest = count
+    for label in np.flatnonzero(uneven):
+        rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[label - 1])
+        channel = int((excess[label] / noise**2).argmax())
+        view, values = labels[rows, cols], contrast[rows, cols, channel]
+        waiting = [int(label)]
+        while waiting:
+            own = view == waiting.pop()
+            levels = _two_levels(own, values, float(noise[channel]))
+            if levels is None:
+                continue
+            first, second = (_label_terraces(level) for level in levels)
+            found = int(first.max())
+            grown = _grow(np.where(second > 0, second + found, first), own)
+            found += int(second.max())
+            # One piece keeps the label of the whole, so that no number is left out.
+            view[grown > 1] = grown[grown > 1] + (highest - 1)
+            waiting += range(highest + 1, highest + found)
+            highest += found - 1
+    return labels
+
+
+def _two_levels(own: Mask, contrast: Float32, noise: float) -> tuple[Mask, Mask] | None:
+    """The insides of the brighter and the darker part of a region in one channel; None where it has one level only."""
+    # Pixels outside must not colour the mean inside.
+    weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
+    level = ndimage.uniform_filter(contrast * own, _SMOOTH_PX) / weight
+    inside = level[own]
+    threshold = threshold_otsu(inside)
+    least = max(_TWO_LEVELS, _TWO_LEVELS_SIGMA * noise)
+    least = max(least, _TWO_LEVELS_RELATIVE * float(np.abs(inside).max()))
+    if float(inside[inside > threshold].mean() - inside[inside <= threshold].mean()) < least:
+        return None
+    parts = [own & (level > threshold), own & (level <= threshold)]
+    opened = [_open(part) for part in parts]
+    for part, core in zip(parts, opened, strict=True):
+        if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
+            return None
+    high, low = (float(np.median(level[core])) for core in opened)
+    return (opened[0], opened[1]) if high - low > least else None
+
+
+def _label_terraces(mask: Mask) -> Labels:
+    """Connected parts of a mask that are large enough, 1, 2, … without gaps."""
+    parts, _ = ndimage.label(mask, output=np.int32)
+    small = np.bincount(parts.ravel()) < _TERRACE_PX
+    parts[small[parts]] = 0
+    return _renumber(parts)
+
+
+def _open(mask: Mask) -> Mask:
+    """A mask without what is narrower than `_NARROW_PX` pixels."""
+    core = ndimage.minimum_filter(mask.view(np.uint8), _NARROW_PX)
+    return ndimage.maximum_filter(core, _NARROW_PX).view(bool)
 
 
 def _grow(labels: Labels, within: Mask) -> Labels:
