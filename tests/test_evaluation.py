@@ -7,7 +7,22 @@ import pandas as pd
 import pytest
 
 from flatscope.evaluation.flakes import evaluate_scenes, score_picture
-from flatscope.evaluation.metrics import bootstrap, match_regions, overlap_table, ratio, reliability
+from flatscope.evaluation.metrics import (
+    binomial_interval,
+    bootstrap,
+    class_accuracy,
+    class_iou,
+    confusion_matrix,
+    match_regions,
+    overlap_table,
+    precision_recall,
+    ratio,
+    recall_at_precision,
+    receiver_operating_curve,
+    reliability,
+    score_histogram,
+    vote_regions,
+)
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
 
@@ -73,3 +88,45 @@ def test_scores_on_scenes_add_up() -> None:
     for interval in (scores.found, scores.right, scores.crystal, scores.ambiguous):
         assert 0.0 <= interval.low <= interval.value <= interval.high <= 1.0
     assert scores.crystal.value > 0.5
+
+
+def test_pixels_by_class() -> None:
+    true = np.array([[0, 0, 0, 1], [1, 2, 2, 255]])
+    found = np.array([[0, 0, 1, 1], [0, 2, 1, 0]])
+    confusion = confusion_matrix(true, found, count=4)
+    assert confusion.tolist() == [[2, 1, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(class_accuracy(confusion), [2 / 3, 1 / 2, 1 / 2, np.nan])
+    np.testing.assert_allclose(class_iou(confusion), [2 / 4, 1 / 4, 1 / 2, np.nan])
+
+
+def test_wilson_interval() -> None:
+    """Seven of ten: 0.397 to 0.892 (Brown et al. 2001, doi:10.1214/ss/1009213286, formula 4); never outside 0 to 1."""
+    seven = binomial_interval(7, 10)
+    assert (seven.value, seven.low, seven.high) == pytest.approx((0.7, 0.3968, 0.8922), abs=1e-4)
+    assert (binomial_interval(0, 5).low, binomial_interval(5, 5).high) == (0.0, 1.0)
+    assert np.isnan(binomial_interval(0, 0).value)
+
+
+def test_curves_of_a_score() -> None:
+    """Five pixels: yes at 0.9, 0.7 and 0.3, no at 0.6 and 0.1; as one histogram and as the sum of two."""
+    score, truth = np.array([0.9, 0.7, 0.3, 0.6, 0.1]), np.array([True, True, True, False, False])
+    whole = score_histogram(score, truth, bins=10)
+    parts = score_histogram(score[:2], truth[:2], bins=10) + score_histogram(score[2:], truth[2:], bins=10)
+    np.testing.assert_array_equal(whole, parts)
+    precision, recall = precision_recall(whole)
+    # At least 0.9, 0.7, 0.6, 0.3, 0.1.
+    np.testing.assert_allclose(precision[[0, 2, 3, 6, 8]], [1, 1, 2 / 3, 3 / 4, 3 / 5])
+    np.testing.assert_allclose(recall[[0, 2, 3, 6, 8]], [1 / 3, 2 / 3, 2 / 3, 1, 1])
+    false_rate, true_rate = receiver_operating_curve(whole)
+    np.testing.assert_allclose(false_rate[[2, 3, 8]], [0, 1 / 2, 1])
+    np.testing.assert_allclose(true_rate, recall)
+    assert recall_at_precision(whole, precision=0.9) == pytest.approx(2 / 3)
+    assert recall_at_precision(whole, precision=0.7) == pytest.approx(1.0)
+
+
+def test_regions_vote() -> None:
+    regions = np.array([[1, 1, 1, 0], [7, 7, 0, 0]], np.int32)
+    found = np.array([[2, 2, 0, 1], [1, 0, 2, 2]])
+    labels, winner = vote_regions(regions, found, count=3)
+    assert labels.tolist() == [1, 7]
+    assert winner.tolist() == [2, 0]

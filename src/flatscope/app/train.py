@@ -27,9 +27,7 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
 
     Ctrl-C leaves a checkpoint; the same command goes on from it.
     """
-    for package in ("torch", "onnx"):
-        if importlib.util.find_spec(package) is None:
-            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
+    require_training()
     from flatscope.training import recipes
 
     plan = recipes.load(recipe)
@@ -62,6 +60,19 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         path = registry.register(path, name=card.name)
     click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def require_training() -> None:
+    """Say what is missing, where the extra `train` is not installed.
+
+    Raises
+    ------
+    click.ClickException
+        With the way out.
+    """
+    for package in ("torch", "onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
 def _print_epoch(report: Any) -> None:

@@ -1,4 +1,4 @@
-"""Scores of found regions against true ones, with bootstrap intervals by picture."""
+"""Scores of found regions and pixels against true ones, with bootstrap intervals by picture."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def match_regions(overlap: Float, *, least: float = 0.5) -> list[tuple[int, int]
 
 
 def bootstrap(
-    counts: Sequence[Sequence[float]] | Float,
+    counts: Sequence[Sequence[float]] | NDArray[np.floating] | NDArray[np.integer],
     score: Callable[[Float], float],
     *,
     seed: int = 0,
@@ -129,3 +129,86 @@ def reliability(p: Float, right: NDArray[np.bool_], *, bins: int = 10) -> list[t
         for index in range(bins)
         if (place == index).any()
     ]
+
+
+def confusion_matrix(
+    true: NDArray[np.integer], found: NDArray[np.integer], *, count: int
+) -> NDArray[np.int64]:
+    """Pixels by true class (rows) and found class (columns), shape (count, count); true 255 is left out."""
+    known = true < count
+    joint = true[known].astype(np.int64) * count + found[known]
+    return np.bincount(joint, minlength=count * count).reshape(count, count)
+
+
+def class_accuracy(confusion: Float | NDArray[np.int64]) -> Float:
+    """Share of each true class's pixels that are found as such, shape (count,); NaN without any."""
+    pixels = confusion.sum(1)
+    return np.where(pixels > 0, np.diag(confusion) / np.maximum(pixels, 1), np.nan)
+
+
+def class_iou(confusion: Float | NDArray[np.int64]) -> Float:
+    """Intersection over union of each class, shape (count,); NaN where it is neither there nor found."""
+    both = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - both
+    return np.where(union > 0, both / np.maximum(union, 1), np.nan)
+
+
+def binomial_interval(right: int, total: int) -> Interval:
+    """A share with Wilson's 95 % interval (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
+    if total == 0:
+        return Interval(float("nan"), 0.0, 1.0)
+    z, share = 1.959964, right / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    # Rounding must not push the share itself out of its interval.
+    return Interval(
+        share, min(share, max(float(middle - half), 0.0)), max(share, min(float(middle + half), 1.0))
+    )
+
+
+def score_histogram(
+    score: NDArray[np.floating], truth: NDArray[np.bool_], *, bins: int = 200
+) -> NDArray[np.int64]:
+    """How often each score in [0, 1] occurs where the truth is no (row 0) and yes (row 1), shape (2, bins).
+
+    Histograms of pictures add up, so that curves over many pictures need no list of pixels.
+    """
+    place = np.minimum((score * bins).astype(np.int64), bins - 1)
+    return np.stack([np.bincount(place[truth == flag], minlength=bins) for flag in (False, True)])
+
+
+def precision_recall(histogram: Float | NDArray[np.int64]) -> tuple[Float, Float]:
+    """Precision and recall of "score at least this", from the highest threshold down; where nothing is found, the
+    precision is 1."""
+    no, yes = np.cumsum(np.asarray(histogram, float)[:, ::-1], axis=1)
+    found = no + yes
+    return np.where(found > 0, yes / np.maximum(found, 1e-9), 1.0), yes / max(float(yes[-1]), 1e-9)
+
+
+def receiver_operating_curve(histogram: Float | NDArray[np.int64]) -> tuple[Float, Float]:
+    """False and true positive rates of "score at least this", from the highest threshold down."""
+    no, yes = np.cumsum(np.asarray(histogram, float)[:, ::-1], axis=1)
+    return no / max(float(no[-1]), 1e-9), yes / max(float(yes[-1]), 1e-9)
+
+
+def recall_at_precision(histogram: Float | NDArray[np.int64], *, precision: float = 0.9) -> float:
+    """The largest recall at which the precision is still at least this; 0 if never."""
+    precisions, recalls = precision_recall(histogram)
+    enough = (precisions >= precision) & (recalls > 0)
+    return float(recalls[enough].max()) if enough.any() else 0.0
+
+
+def vote_regions(
+    regions: NDArray[np.int32], found: NDArray[np.integer], *, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The class that most pixels of each region are found as; the lowest class on a tie.
+
+    Returns
+    -------
+    Labels of the regions (0 left out) and the winning class of each.
+    """
+    labels = np.unique(regions[regions > 0]).astype(np.int64)
+    place = np.searchsorted(labels, regions[regions > 0])
+    votes = np.zeros((len(labels), count), np.int64)
+    np.add.at(votes, (place, found[regions > 0]), 1)
+    return labels, votes.argmax(1)

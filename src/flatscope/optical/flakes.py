@@ -188,7 +188,7 @@ def find_flakes(
     prior = replace(params.prior(), gray=micrograph.is_gray)
     observation = _observe(found, crystals, least, rgb, background=background, known=params.known)
     posterior = _count(observation, prior)
-    frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels)
+    frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels, noise=background.noise)
     clock.lap("layers_s")
     notes = background.notes
     if micrograph.is_gray:
@@ -273,16 +273,20 @@ def _observe(
     sigma = np.sqrt(
         background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
     )
-    excess = found.spread[counted] ** 2 - (1.2 * background.noise) ** 2
     return Observation(
         contrast,
         sigma,
-        uneven=np.vstack([told, np.sqrt(np.maximum(excess, 0.0))]),
+        uneven=np.vstack([told, _unevenness(found, background.noise)[counted]]),
         saturated=np.vstack([told > 0, _is_saturated(found, counted, rgb, background)]),
         area_px=np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
         known=np.array([region.layers for region in known] + [0] * len(counted), np.int64),
         witness=np.concatenate([np.ones(len(known), bool), counted < crystals]),
     )
+
+
+def _unevenness(found: Measured, noise: Float) -> Float:
+    """How much the contrast varies within each region beyond the noise (1 sigma), shape (regions, 3)."""
+    return np.sqrt(np.maximum(found.spread**2 - (1.2 * noise) ** 2, 0.0))
 
 
 def _count(observation: Observation, prior: Prior) -> LayerPosterior:
@@ -319,6 +323,7 @@ def _tabulate(
     *,
     params: FlakeParams,
     labels: Labels,
+    noise: Float,
 ) -> pd.DataFrame:
     """One row a region, in pixels of the working picture."""
     count = len(found.area_px)
@@ -330,6 +335,7 @@ def _tabulate(
     gold = _is_gold(found.contrast) & (np.arange(count) >= crystals) & (found.area_px >= 4 * least)
     near_gold = _touching(labels, np.flatnonzero(gold) + 1)
     flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
+    uneven = _unevenness(found, noise)
     rows: list[dict[str, Any]] = []
     for index in range(count):
         if found.area_px[index] < least:
@@ -341,7 +347,9 @@ def _tabulate(
         elif index + 1 in near_gold:
             verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
         else:
-            verdict = _judge(p[index], float(p_foreign[index]), found, index, params.material)
+            verdict = _judge(
+                p[index], float(p_foreign[index]), found.contrast[index], uneven[index], params.material
+            )
             if index >= crystals and verdict.status != "rejected":
                 verdict = replace(
                     verdict,
@@ -385,13 +393,12 @@ class _Verdict:
     reason: str
 
 
-def _judge(p: Float, p_foreign: float, found: Measured, index: int, material: str) -> _Verdict:
+def _judge(p: Float, p_foreign: float, contrast: Float, uneven: Float, material: str) -> _Verdict:
     """Put a posterior into words."""
-    contrast, spread = found.contrast[index], found.spread[index]
     if p_foreign > 0.5:
         return _Verdict("", np.nan, "rejected", f"colour fits no thickness of {material}")
     strongest = int(np.abs(contrast).argmax())
-    if spread[strongest] > _UNEVEN_SHARE * abs(contrast[strongest]) + _UNEVEN:
+    if uneven[strongest] > _UNEVEN_SHARE * abs(contrast[strongest]) + _UNEVEN:
         return _Verdict("", np.nan, "rejected", "colour not uniform: out of focus, folded or crumpled")
     names = [*map(str, range(1, MOST_LAYERS + 1)), "thick"]
     order = np.argsort(-p)

@@ -93,10 +93,10 @@ def export(
     """
     path = Path(path)
     net = net.eval().cpu()
-    model = _trace(net, card)
+    model = to_onnx(net, channels=len(card.channels), multiple=card.multiple)
     _compare(net, model, card)
     if calibration is not None:
-        exact, model = model, _quantise(model, calibration)
+        exact, model = model, to_eight_bits(model, calibration)
         _compare_classes(exact, model, calibration, card)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -108,9 +108,10 @@ def export(
     return path
 
 
-def _trace(net: nn.Module, card: Card) -> bytes:
+def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
+    """A network in eval mode as ONNX, input "contrast", output "logits"; rows and cols free multiples of `multiple`."""
     # a size that is not square and not what is checked: a frozen dimension would show in the comparison
-    example = torch.zeros(1, len(card.channels), 4 * card.multiple, 6 * card.multiple)
+    example = torch.zeros(1, channels, 4 * multiple, 6 * multiple)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # the classic exporter is deprecated, but the new one needs one more package (onnxscript)
@@ -128,7 +129,11 @@ def _trace(net: nn.Module, card: Card) -> bytes:
     return buffer.getvalue()
 
 
-def _quantise(model: bytes, pictures: NDArray[np.floating]) -> bytes:
+def to_eight_bits(model: bytes, pictures: NDArray[np.floating]) -> bytes:
+    """An ONNX model that computes in 8 bits, the range of each layer taken from `pictures` (n, channels, rows, cols).
+
+    The first and the last convolution stay as they are.
+    """
     import onnx
     from onnxruntime import quantization
 
@@ -166,7 +171,7 @@ def _compare_classes(exact: bytes, coarse: bytes, pictures: NDArray[np.floating]
     changed = []
     for picture in pictures:
         x = picture[None].astype(np.float32)
-        wanted, given = (_run(model, x)[0, : len(card.classes)].argmax(0) for model in (exact, coarse))
+        wanted, given = (run_onnx(model, x)[0, : len(card.classes)].argmax(0) for model in (exact, coarse))
         changed.append(np.mean(wanted != given))
     share = float(np.mean(changed))
     if not share <= _MOST_CHANGED:
@@ -193,7 +198,7 @@ def _compare(net: nn.Module, model: bytes, card: Card) -> None:
         x = rng.normal(size=shape).astype(np.float32)
         with torch.inference_mode():
             wanted: NDArray[np.float32] = net(torch.from_numpy(x)).numpy()
-        given = _run(model, x)
+        given = run_onnx(model, x)
         if given.shape != wanted.shape or given.shape[1] != len(card.outputs):
             raise ExportError(
                 f"exported {card.name} gives {given.shape}, torch gives {wanted.shape}, "
@@ -204,7 +209,8 @@ def _compare(net: nn.Module, model: bytes, card: Card) -> None:
             raise ExportError(f"exported {card.name} differs from torch by {worst:.2g} > {TOLERANCE:.0e}")
 
 
-def _run(model: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def run_onnx(model: bytes, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of the pictures `x` (n, channels, rows, cols), on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

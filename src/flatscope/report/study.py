@@ -1,0 +1,111 @@
+"""A reproduced study as one self-contained page: its table, and figures like the paper's."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+_COLOURS = np.array([[40, 40, 48], [240, 228, 66], [86, 180, 233], [213, 94, 0]], np.uint8)
+"""Substrate, one layer, two layers, thick: the colour-blind-safe ones of the overlays."""
+
+
+def draw_curves(
+    curves: Mapping[str, Mapping[str, Curve]], *, marks: Mapping[str, tuple[float, float]]
+) -> bytes:
+    """Precision against recall, a panel a class, as a PNG file.
+
+    Parameters
+    ----------
+    curves
+        Class to method to (recall, precision).
+    marks
+        Class to a published (recall, precision).
+    """
+    figure, axes = _panels(len(curves))
+    for axis, (name, methods) in zip(axes, curves.items(), strict=True):
+        for method, (recall, precision) in methods.items():
+            axis.plot(recall, precision, label=method)
+        if name in marks:
+            axis.plot(*marks[name], "kx", label="published")
+        axis.set(title=name, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+        axis.legend(loc="lower left", frameon=False)
+    return _to_png(figure)
+
+
+def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Sequence[str]) -> bytes:
+    """Pictures with maps of their classes beside them, as a PNG file.
+
+    Parameters
+    ----------
+    rows
+        Each a picture (rows, cols, 3) and maps of classes (rows, cols).
+    titles
+        Of the columns.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.4 * len(titles), 2.4 * len(rows)), layout="constrained")
+    for row, images in enumerate(rows):
+        for col, image in enumerate(images):
+            axis = figure.add_subplot(len(rows), len(titles), row * len(titles) + col + 1)
+            axis.imshow(image if image.ndim == 3 else _COLOURS[image], interpolation="nearest")
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(titles[col])
+    return _to_png(figure)
+
+
+def make_study_page(
+    title: str, table: Sequence[Mapping[str, str]], figures: Mapping[str, bytes], *, notes: Sequence[str]
+) -> str:
+    """HTML that holds everything in itself.
+
+    Parameters
+    ----------
+    title
+        Heading.
+    table
+        Rows, all with the same keys.
+    figures
+        Caption to PNG file.
+    notes
+        Paragraphs above the table.
+    """
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
+        for row in table
+    )
+    shown = "".join(
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode("ascii")}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        for caption, png in figures.items()
+    )
+    said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.25rem .75rem;border-bottom:1px solid #ccc;text-align:left}"
+        "img{max-width:100%}figure{margin:2rem 0}</style>"
+        f"<h1>{html.escape(title)}</h1>{said}<table><tr>{head}</tr>{body}</table>{shown}</html>"
+    )
+
+
+def _panels(count: int) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * count, 3.8), layout="constrained")
+    return figure, [figure.add_subplot(1, count, place + 1) for place in range(count)]
+
+
+def _to_png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()

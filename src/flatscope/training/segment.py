@@ -1,0 +1,260 @@
+"""Train any network that gives each pixel a class: what the published protocols need, and no more.
+
+The flake finder has its own loop (`training.loop`), since its losses, schedule and checkpoints go beyond this.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flatscope.training.losses import IGNORE, cross_entropy
+
+Pixels = NDArray[np.uint8]
+Augment = Callable[[np.random.Generator, Pixels, Pixels], tuple[Pixels, Pixels]]
+"""(rng, picture (rows, cols, 3), classes (rows, cols)) to another pair of the size that all of a batch have."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained.
+
+    Parameters
+    ----------
+    optimiser
+        "adam", or "sgd" with `momentum`.
+    lr
+        Learning rate; under "poly" the one that the warm-up reaches.
+    steps, batch
+        Steps in all, pictures a step.
+    schedule
+        "constant", or "poly": a linear warm-up over `warmup` steps, then (1 − t)^0.9.
+    class_weights
+        Weights in the cross entropy; None is the plain one.
+    auxiliary
+        Weight of the loss of a second head, for networks that have one.
+    max_minutes
+        The run ends after this time even if steps are left.
+    seed
+        Of order and augmentation.
+    """
+
+    lr: float
+    steps: int
+    batch: int = 1
+    optimiser: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup: int = 0
+    class_weights: tuple[float, ...] | None = None
+    auxiliary: float = 0.5
+    max_minutes: float | None = None
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        if self.schedule == "constant":
+            return self.lr
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * (1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)) ** 0.9
+
+
+def median_frequency_weights(classes: Pixels, *, count: int) -> tuple[float, ...]:
+    """Weight of each class: the median of all classes' frequencies over its own.
+
+    A class's frequency is its share of the pixels in the pictures that show it (Eigen and Fergus 2015,
+    doi:10.1109/ICCV.2015.304). A class that no picture shows has weight 1.
+
+    Parameters
+    ----------
+    classes
+        Shape (pictures, rows, cols), 255 ignored.
+    count
+        Number of classes.
+    """
+    pixels = np.stack([(classes == index).sum((1, 2)) for index in range(count)])
+    labelled = (classes != IGNORE).sum((1, 2))
+    shown = np.array([labelled[row > 0].sum() for row in pixels], float)
+    frequency = pixels.sum(1) / np.maximum(shown, 1.0)
+    median = float(np.median(frequency[frequency > 0]))
+    return tuple(float(median / value) if value > 0 else 1.0 for value in frequency)
+
+
+def fit(
+    net: nn.Module,
+    pictures: Pixels,
+    classes: Pixels,
+    plan: Plan,
+    *,
+    augment: Augment,
+    checkpoint: Path | None = None,
+    on_progress: Progress | None = None,
+) -> nn.Module:
+    """Train `net` and return it in eval mode.
+
+    Parameters
+    ----------
+    net
+        Float32 pictures in 0 to 1 to logits; with a method `with_auxiliary` it also trains a second head.
+    pictures, classes
+        Shapes (n, rows, cols, 3) and (n, rows, cols).
+    plan
+        See `Plan`.
+    augment
+        See `Augment`; draws every training picture afresh.
+    checkpoint
+        File to save to once a minute and at the end, also that by Ctrl-C, and to go on from where it exists, with the
+        same order and augmentation.
+    on_progress
+        Called with (steps done, steps in all).
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no longer finite.
+    """
+    optimiser = _make_optimiser(net, plan)
+    done, elapsed = _resume(net, optimiser, plan, checkpoint)
+    begun = saved = time.perf_counter()
+    limit = math.inf if plan.max_minutes is None else 60.0 * plan.max_minutes - elapsed
+
+    def save() -> None:
+        if checkpoint is not None:
+            spent = elapsed + time.perf_counter() - begun
+            _save(net, optimiser, plan, checkpoint, done=done, elapsed=spent)
+
+    net.train()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            while done < plan.steps and time.perf_counter() - begun < limit:
+                x, target = _draw_batch(pictures, classes, plan, done, augment=augment)
+                for group in optimiser.param_groups:
+                    group["lr"] = plan.rate(done)
+                torch.manual_seed(
+                    plan.seed + done
+                )  # of dropout; a resumed run drops what the whole run would have
+                loss = _loss(net, x, target, plan)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"loss is {value} at step {done}: lower lr (now {plan.lr})")
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                done += 1
+                if time.perf_counter() - saved > 60.0:
+                    save()
+                    saved = time.perf_counter()
+                if on_progress is not None:
+                    on_progress(done, plan.steps)
+        finally:
+            save()
+    return net.eval()
+
+
+def seeded(make: Callable[..., nn.Module], *, seed: int, **settings: Any) -> nn.Module:
+    """A network whose first weights follow from `seed`; `settings` are the constructor's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(**settings)
+
+
+def predict(net: nn.Module, pictures: Pixels) -> NDArray[np.float32]:
+    """Class probabilities of every pixel, shape (n, classes, rows, cols), for pictures (n, rows, cols, 3)."""
+    with torch.inference_mode():
+        made = [torch.softmax(net(to_tensor(picture[None])), dim=1)[0].numpy() for picture in pictures]
+    return np.stack(made)
+
+
+def to_tensor(pictures: Pixels) -> Tensor:
+    """8-bit pictures (n, rows, cols, 3) as float32 (n, 3, rows, cols) in 0 to 1."""
+    scaled = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255.0)
+    return torch.from_numpy(scaled)
+
+
+def _draw_batch(
+    pictures: Pixels, classes: Pixels, plan: Plan, step: int, *, augment: Augment
+) -> tuple[Tensor, Tensor]:
+    pairs = []
+    for place in range(plan.batch):
+        number = step * plan.batch + place
+        epoch, index = divmod(number, len(pictures))
+        order = np.random.default_rng([plan.seed, 1, epoch]).permutation(len(pictures))
+        rng = np.random.default_rng([plan.seed, 2, number])
+        pairs.append(augment(rng, pictures[order[index]], classes[order[index]]))
+    x = to_tensor(np.stack([picture for picture, _ in pairs]))
+    return x, torch.from_numpy(np.ascontiguousarray(np.stack([truth for _, truth in pairs])))
+
+
+def _loss(net: nn.Module, x: Tensor, target: Tensor, plan: Plan) -> Tensor:
+    both = getattr(net, "with_auxiliary", None)
+    if both is None:
+        return cross_entropy(net(x), target, weights=plan.class_weights)
+    logits, second = both(x)
+    loss = cross_entropy(logits, target, weights=plan.class_weights)
+    return loss + plan.auxiliary * cross_entropy(second, target, weights=plan.class_weights)
+
+
+def _make_optimiser(net: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    if plan.optimiser == "adam":
+        return torch.optim.Adam(net.parameters(), lr=plan.lr, weight_decay=plan.weight_decay)
+    return torch.optim.SGD(
+        net.parameters(), lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay
+    )
+
+
+def _save(
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    plan: Plan,
+    path: Path,
+    *,
+    done: int,
+    elapsed: float,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "plan": _identity(plan),
+        "net": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "done": done,
+        "elapsed": elapsed,
+    }
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, scratch)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _resume(
+    net: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, path: Path | None
+) -> tuple[int, float]:
+    if path is None or not path.is_file():
+        return 0, 0.0
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    if state["plan"] != _identity(plan):
+        raise ValueError(f"{path}: made under other settings: train into another folder, or remove it")
+    net.load_state_dict(state["net"])
+    optimiser.load_state_dict(state["optimiser"])
+    return int(state["done"]), float(state["elapsed"])
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    plain = asdict(plan)
+    plain.pop("max_minutes")
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

@@ -1,0 +1,202 @@
+"""The published layer networks: one tester for all, and the loop that trains them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+
+from flatscope.training import segment  # noqa: E402
+from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
+from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
+from flatscope.training.nets.fcn import FCN  # noqa: E402
+from flatscope.training.nets.lraspp import LRASPP  # noqa: E402
+from flatscope.training.nets.unet import SaitoUNet, YangUNet  # noqa: E402
+
+NETS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
+    # Classes and number of weights: of the papers for the U-Nets, of the reference implementations at 21 classes.
+    "SaitoUNet": (SaitoUNet, 3, 31_031_875),
+    "YangUNet": (YangUNet, 4, 4_318_500),
+    "DeepLabV3": (DeepLabV3, 21, 42_004_074),
+    "FCN": (FCN, 21, 35_322_218),
+    "LRASPP": (LRASPP, 21, 3_221_538),
+}
+SMALL = {"SaitoUNet": {"widths": (4, 8, 8, 16, 16)}, "YangUNet": {"widths": (4, 8, 16, 32, 64)}}
+
+
+def build(name: str, **settings: object) -> nn.Module:
+    return segment.seeded(NETS[name][0], seed=3, **SMALL.get(name, {}), **settings).eval()
+
+
+def answer(net: nn.Module, x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return net(torch.from_numpy(x)).numpy()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_as_many_weights_as_published(name: str) -> None:
+    make, outputs, published = NETS[name]
+    with torch.device("meta"):
+        net = make(outputs=outputs)
+    assert sum(parameter.numel() for parameter in net.parameters()) == published
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(("channels", "rows", "cols"), [(1, 33, 47), (2, 64, 64), (4, 51, 32)])
+def test_any_size_and_number_of_channels(name: str, channels: int, rows: int, cols: int) -> None:
+    """Every pixel gets an answer of its own: another picture gives other logits, nowhere NaN."""
+    net = build(name, channels=channels, outputs=5)
+    x = np.random.default_rng(1).random((2, channels, rows, cols), np.float32)
+    logits = answer(net, x)
+    assert logits.shape == (2, 5, rows, cols)
+    assert np.isfinite(logits).all()
+    assert np.abs(logits[0] - logits[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_saved_loaded_and_exported_nets_say_the_same(name: str) -> None:
+    net = build(name)
+    # Statistics that are not those of a fresh net: a normalisation that export folds wrongly would show.
+    net.train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        net(torch.rand(2, 3, 64, 96))
+    net.eval()
+    stream = io.BytesIO()
+    torch.save(net.state_dict(), stream)
+    stream.seek(0)
+    other = segment.seeded(NETS[name][0], seed=4, **SMALL.get(name, {})).eval()
+    other.load_state_dict(torch.load(stream, weights_only=True))
+    x = np.random.default_rng(2).random((1, 3, 96, 160), np.float32)
+    wanted = answer(net, x)
+    np.testing.assert_array_equal(answer(other, x), wanted)
+    given = run_onnx(to_onnx(net), x)
+    assert np.abs(given - wanted).max() <= 1e-4 * max(1.0, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_weights_start_as_he_says(name: str) -> None:
+    net = build(name)
+    kernels = [module.weight for module in net.modules() if isinstance(module, nn.Conv2d)]
+    ratios = [
+        float(kernel.detach().std() * np.sqrt(kernel[0].numel() / 2.0))
+        for kernel in kernels
+        if kernel.numel() > 5000
+    ]
+    if name not in SMALL:
+        assert len(ratios) > 10
+    assert ratios == pytest.approx([1.0] * len(ratios), abs=0.05)
+
+
+def _squares(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures with a bright and a dark square."""
+    rng = np.random.default_rng(7)
+    pictures = rng.integers(110, 130, (count, 32, 32, 3)).astype(np.uint8)
+    classes = np.zeros((count, 32, 32), np.uint8)
+    for index in range(count):
+        row, col = rng.integers(0, 12, 2)
+        pictures[index, row : row + 8, col : col + 8] += 60
+        classes[index, row : row + 8, col : col + 8] = 1
+        pictures[index, 20:28, 20:28] -= 60
+        classes[index, 20:28, 20:28] = 2
+    return pictures, classes
+
+
+def _as_it_is(
+    _: np.random.Generator, picture: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return picture, truth
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        segment.Plan(lr=3e-3, steps=60, batch=4),
+        segment.Plan(
+            lr=0.05, steps=60, batch=4, optimiser="sgd", schedule="poly", warmup=5, weight_decay=1e-4
+        ),
+    ],
+    ids=["adam", "sgd"],
+)
+def test_a_net_learns_squares(plan: segment.Plan) -> None:
+    pictures, classes = _squares(12)
+    net = segment.seeded(YangUNet, seed=3, outputs=3, widths=(8, 16, 32, 64, 128))
+    net = segment.fit(net, pictures[:8], classes[:8], plan, augment=_as_it_is)
+    found = segment.predict(net, pictures[8:]).argmax(1)
+    assert (found == classes[8:]).mean() > 0.97
+
+
+def test_a_second_head_is_trained_too() -> None:
+    pictures, classes = _squares(2)
+    net = build("FCN", outputs=3)
+    before = net.auxiliary[0].weight.detach().clone()
+    plan = segment.Plan(lr=1e-3, steps=1, batch=2, optimiser="sgd")
+    net = segment.fit(net, pictures, classes, plan, augment=_as_it_is)
+    assert not torch.equal(net.auxiliary[0].weight, before)
+
+
+def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path: Path) -> None:
+    """Adam, dropout and augmentation included."""
+    pictures, classes = _squares(6)
+    path = tmp_path / "net.pt"
+
+    def flip(
+        rng: np.random.Generator, picture: np.ndarray, truth: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return (picture[::-1], truth[::-1]) if rng.random() < 0.5 else (picture, truth)
+
+    def train(checkpoint: Path | None, stop: int | None = None) -> dict[str, torch.Tensor]:
+        def interrupt(done: int, _: int) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        plan = segment.Plan(lr=1e-3, steps=8, batch=2)
+        net = segment.fit(
+            build("SaitoUNet"),
+            pictures,
+            classes,
+            plan,
+            augment=flip,
+            checkpoint=checkpoint,
+            on_progress=interrupt,
+        )
+        return net.state_dict()
+
+    whole = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, stop=5)
+    assert torch.load(path, weights_only=True)["done"] == 5
+    resumed = train(path)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    with pytest.raises(ValueError, match="made under other settings"):
+        segment.fit(
+            build("SaitoUNet"),
+            pictures,
+            classes,
+            segment.Plan(lr=2e-3, steps=8, batch=2),
+            augment=flip,
+            checkpoint=path,
+        )
+
+
+def test_rare_classes_weigh_more() -> None:
+    """Ten pixels in a hundred, in the one picture of two that shows them, and no third class."""
+    classes = np.zeros((2, 10, 10), np.uint8)
+    classes[0, 0] = 1
+    # Frequencies: 190 of 200 and 10 of 100, median 0.525.
+    assert segment.median_frequency_weights(classes, count=3) == pytest.approx((0.525 / 0.95, 5.25, 1.0))
+
+
+def test_the_polynomial_schedule_rises_then_falls() -> None:
+    plan = segment.Plan(lr=0.02, steps=100, schedule="poly", warmup=10)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.002) and rates[9] == pytest.approx(0.02)
+    assert rates[55] == pytest.approx(0.02 * 0.5**0.9)
+    assert all(after < before for before, after in itertools.pairwise(rates[10:]))
