@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -130,3 +133,72 @@ def test_regions_vote() -> None:
     labels, winner = vote_regions(regions, found, count=3)
     assert labels.tolist() == [1, 7]
     assert winner.tolist() == [2, 0]
+
+
+@pytest.mark.slow
+def test_published_networks_are_timed_in_every_runtime() -> None:
+    pytest.importorskip("torch")
+    from flatscope.evaluation import benchmark
+
+    seen: list[tuple[int, int]] = []
+    benchmarked = {"LR-ASPP", benchmark.OURS}
+    speeds = benchmark.time_layer_networks(
+        rounds=2, threads=1, only=benchmarked, on_progress=lambda *step: seen.append(step)
+    )
+    assert {(speed.network, speed.runtime) for speed in speeds} == {
+        ("flatscope", "whole answer"),
+        *((name, where) for name in benchmarked for where in ("torch", "ONNX 32-bit", "ONNX 8-bit")),
+    }
+    assert all(0 < speed.low <= speed.seconds <= speed.high for speed in speeds)
+    assert seen[-1][0] <= seen[-1][1]
+    peaks = {speed.runtime: speed.peak_mib for speed in speeds if speed.network == "LR-ASPP"}
+    assert np.isnan(peaks["torch"]) and (np.isnan(peaks["ONNX 8-bit"]) or 20 < peaks["ONNX 8-bit"] < 2000)
+
+
+@pytest.mark.slow
+def test_saito_2019_runs_through_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The smallest study: every line of the table, a page with two figures, and checkpoints that spare a second run
+    all training."""
+    pytest.importorskip("torch")
+    from flatscope.app.cli import run
+    from flatscope.evaluation.papers import saito2019
+
+    tiny = saito2019.Size((4, 8, 8, 16, 16), 64, 2, 1, 1e-3, (("none", False), ("both", True)))
+    monkeypatch.setitem(saito2019.SIZES, "quick", tiny)
+    monkeypatch.setattr(saito2019, "_TRAINED", 4)
+    monkeypatch.setattr(saito2019, "_VOTED", 1)
+    args = ["reproduce", "saito2019", "--out", str(tmp_path), "--json"]
+    assert run(args) == 0
+    rows = json.loads(capsys.readouterr().out)
+    named = {row["name"]: row for row in rows}
+    assert named["accuracy, colours changed: both, weighted loss"]["published"] == 0.723
+    assert named["the same by twelve people"]["published"] == 0.67
+    assert named["accuracy of monolayer, best network"]["ours"]["value"] > 0.5
+    assert (tmp_path / "report.html").read_text("utf-8").count("<img") == 2
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    from flatscope.training import segment
+
+    monkeypatch.setattr(segment, "cross_entropy", refuse)
+    assert run(args) == 0
+    assert json.loads(capsys.readouterr().out) == rows
+
+
+def test_changed_colours_leave_the_truth_alone() -> None:
+    """A gray picture, or one of another contrast, is cut and turned with its classes."""
+    from flatscope.evaluation.papers import saito2019
+
+    truth = np.zeros((40, 40), np.uint8)
+    truth[5:20, 8:30] = 1
+    picture = np.repeat((60 + 100 * truth)[..., None], 3, axis=2).astype(np.uint8)
+    for colours in saito2019.COLOURS:
+        augment = saito2019.make_augment(colours, crop_px=32)
+        for seed in range(6):
+            part, target = augment(np.random.default_rng(seed), picture, truth)
+            assert part.shape == (32, 32, 3)
+            bright = part[..., 1] > (int(part.min()) + int(part.max())) / 2
+            np.testing.assert_array_equal(bright, target == 1)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),
     "evaluate": ("flatscope.app.judge:evaluate", "Measure how good the answers are."),
     "train": ("flatscope.app.train:train", "Train a network by a recipe (extra: train)."),
+    "benchmark": ("flatscope.app.benchmark:benchmark", "Measure how fast networks run here (extra: train)."),
     "reproduce": (
         "flatscope.app.reproduce:reproduce",
         "Run a published study beside flatscope (extra: train).",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import click
 
@@ -15,8 +15,12 @@ from flatscope.evaluation.papers import SIZES, Row
 from flatscope.files.write import write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from flatscope.evaluation.papers.saito2019 import Study
 
+Float: TypeAlias = "NDArray[np.float64]"
 _HEAD = ("", "published", "reproduced", "flatscope")
 
 
@@ -68,7 +72,7 @@ def _saito_page(study: Study, rows: list[Row]) -> str:
     methods = {"best U-Net": study.networks[study.best], "flatscope": study.ours}
     curves = {
         name: {
-            method: precision_recall(verdicts.histograms[:, index].sum(0))[::-1]
+            method: _curve(precision_recall(verdicts.histograms[:, index].sum(0)))
             for method, verdicts in methods.items()
         }
         for index, name in enumerate(paper.CLASSES[1:])
@@ -91,6 +95,12 @@ def _saito_page(study: Study, rows: list[Row]) -> str:
     return make_study_page(
         f"Saito et al. 2019 (doi:{paper.DOI})", [_words(row) for row in rows], figures, notes=notes
     )
+
+
+def _curve(precision_recall: tuple[Float, Float]) -> tuple[Float, Float]:
+    """Recall and precision, without the last threshold, which takes every pixel."""
+    precision, recall = precision_recall
+    return recall[:-1], precision[:-1]
 
 
 def _words(row: Row) -> dict[str, str]:
