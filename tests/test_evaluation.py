@@ -176,7 +176,7 @@ def test_saito_2019_runs_through_and_goes_on(
     assert named["accuracy, colours changed: both, weighted loss"]["published"] == 0.723
     assert named["the same by twelve people"]["published"] == 0.67
     assert named["accuracy of monolayer, best network"]["ours"]["value"] > 0.5
-    assert (tmp_path / "report.html").read_text("utf-8").count("<img") == 2
+    assert (tmp_path / "saito2019.html").read_text("utf-8").count("<img") == 2
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
@@ -186,6 +186,43 @@ def test_saito_2019_runs_through_and_goes_on(
     monkeypatch.setattr(segment, "cross_entropy", refuse)
     assert run(args) == 0
     assert json.loads(capsys.readouterr().out) == rows
+
+
+@pytest.mark.slow
+def test_yang_2024_splits_frames_and_shows_the_leak(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from flatscope.app.cli import run
+    from flatscope.evaluation.papers import yang2024
+
+    monkeypatch.setitem(yang2024.SIZES, "quick", yang2024.Size(("U-Net of base 4",), (2, 2), 2, 64, 2))
+    assert run(["reproduce", "yang2024-layers", "--out", str(tmp_path), "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["U-Net of base 4: IoU of monolayer"]["ours"]["value"] > 0.5
+    assert rows[f"{yang2024.LEAK}: IoU of bilayer"]["ours"] is None
+    assert (tmp_path / "yang2024-layers.html").read_text("utf-8").count("<img") == 3
+
+
+def test_resized_tiles_keep_picture_and_classes_together() -> None:
+    """Black outside the tile is ignored, every class keeps its colour, and sizes come out as asked."""
+    pytest.importorskip("torch")
+    from flatscope.evaluation.papers import yang2024
+
+    truth = np.zeros((60, 60), np.uint8)
+    truth[10:40, 20:50] = 2
+    picture = np.repeat((80 + 60 * truth)[..., None], 3, axis=2).astype(np.uint8)
+    augment = yang2024.make_augment(48)
+    outside = 0
+    for seed in range(12):
+        part, target = augment(np.random.default_rng(seed), picture, truth)
+        assert part.shape == (48, 48, 3) and target.shape == (48, 48)
+        known = target != 255
+        outside += int((~known).sum())
+        assert (part[~known] == 0).all()
+        agree = (part[known][:, 0] > 140) == (target[known] == 2)
+        assert agree.mean() > 0.97
+    assert outside > 0
 
 
 def test_changed_colours_leave_the_truth_alone() -> None:

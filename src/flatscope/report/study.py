@@ -62,6 +62,45 @@ def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Seque
     return _to_png(figure)
 
 
+def draw_confusion(matrices: Mapping[str, NDArray[np.floating]], *, classes: Sequence[str]) -> bytes:
+    """Shares of each true class (rows) that are found as each class (columns), a panel a method, as a PNG file."""
+    figure, axes = _panels(len(matrices))
+    for axis, (name, matrix) in zip(axes, matrices.items(), strict=True):
+        axis.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues")
+        for (row, col), share in np.ndenumerate(matrix):
+            axis.text(
+                col, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black"
+            )
+        axis.set(title=name, xlabel="found", ylabel="true")
+        axis.set_xticks(range(len(classes)), classes, rotation=30)
+        axis.set_yticks(range(len(classes)), classes)
+    return _to_png(figure)
+
+
+def draw_distributions(
+    values: Mapping[str, NDArray[np.integer]], *, classes: Sequence[str], label: str
+) -> bytes:
+    """Histograms of pixel values, a panel a class and a line a method, as a PNG file.
+
+    Parameters
+    ----------
+    values
+        Method to counts of shape (classes, bins), bins from 0 to 255.
+    classes
+        Names of the panels.
+    label
+        What the values are.
+    """
+    figure, axes = _panels(len(classes))
+    for index, axis in enumerate(axes):
+        for method, counts in values.items():
+            share = counts[index] / max(float(counts[index].sum()), 1.0)
+            axis.plot(np.linspace(0.0, 255.0, len(share)), share, label=method)
+        axis.set(title=classes[index], xlabel=label, ylabel="share of the class")
+        axis.legend(frameon=False)
+    return _to_png(figure)
+
+
 def make_study_page(
     title: str, table: Sequence[Mapping[str, str]], figures: Mapping[str, bytes], *, notes: Sequence[str]
 ) -> str:

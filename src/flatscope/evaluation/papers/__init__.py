@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flatscope.evaluation.metrics import Interval
@@ -18,3 +19,10 @@ class Row:
     published: float | None
     reproduced: Interval | None
     ours: Interval | None = None
+
+
+def part_of(
+    on_progress: Callable[[int, int], None] | None, *, number: int, parts: int, steps: int
+) -> Callable[[int, int], None] | None:
+    """The progress of training `number` of `parts`, each of `steps`, as progress of them all."""
+    return None if on_progress is None else lambda step, _: on_progress(number * steps + step, parts * steps)

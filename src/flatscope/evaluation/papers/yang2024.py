@@ -1,0 +1,346 @@
+"""Yang et al. 2024: layer numbers of CVD MoS2 by four networks.
+
+Nano Lett. (2024), doi:10.1021/acs.nanolett.3c04815. The pictures are not public; their place is taken by drawn frames
+of MoS2 on 300 nm oxide, each taken with another microscope. What follows the paper: the four networks, tiles of
+512×512, the classes, stochastic gradient descent with its rates and schedule, random resizing, flips and crops,
+confusion matrices, and the distributions of pixel values by class. What does not: the paper cuts frames into tiles
+and splits the tiles, so that pieces of one frame are trained on and tested. Here frames are split; what the leak is
+worth is measured by training one network both ways, and testing both on tiles that neither has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flatscope.evaluation.metrics import Interval, bootstrap, class_accuracy, class_iou, confusion_matrix
+from flatscope.evaluation.papers import Row, part_of
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Micrograph
+from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DOI = "10.1021/acs.nanolett.3c04815"
+CLASSES = ("background", "monolayer", "bilayer", "thick")
+TILE_PX = 512
+LEAK = "the same, tiles of one frame on both sides"
+_IGNORE = 255
+_OXIDE_NM, _OXIDE_SIGMA_NM = 300.0, 5.0
+_LEAST_AREA_PX = 80
+"""As in `saito2019`: every pixel counts."""
+_VALUE_BINS = 64
+_LEARNING_RATE, _LEARNING_RATE_LRASPP = 0.015, 0.02
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the protocol is run.
+
+    Parameters
+    ----------
+    networks
+        Names, see `make_network`.
+    frames
+        Frames trained on, and frames tested.
+    tiles
+        Tiles along each side of a frame.
+    crop_px
+        Side of a training crop.
+    steps
+        Of each training, four crops a step.
+    """
+
+    networks: tuple[str, ...]
+    frames: tuple[int, int]
+    tiles: int
+    crop_px: int
+    steps: int
+
+
+SIZES = {
+    "quick": Size(("LR-ASPP", "U-Net of base 8"), (8, 6), 2, 128, 150),
+    "cpu": Size(("LR-ASPP", "U-Net of base 32"), (24, 12), 2, 256, 1500),
+    # 300 passes over twelve tiles of each frame.
+    "full": Size(("DeepLabV3", "FCN", "LR-ASPP", "U-Net of base 32"), (60, 30), 4, 480, 72000),
+}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What one method says of the tested frames.
+
+    Parameters
+    ----------
+    confusion
+        Shape (frames, 4, 4).
+    values
+        Green pixel values by class as stated, shape (4, 64): a histogram from 0 to 255.
+    """
+
+    confusion: NDArray[np.int64]
+    values: NDArray[np.int64]
+
+    def iou(self, index: int) -> Interval:
+        """Intersection over union of one class."""
+        return self._interval(lambda confusion: float(class_iou(confusion)[index]))
+
+    @property
+    def accuracy(self) -> Interval:
+        """Mean per-class pixel accuracy."""
+        return self._interval(lambda confusion: float(np.nanmean(class_accuracy(confusion))))
+
+    def _interval(self, score: Callable[[NDArray[np.float64]], float]) -> Interval:
+        flat = self.confusion.reshape(len(self.confusion), -1)
+        return bootstrap(flat, lambda sums: score(sums.reshape(4, 4)))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The outcome, by network; `truth` holds the pixel values by true class."""
+
+    size: str
+    networks: dict[str, Verdicts]
+    ours: Verdicts
+    truth: NDArray[np.int64]
+    examples: list[tuple[Pixels, Pixels, Pixels, Pixels]] = field(default_factory=list)
+    """Parts of frames with the true classes, those of the best network, and ours."""
+
+    @property
+    def best(self) -> str:
+        """The network with the largest mean IoU of monolayer and bilayer; the leaking one does not count."""
+        fair = [name for name in self.networks if name != LEAK]
+        return max(fair, key=lambda name: sum(self.networks[name].iou(index).value for index in (1, 2)))
+
+
+def run(
+    size: str, *, out: Path | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> Study:
+    """Train and test the networks, and flatscope on the same frames.
+
+    Parameters
+    ----------
+    size
+        One of `SIZES`.
+    out
+        Folder for checkpoints; a run that was cut off goes on from them.
+    on_progress
+        Called with (steps done, steps in all).
+    """
+    chosen = SIZES[size]
+    scenes = [
+        draw_scene(
+            np.random.default_rng([2024, number]),
+            SceneParams(
+                shape=(TILE_PX * chosen.tiles,) * 2,
+                material="MoS2",
+                oxide_nm=_OXIDE_NM,
+                growth="cvd" if number % 2 else "exfoliated",
+            ),
+        )
+        for number in range(sum(chosen.frames))
+    ]
+    kept, tested = scenes[: chosen.frames[0]], scenes[chosen.frames[0] :]
+    # The leak: as many tiles, the first of them from the tested frames. Only the others of those are tested on.
+    seen, fair = [part[::2] for part in _cut(tested)], _cut(kept)
+    leaking = tuple(
+        np.concatenate([own, other])[: len(own) + len(other) // 2]
+        for own, other in zip(seen, fair, strict=True)
+    )
+    jobs = dict.fromkeys(chosen.networks, fair) | {LEAK: (leaking[0], leaking[1])}
+    networks: dict[str, Verdicts] = {}
+    answers: dict[str, list[Pixels]] = {}
+    for done, (name, (tiles, classes)) in enumerate(jobs.items()):
+        made = name if name != LEAK else chosen.networks[-1]
+        net = _train(
+            made,
+            tiles,
+            classes,
+            chosen,
+            checkpoint=None if out is None else out / f"{size}-{_plain(name)}.pt",
+            on_progress=part_of(on_progress, number=done, parts=len(jobs), steps=chosen.steps),
+        )
+        answers[name] = [_read_tiles(net, scene) for scene in tested]
+        networks[name] = judge(tested, answers[name])
+    network = Network.load("flakes")
+    mine = [read_frame(scene, network) for scene in tested]
+    study = Study(size, networks, judge(tested, mine), _count_values(tested, [truth_of(s) for s in tested]))
+    part = np.s_[:TILE_PX, TILE_PX : 2 * TILE_PX]
+    study.examples.extend(
+        (scene.pixels[part], truth_of(scene)[part], theirs[part], ours[part])
+        for scene, theirs, ours in zip(tested[:4], answers[study.best], mine, strict=False)
+    )
+    return study
+
+
+def tabulate(study: Study) -> list[Row]:
+    """The study's numbers; flatscope's own stand beside the best network's. The paper gives none by class."""
+    rows = []
+    for name, verdicts in study.networks.items():
+        best = name == study.best
+        rows += [
+            Row(
+                f"{name}: IoU of {CLASSES[index]}",
+                None,
+                verdicts.iou(index),
+                study.ours.iou(index) if best else None,
+            )
+            for index in (1, 2, 3)
+        ]
+        rows.append(
+            Row(f"{name}: class accuracy", None, verdicts.accuracy, study.ours.accuracy if best else None)
+        )
+    return rows
+
+
+def make_network(name: str) -> Callable[..., nn.Module]:
+    """The constructor of a network by the name it has in the table."""
+    from flatscope.training.nets.deeplabv3 import DeepLabV3
+    from flatscope.training.nets.fcn import FCN
+    from flatscope.training.nets.lraspp import LRASPP
+    from flatscope.training.nets.unet import YangUNet
+
+    if name.startswith("U-Net"):
+        base = int(name.rsplit(" ", 1)[1])
+        return lambda: YangUNet(outputs=4, widths=(base, 2 * base, 4 * base, 8 * base, 16 * base))
+    return {"DeepLabV3": DeepLabV3, "FCN": FCN, "LR-ASPP": LRASPP}[name]
+
+
+def truth_of(scene: Scene) -> Pixels:
+    """Layer numbers as the paper's four classes."""
+    return np.minimum(scene.layers, 3).astype(np.uint8)
+
+
+def make_augment(
+    crop_px: int,
+) -> Callable[[np.random.Generator, Pixels, Pixels], tuple[Pixels, Pixels]]:
+    """Resize by half to two, flip, crop; what lies outside the tile is black and ignored."""
+
+    def augment(rng: np.random.Generator, picture: Pixels, truth: Pixels) -> tuple[Pixels, Pixels]:
+        side = round(truth.shape[0] * rng.uniform(0.5, 2.0))
+        resized = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+        classes = np.asarray(Image.fromarray(truth).resize((side, side), Image.Resampling.NEAREST))
+        short = max(crop_px - side, 0)
+        if short:
+            resized = np.pad(resized, ((0, short), (0, short), (0, 0)))
+            classes = np.pad(classes, ((0, short), (0, short)), constant_values=_IGNORE)
+        top, left = (int(rng.integers(0, len(classes) - crop_px + 1)) for _ in range(2))
+        window = np.s_[top : top + crop_px, left : left + crop_px]
+        part, target = resized[window], classes[window]
+        if rng.random() < 0.5:
+            part, target = part[:, ::-1], target[:, ::-1]
+        if rng.random() < 0.5:
+            part, target = part[::-1], target[::-1]
+        return np.ascontiguousarray(part), np.ascontiguousarray(target)
+
+    return augment
+
+
+def read_frame(scene: Scene, network: Network) -> Pixels:
+    """flatscope's own answer as the paper's four classes; what is ambiguous counts as its likeliest number."""
+    params = FlakeParams(
+        "MoS2", oxide_nm=_OXIDE_NM, oxide_sigma_nm=_OXIDE_SIGMA_NM, min_area_px=_LEAST_AREA_PX
+    )
+    table = find_flakes(Micrograph(scene.pixels, source="frame"), params, network=network)
+    rows = table.found
+    p = rows[[*(f"p_{layer}" for layer in range(1, 7)), "p_thick"]].to_numpy(float)
+    classes = np.zeros(int(table.labels.max(initial=0)) + 1, np.uint8)
+    classes[rows["region_id"].to_numpy(int)] = np.minimum(p.argmax(1) + 1, 3) if len(p) else 0
+    return classes[table.labels]
+
+
+def judge(scenes: list[Scene], answers: list[Pixels]) -> Verdicts:
+    """Compare classes with the truth, frame by frame, on every other tile (see `run`)."""
+    confusion = [
+        confusion_matrix(_tested_part(truth_of(scene)), answer, count=4)
+        for scene, answer in zip(scenes, answers, strict=True)
+    ]
+    return Verdicts(np.stack(confusion), _count_values(scenes, answers))
+
+
+def _tested_part(truth: Pixels) -> Pixels:
+    """The classes of every other tile, in the order of `_cut`, and 255 elsewhere."""
+    number = np.add.outer(
+        np.arange(truth.shape[0]) // TILE_PX * (truth.shape[1] // TILE_PX),
+        np.arange(truth.shape[1]) // TILE_PX,
+    )
+    return np.where(number % 2 == 1, truth, _IGNORE).astype(np.uint8)
+
+
+def _count_values(scenes: list[Scene], classes: list[Pixels]) -> NDArray[np.int64]:
+    counts = np.zeros((len(CLASSES), _VALUE_BINS), np.int64)
+    for scene, stated in zip(scenes, classes, strict=True):
+        values = scene.pixels[..., 1].astype(int) * _VALUE_BINS // 256
+        joint = np.bincount((stated.astype(int) * _VALUE_BINS + values).ravel(), minlength=counts.size)
+        counts += joint.reshape(counts.shape)
+    return counts
+
+
+def _cut(scenes: list[Scene]) -> tuple[Pixels, Pixels]:
+    """Tiles (n, rows, cols, 3) of all frames and their classes (n, rows, cols)."""
+    pictures, classes = [], []
+    for scene in scenes:
+        truth = truth_of(scene)
+        for row in range(0, truth.shape[0], TILE_PX):
+            for col in range(0, truth.shape[1], TILE_PX):
+                window = np.s_[row : row + TILE_PX, col : col + TILE_PX]
+                pictures.append(scene.pixels[window])
+                classes.append(truth[window])
+    return np.stack(pictures), np.stack(classes)
+
+
+def _train(
+    name: str,
+    tiles: Pixels,
+    classes: Pixels,
+    size: Size,
+    *,
+    checkpoint: Path | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> nn.Module:
+    from flatscope.training import segment
+
+    batch = 4
+    plan = segment.Plan(
+        lr=_LEARNING_RATE_LRASPP if name == "LR-ASPP" else _LEARNING_RATE,
+        steps=size.steps,
+        batch=batch,
+        optimiser="sgd",
+        weight_decay=1e-4,
+        schedule="poly",
+        warmup=max(len(tiles) // batch, 1),
+    )
+    return segment.fit(
+        segment.seeded(make_network(name), seed=0),
+        tiles,
+        classes,
+        plan,
+        augment=make_augment(size.crop_px),
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+    )
+
+
+def _read_tiles(net: nn.Module, scene: Scene) -> Pixels:
+    """Classes of a frame, tile by tile as in the paper."""
+    from flatscope.training import segment
+
+    tiles, _ = _cut([scene])
+    found = segment.predict(net, tiles).argmax(1).astype(np.uint8)
+    across = scene.layers.shape[1] // TILE_PX
+    rows = [np.hstack(list(found[start : start + across])) for start in range(0, len(found), across)]
+    return np.vstack(rows)
+
+
+def _plain(name: str) -> str:
+    return "leak" if name == LEAK else name.replace(" ", "-").lower()
