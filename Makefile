@@ -1,6 +1,8 @@
 # Two commands on a bare machine with Python 3.11 or newer:
 #   make demo   renders synthetic micrographs with known truth and analyses them (no torch)
 #   make test   lint, types, import contract and tests
+# and one that takes longer:
+#   make studies   the published studies at their smallest size, beside flatscope
 # PYTHON=/path/to/python3.12 chooses another interpreter.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -9,7 +11,7 @@ BIN := .venv/bin
 # The version stands in __init__.py.
 RECIPE_OF_INSTALL := pyproject.toml constraints.txt src/flatscope/__init__.py
 
-.PHONY: demo test lint types contract tests format clean
+.PHONY: demo test lint types contract tests studies format clean
 
 demo: .venv/installed-base
 	$(BIN)/flatscope demo --out demo
@@ -30,12 +32,16 @@ contract: .venv/installed-test
 tests: .venv/installed-test
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+studies: .venv/installed-test
+	$(BIN)/flatscope reproduce saito2019 --size quick --out reproduced
+	$(BIN)/flatscope reproduce yang2024-layers --size quick --out reproduced
+
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv demo reproduced build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .venv/created:
 	@test -n "$(PYTHON)" || { echo "flatscope needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; }
