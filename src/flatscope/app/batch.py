@@ -303,6 +303,8 @@ def analyse_all(
         pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.terminate()
+        for process in processes:  # a pool that was shut down without waiting forgets to wait later
+            process.join(timeout=5.0)
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
