@@ -18,64 +18,49 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from flatscope.evaluation.papers import saito2019 as saito2019_study
-    from flatscope.evaluation.papers import yang2024
+    from flatscope.evaluation.papers import saito2019, yang2024
 
 Float: TypeAlias = "NDArray[np.float64]"
 _HEAD = ("", "published", "reproduced", "flatscope")
 
 
-@click.group()
-def reproduce() -> None:
-    """Run a published study's protocol, its numbers and flatscope's side by side."""
-
-
-_SIZE = click.option(
+@click.command()
+@click.argument("study", type=click.Choice(("saito2019", "yang2024-layers")))
+@click.option(
     "--size",
     type=click.Choice(SIZES),
     default="quick",
     show_default=True,
     help="A few minutes, an hour or two, or the published settings.",
 )
-_OUT = click.option(
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("reproduced"),
     show_default=True,
     help="Folder for report, table and checkpoints; the same command goes on from them.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+def reproduce(study: str, size: str, out: Path, as_json: bool) -> int:
+    """Run the protocol of a published STUDY, its numbers and flatscope's side by side.
 
+    saito2019: layer numbers by a U-Net from 24 pictures (doi:10.1038/s41524-019-0262-4).
 
-@reproduce.command()
-@_SIZE
-@_OUT
-@_JSON
-def saito2019(size: str, out: Path, as_json: bool) -> int:
-    """Layer numbers by a U-Net from 24 pictures (Saito et al. 2019, doi:10.1038/s41524-019-0262-4)."""
+    yang2024-layers: layer numbers of CVD crystals by four networks (doi:10.1021/acs.nanolett.3c04815).
+    """
     require_training()
-    from flatscope.evaluation.papers import saito2019 as paper
+    from flatscope.evaluation.papers import saito2019, yang2024
 
     with show.progress("steps") as on_progress:
-        study = paper.run(size, out=out / "saito2019", on_progress=on_progress)
-    rows = paper.tabulate(study)
-    _deliver("saito2019", rows, _saito_page(study, rows), out=out, as_json=as_json)
-    return 0
-
-
-@reproduce.command("yang2024-layers")
-@_SIZE
-@_OUT
-@_JSON
-def yang2024_layers(size: str, out: Path, as_json: bool) -> int:
-    """Layer numbers of CVD crystals by four networks (Yang et al. 2024, doi:10.1021/acs.nanolett.3c04815)."""
-    require_training()
-    from flatscope.evaluation.papers import yang2024 as paper
-
-    with show.progress("steps") as on_progress:
-        study = paper.run(size, out=out / "yang2024-layers", on_progress=on_progress)
-    rows = paper.tabulate(study)
-    _deliver("yang2024-layers", rows, _yang_page(study, rows), out=out, as_json=as_json)
+        if study == "saito2019":
+            saito = saito2019.run(size, out=out / study, on_progress=on_progress)
+            rows = saito2019.tabulate(saito)
+            page = _saito_page(saito, rows)
+        else:
+            yang = yang2024.run(size, out=out / study, on_progress=on_progress)
+            rows = yang2024.tabulate(yang)
+            page = _yang_page(yang, rows)
+    _deliver(study, rows, page, out=out, as_json=as_json)
     return 0
 
 
@@ -121,7 +106,7 @@ def _yang_page(study: yang2024.Study, rows: list[Row]) -> str:
     )
 
 
-def _saito_page(study: saito2019_study.Study, rows: list[Row]) -> str:
+def _saito_page(study: saito2019.Study, rows: list[Row]) -> str:
     from flatscope.evaluation.metrics import precision_recall
     from flatscope.evaluation.papers import saito2019 as paper
     from flatscope.report.study import draw_classes, draw_curves, make_study_page

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,15 +77,13 @@ def time_layer_networks(
     on_progress
         Called with (steps done, steps in all).
     """
-    import torch
+    from flatscope.training import segment
 
     runs, models = _make_runs(threads, only)
-    steps = len(runs) * (rounds + 1) + len(models)
+    steps = len(runs) * (rounds + 1)
     done = 0
     took: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with segment.threads(threads):
         for turn in range(rounds + 1):
             for key, run in runs.items():
                 begun = time.perf_counter()
@@ -93,8 +93,6 @@ def time_layer_networks(
                 done += 1
                 if on_progress is not None:
                     on_progress(done, steps)
-    finally:
-        torch.set_num_threads(before)
     peaks = {key: _measure_peak(model) for key, model in models.items()}
     made = []
     for key, times in took.items():
@@ -108,7 +106,6 @@ def _make_runs(
 ) -> tuple[dict[tuple[str, str], Callable[[], object]], dict[tuple[str, str], bytes]]:
     """What to time, and the ONNX models among it."""
     import onnxruntime
-    import torch
 
     from flatscope.training import export, segment
     from flatscope.training.nets.deeplabv3 import DeepLabV3
@@ -117,7 +114,7 @@ def _make_runs(
     from flatscope.training.nets.lraspp import LRASPP
     from flatscope.training.nets.unet import SaitoUNet, YangUNet
 
-    builders: dict[str, Callable[..., torch.nn.Module]] = {
+    builders: dict[str, Callable[..., Any]] = {
         "Saito U-Net": SaitoUNet,
         "DeepLabV3": DeepLabV3,
         "FCN": FCN,
@@ -128,15 +125,6 @@ def _make_runs(
     x = np.random.default_rng(0).random((1, 3, SIDE_PX, SIDE_PX), np.float32)
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     models: dict[tuple[str, str], bytes] = {}
-
-    def in_torch(net: torch.nn.Module) -> Callable[[], object]:
-        tensor = torch.from_numpy(x)
-
-        def run() -> object:
-            with torch.inference_mode():
-                return net(tensor)
-
-        return run
 
     def in_onnx(model: bytes) -> Callable[[], object]:
         options = onnxruntime.SessionOptions()
@@ -150,7 +138,7 @@ def _make_runs(
         if only is not None and name not in only:
             continue
         net = segment.seeded(build, seed=0).eval()
-        runs[name, "torch"] = in_torch(net)
+        runs[name, "torch"] = partial(segment.answer, net, x)
         models[name, "ONNX 32-bit"] = export.to_onnx(net)
         models[name, "ONNX 8-bit"] = export.to_eight_bits(
             models[name, "ONNX 32-bit"], x[:, :, :256, :256].repeat(2, axis=0)

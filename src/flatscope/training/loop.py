@@ -140,7 +140,7 @@ def train(
                 chosen = np.sort(order[run.batch * recipe.batch : (run.batch + 1) * recipe.batch])
                 rng = _generator(recipe, run.epoch, run.batch)
                 arrays = _load(data.train, chosen, device=where, rng=rng)
-                with _hold_interrupt():  # a step is taken whole or not at all, also by Ctrl-C
+                with hold_interrupt():  # a step is taken whole or not at all, also by Ctrl-C
                     run.advance(arrays, fraction=min(max(run.step / total, run.elapsed / budget), 1.0))
                     run.elapsed = clock.seconds
                 if on_progress is not None:
@@ -150,7 +150,7 @@ def train(
                     run.save(out / "last.pt")
                     saved = run.elapsed
             report = _judge(run, data.val)
-            with _hold_interrupt():
+            with hold_interrupt():
                 run.close_epoch(report)
                 run.elapsed = clock.seconds
                 run.finished = run.epoch >= recipe.epochs or run.elapsed >= budget
@@ -293,7 +293,7 @@ class _Run:
             "optimiser": self.optimiser.state_dict(),
             **{key: getattr(self, key) for key in _PLAIN},
         }
-        _write(state, path)
+        write_state(state, path)
 
     def restore(self, path: Path) -> None:
         """Go on where `save` stopped."""
@@ -429,7 +429,7 @@ def _add_scores(path: Path, split: Split, device: torch.device) -> None:
         "thin": _best_threshold(measured["thin_bins"].sum(axis=0)),
         "edge": _best_threshold(measured["edge_bins"].sum(axis=0)),
     }
-    _write(state, path)
+    write_state(state, path)
 
 
 def _overlap(counts: NDArray[np.float64], *, dice: bool) -> NDArray[np.float64]:
@@ -506,7 +506,7 @@ def _on_interrupt(save: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_interrupt() -> Iterator[None]:
+def hold_interrupt() -> Iterator[None]:
     """Let a Ctrl-C that arrives inside wait for the end (in the main thread; others never get one)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -521,7 +521,8 @@ def _hold_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _write(state: dict[str, Any], path: Path) -> None:
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint in one piece or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         torch.save(state, scratch)

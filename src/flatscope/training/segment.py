@@ -6,9 +6,9 @@ The flake finder has its own loop (`training.loop`), since its losses, schedule 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
 
 Pixels = NDArray[np.uint8]
@@ -150,10 +151,11 @@ def fit(
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise FloatingPointError(f"loss is {value} at step {done}: lower lr (now {plan.lr})")
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                optimiser.step()
-                done += 1
+                with hold_interrupt():  # a step is taken whole or not at all, also by Ctrl-C
+                    optimiser.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimiser.step()
+                    done += 1
                 if time.perf_counter() - saved > 60.0:
                     save()
                     saved = time.perf_counter()
@@ -176,6 +178,24 @@ def predict(net: nn.Module, pictures: Pixels) -> NDArray[np.float32]:
     with torch.inference_mode():
         made = [torch.softmax(net(to_tensor(picture[None])), dim=1)[0].numpy() for picture in pictures]
     return np.stack(made)
+
+
+def answer(net: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of the normalised pictures `x` (n, channels, rows, cols)."""
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = net(torch.from_numpy(x)).numpy()
+    return logits
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def to_tensor(pictures: Pixels) -> Tensor:
@@ -232,12 +252,7 @@ def _save(
         "done": done,
         "elapsed": elapsed,
     }
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(state, scratch)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_state(state, path)
 
 
 def _resume(

@@ -27,10 +27,10 @@ from flatscope.evaluation.metrics import (
     score_histogram,
     vote_regions,
 )
-from flatscope.evaluation.papers import Row, part_of
+from flatscope.evaluation.papers import OXIDE_NM, PARAMS, Row, part_of
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
-from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.flakes import find_flakes
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 
 DOI = "10.1038/s41524-019-0262-4"
@@ -51,9 +51,6 @@ _SIDE_PX = 512
 _LEAST_SHARE = (0.01, 0.005)
 """Smallest share of monolayer and of bilayer in a picture that is taken."""
 _LEAST_REGION_PX = 300
-_OXIDE_NM, _OXIDE_SIGMA_NM = 300.0, 5.0
-_LEAST_AREA_PX = 80
-"""The study counts every pixel, so flatscope may name smaller crystals than by default (chosen on other scenes)."""
 
 Classes = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -172,7 +169,7 @@ def run(
     parts = len(chosen.variants) * _FOLDS
     done = 0
     networks: dict[tuple[str, bool], Verdicts] = {}
-    guesses: dict[tuple[str, bool], tuple[list[Probabilities], list[Probabilities]]] = {}
+    guesses: dict[tuple[str, bool], list[Probabilities]] = {}
     for colours, weighted in chosen.variants:
         tested: list[Probabilities] = [np.empty(0, np.float32)] * _TRAINED
         for fold in range(_FOLDS):
@@ -196,13 +193,13 @@ def run(
             if fold == 0:
                 voted = list(segment.predict(net, stack(extra)[0]))
         networks[colours, weighted] = judge(scenes, tested, extra, voted)
-        guesses[colours, weighted] = (tested, voted)
+        guesses[colours, weighted] = tested
     best = max(networks, key=lambda key: networks[key].accuracy.value)
     network = Network.load("flakes")
     mine = [read_scene(scene, network) for scene in scenes]
     ours = judge(scenes, mine, extra, [read_scene(scene, network) for scene in extra])
     examples = [
-        (scenes[index].pixels, truth[index], _decide(guesses[best][0][index]), _decide(mine[index]))
+        (scenes[index].pixels, truth[index], _decide(guesses[best][index]), _decide(mine[index]))
         for index in range(4)
     ]
     return Study(size, networks, best, ours, examples)
@@ -245,7 +242,7 @@ def draw_scenes(count: int, *, seed: int) -> list[Scene]:
         growth = "cvd" if len(found) % 2 else "exfoliated"
         scene = draw_scene(
             np.random.default_rng([seed, trial]),
-            SceneParams(shape=(_SIDE_PX, _SIDE_PX), material="MoS2", oxide_nm=_OXIDE_NM, growth=growth),
+            SceneParams(shape=(_SIDE_PX, _SIDE_PX), material="MoS2", oxide_nm=OXIDE_NM, growth=growth),
         )
         if all(np.mean(scene.layers == n) >= share for n, share in zip((1, 2), _LEAST_SHARE, strict=True)):
             found.append(scene)
@@ -295,10 +292,7 @@ def make_augment(
 
 def read_scene(scene: Scene, network: Network) -> Probabilities:
     """flatscope's own answer as class probabilities of every pixel, shape (3, rows, cols)."""
-    params = FlakeParams(
-        "MoS2", oxide_nm=_OXIDE_NM, oxide_sigma_nm=_OXIDE_SIGMA_NM, min_area_px=_LEAST_AREA_PX
-    )
-    table = find_flakes(Micrograph(scene.pixels, source="scene"), params, network=network)
+    table = find_flakes(Micrograph(scene.pixels, source="scene"), PARAMS, network=network)
     p = np.zeros((int(table.labels.max(initial=0)) + 1, 3), np.float32)
     rows = table.found
     p[rows["region_id"].to_numpy(int), 1:] = rows[["p_1", "p_2"]].to_numpy(np.float32)

@@ -13,30 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from flatscope.evaluation.metrics import Interval, bootstrap, class_accuracy, class_iou, confusion_matrix
-from flatscope.evaluation.papers import Row, part_of
+from flatscope.evaluation.papers import OXIDE_NM, PARAMS, Row, part_of
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
-from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.flakes import find_flakes
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DOI = "10.1021/acs.nanolett.3c04815"
 CLASSES = ("background", "monolayer", "bilayer", "thick")
 TILE_PX = 512
 LEAK = "the same, tiles of one frame on both sides"
 _IGNORE = 255
-_OXIDE_NM, _OXIDE_SIGMA_NM = 300.0, 5.0
-_LEAST_AREA_PX = 80
-"""As in `saito2019`: every pixel counts."""
 _VALUE_BINS = 64
 _LEARNING_RATE, _LEARNING_RATE_LRASPP = 0.015, 0.02
 
@@ -144,7 +138,7 @@ def run(
             SceneParams(
                 shape=(TILE_PX * chosen.tiles,) * 2,
                 material="MoS2",
-                oxide_nm=_OXIDE_NM,
+                oxide_nm=OXIDE_NM,
                 growth="cvd" if number % 2 else "exfoliated",
             ),
         )
@@ -153,10 +147,7 @@ def run(
     kept, tested = scenes[: chosen.frames[0]], scenes[chosen.frames[0] :]
     # The leak: as many tiles, the first of them from the tested frames. Only the others of those are tested on.
     seen, fair = [part[::2] for part in _cut(tested)], _cut(kept)
-    leaking = tuple(
-        np.concatenate([own, other])[: len(own) + len(other) // 2]
-        for own, other in zip(seen, fair, strict=True)
-    )
+    leaking = tuple(np.concatenate([own, other])[: len(other)] for own, other in zip(seen, fair, strict=True))
     jobs = dict.fromkeys(chosen.networks, fair) | {LEAK: (leaking[0], leaking[1])}
     networks: dict[str, Verdicts] = {}
     answers: dict[str, list[Pixels]] = {}
@@ -203,7 +194,7 @@ def tabulate(study: Study) -> list[Row]:
     return rows
 
 
-def make_network(name: str) -> Callable[..., nn.Module]:
+def make_network(name: str) -> Callable[..., Any]:
     """The constructor of a network by the name it has in the table."""
     from flatscope.training.nets.deeplabv3 import DeepLabV3
     from flatscope.training.nets.fcn import FCN
@@ -248,10 +239,7 @@ def make_augment(
 
 def read_frame(scene: Scene, network: Network) -> Pixels:
     """flatscope's own answer as the paper's four classes; what is ambiguous counts as its likeliest number."""
-    params = FlakeParams(
-        "MoS2", oxide_nm=_OXIDE_NM, oxide_sigma_nm=_OXIDE_SIGMA_NM, min_area_px=_LEAST_AREA_PX
-    )
-    table = find_flakes(Micrograph(scene.pixels, source="frame"), params, network=network)
+    table = find_flakes(Micrograph(scene.pixels, source="frame"), PARAMS, network=network)
     rows = table.found
     p = rows[[*(f"p_{layer}" for layer in range(1, 7)), "p_thick"]].to_numpy(float)
     classes = np.zeros(int(table.labels.max(initial=0)) + 1, np.uint8)
@@ -307,7 +295,7 @@ def _train(
     *,
     checkpoint: Path | None,
     on_progress: Callable[[int, int], None] | None,
-) -> nn.Module:
+) -> Any:
     from flatscope.training import segment
 
     batch = 4
@@ -331,7 +319,7 @@ def _train(
     )
 
 
-def _read_tiles(net: nn.Module, scene: Scene) -> Pixels:
+def _read_tiles(net: Any, scene: Scene) -> Pixels:
     """Classes of a frame, tile by tile as in the paper."""
     from flatscope.training import segment
 
