@@ -45,6 +45,8 @@ _EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.8, 0.15, 3
 layers."""
 _DISPUTED = 0.9
 """What is left of a probability where the network says residue and the colour says crystal: that often it is one."""
+_KNOWN_SIGMA = 0.002
+"""Error of the contrast of a known region, beyond the scatter of several (1 sigma)."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 
@@ -165,9 +167,9 @@ def find_flakes(
             np.zeros(micrograph.shape, np.int32),
             ("every pixel has the same value: nothing to find",),
         )
-    factor = max(1, round(np.sqrt(micrograph.shape[0] * micrograph.shape[1] / _WORKING_PX)))
-    rgb = _shrink(micrograph.rgb(), factor)
-    flat = None if flatfield is None else _shrink(flatfield, factor)
+    factor = working_factor(micrograph.shape)
+    rgb = shrink(micrograph.rgb(), factor)
+    flat = None if flatfield is None else shrink(flatfield, factor)
     levels = 255.0 if micrograph.full_scale == 255.0 else 4095.0
     background = estimate_background(rgb, flat=flat, order=params.light_order, levels=levels)
     contrast = background.contrast(rgb)
@@ -219,7 +221,12 @@ def _is_constant(micrograph: Micrograph) -> bool:
     return bool((micrograph.pixels == micrograph.pixels[:1, :1]).all())
 
 
-def _shrink(picture: Float32, factor: int) -> Float32:
+def working_factor(shape: tuple[int, ...]) -> int:
+    """By how much a picture of this shape is reduced before anything is looked for in it."""
+    return max(1, round(np.sqrt(shape[0] * shape[1] / _WORKING_PX)))
+
+
+def shrink(picture: Float32, factor: int) -> Float32:
     """Average blocks of `factor` x `factor` pixels; a rest at the right and bottom is dropped."""
     if factor == 1:
         return picture
@@ -264,23 +271,43 @@ def _observe(
     Only what the network takes for crystals tells about the set-up.
     """
     counted = np.flatnonzero(found.area_px >= least)
-    told = np.zeros((len(known), 3))
-    contrast = np.vstack(
-        [np.reshape([region.contrast for region in known], (-1, 3)), found.contrast[counted]]
-    )
-    inside = np.concatenate([np.full(len(known), 100.0), found.inside_px[counted]])
     # Medians of correlated pixels: an area of nine pixels counts as one.
     sigma = np.sqrt(
-        background.noise**2 * 9.0 / np.maximum(inside, 9.0)[:, None] + (0.5 * background.step) ** 2 / 3.0
+        background.noise**2 * 9.0 / np.maximum(found.inside_px[counted], 9.0)[:, None]
+        + (0.5 * background.step) ** 2 / 3.0
     )
-    return Observation(
-        contrast,
+    seen = Observation(
+        found.contrast[counted],
         sigma,
-        uneven=np.vstack([told, _unevenness(found, background.noise)[counted]]),
-        saturated=np.vstack([told > 0, _is_saturated(found, counted, rgb, background)]),
-        area_px=np.concatenate([np.full(len(known), 1e4), found.area_px[counted]]),
-        known=np.array([region.layers for region in known] + [0] * len(counted), np.int64),
-        witness=np.concatenate([np.ones(len(known), bool), counted < crystals]),
+        uneven=_unevenness(found, background.noise)[counted],
+        saturated=_is_saturated(found, counted, rgb, background),
+        area_px=found.area_px[counted],
+        known=np.zeros(len(counted), np.int64),
+        witness=counted < crystals,
+    )
+    return observe_known(known).join(seen) if known else seen
+
+
+def observe_known(known: tuple[KnownRegion, ...]) -> Observation:
+    """What layer counting needs of known regions: the median contrast of each layer number, and its scatter."""
+    layers = np.unique([region.layers for region in known]).astype(np.int64)
+    of_each = [np.array([region.contrast for region in known if region.layers == n]) for n in layers]
+    typical = np.stack([np.median(contrasts, axis=0) for contrasts in of_each])
+    scatter = np.stack(
+        [
+            1.4826 * np.median(np.abs(contrasts - middle), axis=0)
+            for contrasts, middle in zip(of_each, typical, strict=True)
+        ]
+    )
+    count = len(layers)
+    return Observation(
+        typical,
+        np.full((count, 3), _KNOWN_SIGMA),
+        uneven=scatter,
+        saturated=np.zeros((count, 3), bool),
+        area_px=np.full(count, 1e4),
+        known=layers,
+        witness=np.ones(count, bool),
     )
 
 

@@ -10,7 +10,7 @@ that explain all regions of the picture (sequential Monte Carlo, Del Moral et al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ _SHARPER = 1.15
 This one and `_WITNESSES` were found on drawn scenes (seeds 1 and 2)."""
 _OXIDE_SHARE = 0.015
 """Error of a fitted oxide thickness that no number of regions removes: published indices, angle of the cone."""
+_FAR_LAYERS, _MEMORY_LAYERS = 2.0, 6.0
+"""So many layers from a known region theory is as uncertain as without it, and so many make what theory misses there
+fade away."""
 _RESIDUE_WIDTH, _FOREIGN_WIDTH = 0.06, 0.6
 """Spread of the contrast of residue, and of anything else."""
 
@@ -74,7 +77,7 @@ class Observation:
     area_px
         Shape (regions,).
     known
-        Layer number where the user knows it, else 0; shape (regions,).
+        Layer number where it is known, else 0; shape (regions,). No number occurs twice.
     witness
         Whether a region may tell about the set-up; others are only counted with what the witnesses told. Shape
         (regions,), bool.
@@ -90,14 +93,15 @@ class Observation:
 
     def take(self, which: NDArray[np.int64]) -> Observation:
         """The regions at the given places."""
+        return Observation(**{item.name: getattr(self, item.name)[which] for item in fields(self)})
+
+    def join(self, other: Observation) -> Observation:
+        """These regions, then others."""
         return Observation(
-            self.contrast[which],
-            self.sigma[which],
-            self.uneven[which],
-            self.saturated[which],
-            self.area_px[which],
-            self.known[which],
-            self.witness[which],
+            **{
+                item.name: np.concatenate([getattr(self, item.name), getattr(other, item.name)])
+                for item in fields(self)
+            }
         )
 
 
@@ -151,6 +155,30 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     setups = prior.setups(latent)
     crystal, foreign = _log_likelihood(observation, prior.setups(latent[:: _PARTICLES // _REPORTED]))
     return _summarise(crystal, foreign, setups, observation.known)
+
+
+def sample_ladders(
+    known: Observation, prior: Prior, *, count: int, rng: np.random.Generator
+) -> tuple[Setups, Float]:
+    """Set-ups that the known regions allow, and the contrasts that layers have there.
+
+    Parameters
+    ----------
+    known
+        Regions of known layer number only, at least one.
+    prior
+        Material and nominal set-up.
+    count
+        Number of set-ups, up to 500.
+
+    Returns
+    -------
+    The set-ups, and the stored contrast of `LAYER_GRID` layers in each, through the known ones; shape (count, 28, 3).
+    """
+    latent = rng.standard_normal((_PARTICLES, LATENTS))
+    setups = prior.setups(_fit_setups(known, prior, latent, rng=rng)[:count])
+    ladders, _, _ = _pass_through(setups.contrasts().astype(np.float32), known)
+    return setups, ladders.astype(float)
 
 
 def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.random.Generator) -> Float:
@@ -208,21 +236,50 @@ def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float32, 
     -------
     Shapes (regions, setups, layer numbers) and (regions,).
     """
-    model = setups.contrasts().astype(np.float32)
+    theory = setups.contrasts().astype(np.float32)
+    model, scatter, reach = _pass_through(theory, observation.take(np.flatnonzero(observation.known > 0)))
     # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
     gap = np.zeros_like(model)
     gap[:, _FEW - 1 : -1] = 0.35 * np.abs(np.diff(model[:, _FEW - 1 :], axis=1))
     thick = LAYER_GRID * find_material(setups.material).layer_nm > _THIN_NM
     share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
     floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
-    model_variance = (share * model) ** 2 + gap**2 + floor**2
-    log = _log_student(model, model_variance, observation) + _LOG_PRIOR.astype(np.float32)
+    far = np.minimum(reach / _FAR_LAYERS, 1.0).astype(np.float32)[:, None]
+    variance = (far * share * model) ** 2 + scatter**2 + gap**2 + floor**2
+    log = _log_student(model, variance, observation) + _LOG_PRIOR.astype(np.float32)
+    # The known regions say which set-up it is: they are compared with theory, each with its own layer number only.
     for row in np.flatnonzero(observation.known > 0):
-        own = int(observation.known[row]) - 1
-        alone = log[row, :, own] - np.float32(_LOG_PRIOR[own])
+        own = slice(int(observation.known[row]) - 1, int(observation.known[row]))
+        there = theory[:, own]
+        alone = _log_student(
+            there, (share[own] * there) ** 2 + floor[own] ** 2, observation.take(np.array([row]))
+        )
         log[row] = -np.inf
-        log[row, :, own] = alone
+        log[row, :, own] = alone[0]
     return log, _log_foreign(observation.contrast)
+
+
+def _pass_through(theory: Float32, known: Observation) -> tuple[Float32, Float32, Float]:
+    """Bend the ladder of contrasts of every set-up so that it passes through the regions that are known.
+
+    What theory misses at the known layer numbers is added, linearly in between, and less and less beyond.
+
+    Returns
+    -------
+    The ladders and their error (scatter of the known regions, half of what was added beyond them), both (setups, layer
+    numbers, 3), and the distance of each layer number from the nearest known one (far, if none is known).
+    """
+    if not len(known.known):
+        return theory, np.zeros_like(theory), np.full(len(LAYER_GRID), np.inf)
+    order = np.argsort(known.known)
+    rungs = known.known[order]
+    missed = known.contrast[order].astype(np.float32) - theory[:, rungs - 1]
+    share = np.stack([np.interp(LAYER_GRID, rungs, row) for row in np.eye(len(rungs))], axis=1)
+    reach = np.abs(LAYER_GRID[:, None] - rungs).min(1)
+    share *= np.exp(-reach / _MEMORY_LAYERS)[:, None]
+    added = np.einsum("gk,skc->sgc", share.astype(np.float32), missed)
+    beyond = 0.5 * np.minimum(reach / _FAR_LAYERS, 1.0)[:, None] * added
+    return theory + added, np.hypot(beyond, share @ known.uneven[order]).astype(np.float32), reach
 
 
 def _log_student(model: Float32, model_variance: Float32, observation: Observation) -> Float32:

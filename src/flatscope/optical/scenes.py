@@ -29,10 +29,44 @@ GOLD, DIRT, SECOND_SUBSTRATE = 40, 41, 42
 _THINNEST_THICK = 7
 _FEW_LAYERS = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
 """Index of ten layers: what a flake of few layers may have."""
-_OPAQUE = 0.6
+OPAQUE = 0.6
 """Stored contrast from which a crystal looks opaque."""
 _VISIBLE_RESIDUE = 0.03
 """Residue that changes the brightness by more, in any channel, is foreign matter."""
+
+
+@dataclass(frozen=True)
+class Microscope:
+    """What one laboratory's pictures have in common: a set-up, and the crystals it looks at.
+
+    Parameters
+    ----------
+    setup
+        One set-up.
+    crystal
+        Linear contrast of `LAYER_GRID` layers, shape (28, 3): theory, and what real crystals differ from it.
+    """
+
+    setup: Setups
+    crystal: Float
+
+    @classmethod
+    def from_contrast(cls, setup: Setups, contrast: Float) -> Microscope:
+        """One whose camera stores these contrasts (28, 3)."""
+        flare = setup.flare[0]
+        linear = (1.0 + contrast) ** setup.gamma[0] * (1.0 + flare) - 1.0 - flare
+        return cls(setup, np.maximum(linear, -0.98))
+
+    @property
+    def contrast(self) -> Float:
+        """Contrast as the camera stores it, shape (28, 3)."""
+        return store(self.crystal[None], self.setup.gamma, self.setup.flare)[0]
+
+
+def draw_microscope(rng: np.random.Generator, prior: Prior) -> Microscope:
+    """Draw a set-up, and how real crystals differ from theory in it."""
+    setup = prior.setups(rng.standard_normal((1, LATENTS)))
+    return Microscope(setup, _imperfect_contrasts(rng, setup))
 
 
 @dataclass(frozen=True)
@@ -55,6 +89,8 @@ class SceneParams:
         Flakes per 512x512 px, relative to a typical picture.
     clean
         Leave out residue, dust, scratches, gold and captions.
+    microscope
+        The same for several pictures; its material, oxide and gamma count then.
     """
 
     shape: tuple[int, int] = (512, 512)
@@ -64,6 +100,7 @@ class SceneParams:
     gamma: float | None = None
     density: float = 1.0
     clean: bool = False
+    microscope: Microscope | None = None
 
 
 @dataclass(frozen=True)
@@ -113,11 +150,12 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
     params
         What to draw.
     """
-    material = params.material or str(rng.choice(list(MATERIALS)))
+    given = params.microscope
+    material = given.setup.material if given else params.material or str(rng.choice(list(MATERIALS)))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
-    prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
-    setup = prior.setups(rng.standard_normal((1, LATENTS)))
-    crystal = _imperfect_contrasts(rng, setup)
+    microscope = given or draw_microscope(
+        rng, Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
+    )
     thickness, drawn = (_grow_crystals if growth == "cvd" else _cleave_flakes)(rng, params)
     foreign = np.zeros(params.shape, bool)
     residue: NDArray[np.float32] | None = None
@@ -127,7 +165,7 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
         if rng.random() < 0.75:
             residue = _draw_residue(rng, params.shape)
             foreign |= (np.abs(residue).max(-1) > _VISIBLE_RESIDUE) & (thickness == SUBSTRATE)
-    pixels, bare, camera = _photograph(rng, setup, crystal, thickness, residue)
+    pixels, bare, camera = _photograph(rng, microscope, thickness, residue)
     if not params.clean and rng.random() < 0.25:
         written = _caption(rng, pixels)
         foreign |= written
@@ -138,14 +176,23 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
     thickness[foreign] = SUBSTRATE
     layers = np.where(thickness <= 6, thickness, THICK_LABEL).astype(np.uint8)
     parameters = {"growth": growth, "jpeg_quality": quality, **drawn, **camera}
-    contrast = np.vstack([np.zeros((1, 3)), store(crystal[None], setup.gamma, setup.flare)[0]])
-    opaque = (contrast.max(1) > _OPAQUE)[thickness]
+    contrast = np.vstack([np.zeros((1, 3)), microscope.contrast])
+    opaque = (contrast.max(1) > OPAQUE)[thickness]
     return Scene(
-        pixels, layers, _label_regions(thickness), opaque, foreign, bare, contrast, setup, parameters
+        pixels,
+        layers,
+        label_regions(thickness),
+        opaque,
+        foreign,
+        bare,
+        contrast,
+        microscope.setup,
+        parameters,
     )
 
 
-def _label_regions(thickness: NDArray[np.uint8]) -> NDArray[np.int32]:
+def label_regions(thickness: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Number the connected regions of each thickness, shape (rows, cols); 0 stays 0."""
     regions = np.zeros(thickness.shape, np.int32)
     count = 0
     for value in np.unique(thickness[thickness > 0]):
@@ -486,13 +533,13 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, int], grain_px: fl
 
 def _photograph(
     rng: np.random.Generator,
-    setup: Setups,
-    crystal: Float,
+    microscope: Microscope,
     thickness: NDArray[np.uint8],
     residue: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], dict[str, Any]]:
     """Turn a thickness map into a picture, and the empty substrate's picture with it."""
-    table = _colour_table(rng, setup, crystal)
+    setup = microscope.setup
+    table = _colour_table(rng, microscope)
     light = np.take(table, thickness, axis=0)
     if residue is not None:
         light *= 1.0 + residue
@@ -560,11 +607,11 @@ def _imperfect_contrasts(rng: np.random.Generator, setup: Setups) -> Float:
     )
 
 
-def _colour_table(rng: np.random.Generator, setup: Setups, crystal: Float) -> NDArray[np.float32]:
+def _colour_table(rng: np.random.Generator, microscope: Microscope) -> NDArray[np.float32]:
     """Linear brightness of every entry of the thickness map, the substrate being 1."""
     table = np.ones((SECOND_SUBSTRATE + 1, 3), np.float32)
-    table[1 : len(LAYER_GRID) + 1] = 1.0 + crystal
-    mirror = 1.0 / setup.bare()[0]
+    table[1 : len(LAYER_GRID) + 1] = 1.0 + microscope.crystal
+    mirror = 1.0 / microscope.setup.bare()[0]
     table[GOLD] = np.array([0.85, 0.68, 0.38]) * mirror * rng.uniform(0.5, 1.1)
     table[DIRT] = rng.uniform(0.05, 0.7) * np.exp(rng.normal(0.0, 0.15, 3))
     table[SECOND_SUBSTRATE] = np.exp(rng.normal(0.0, 0.5) + rng.normal(0.0, 0.3, 3))

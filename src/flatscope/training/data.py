@@ -6,15 +6,18 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.optical.scenes import Scene, SceneParams, draw_scene
+from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
 from flatscope.training.losses import IGNORE
 from flatscope.training.recipes import Recipe
 
 SUBSTRATE, THIN, THICK, ARTEFACT = range(4)
+Example: TypeAlias = tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]
+"""What the network sees (3, rows, cols), the class and the edge of every pixel."""
 _VISIBLE = 0.012
 """A flake whose contrast stays below this in every channel is neither taught nor held against the network."""
 
@@ -74,12 +77,18 @@ def build(
     )
 
 
-def _draw(
-    job: tuple[int, int, int, float],
-) -> tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]:
+def _draw(job: tuple[int, int, int, float]) -> Example:
     seed, index, side, scale = job
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
-    scene = draw_scene(rng, SceneParams(shape=(side, side), density=float(rng.uniform(0.3, 1.6))))
+    return draw_example(rng, side, scale=scale)
+
+
+def draw_example(
+    rng: np.random.Generator, side: int, *, scale: float, microscope: Microscope | None = None
+) -> Example:
+    """Draw a scene of `side` x `side` px as the network sees it, its classes and its edges; see `Scenes`."""
+    density = float(rng.uniform(0.3, 1.6))
+    scene = draw_scene(rng, SceneParams(shape=(side, side), density=density, microscope=microscope))
     contrast = scene.pixels / (
         np.float32(255.0) * np.maximum(_misjudge(rng, scene.bare), np.float32(1e-3))
     ) - np.float32(1.0)

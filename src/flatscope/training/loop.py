@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flatscope.training.losses import IGNORE, flake_loss
 from flatscope.training.nets.flakenet import CLASSES, FlakeNet
@@ -83,6 +83,7 @@ def train(
     *,
     out: str | Path,
     data: Splits,
+    start: FlakeNet | None = None,
     device: str = "auto",
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
@@ -96,6 +97,9 @@ def train(
         Folder for ``last.pt`` (to resume) and ``best.pt`` (to export); made if missing.
     data
         See `Splits`.
+    start
+        Weights to go on from, see `export.read_net`; their normalisation then stays as it is, since few pictures
+        say little about it. None begins with random ones.
     device
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
     resume
@@ -121,7 +125,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _check_data(data, recipe)
     where = _choose_device(device)
-    run = _Run(recipe, where)
+    run = _Run(recipe, where, start)
     if resume and (out / "last.pt").is_file():
         run.restore(out / "last.pt")
     elif not resume:
@@ -135,7 +139,7 @@ def train(
         clock, saved = _Clock(run.elapsed), run.elapsed
         while not run.finished:
             order = _generator(recipe, run.epoch).permutation(scenes)
-            run.net.train()
+            run.set_training()
             while run.batch < steps and run.elapsed < budget:
                 chosen = np.sort(order[run.batch * recipe.batch : (run.batch + 1) * recipe.batch])
                 rng = _generator(recipe, run.epoch, run.batch)
@@ -225,11 +229,12 @@ def validate(net: FlakeNet, split: Split, *, recipe: Recipe, device: torch.devic
 class _Run:
     """Everything that changes during training, and how it is stored."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, start: FlakeNet | None) -> None:
         self.recipe, self.device = recipe, device
+        self._frozen = start is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            net = FlakeNet(widths=recipe.widths)
+            net = FlakeNet(widths=recipe.widths) if start is None else copy.deepcopy(start)
         self.net: FlakeNet = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net)
         # decaying biases and normalisation only shrinks what they must be free to set
@@ -245,6 +250,14 @@ class _Run:
         self.loss_sum, self.loss_count = 0.0, 0
         self.finished = False
         self.history: list[dict[str, Any]] = []
+
+    def set_training(self) -> None:
+        """Switch the net to training."""
+        self.net.train()
+        if self._frozen:
+            for module in self.net.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def advance(self, batch: tuple[Tensor, Tensor, Tensor], *, fraction: float) -> None:
         """Take one step at `fraction` of the schedule."""

@@ -1,0 +1,231 @@
+"""Adapt the flake finder to one laboratory's set-up from a few labelled pictures.
+
+Two things are learned. The contrasts of the labelled layer numbers, which every later answer then passes through:
+that alone repairs layer numbers where lamp, camera or oxide lie outside what the optics expect. And the network's
+weights, on pieces of the pictures and on scenes drawn in the colours just measured, so that a few pictures do not make
+it forget what residue looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Micrograph
+from flatscope.optical.background import LIGHT_ORDER, estimate_background
+from flatscope.optical.flakes import KnownRegion, observe_known, shrink, working_factor
+from flatscope.optical.layers import MOST_LAYERS, sample_ladders
+from flatscope.optical.scenes import OPAQUE, Microscope, label_regions
+from flatscope.optical.setups import Prior
+from flatscope.results import REJECTED_LABEL
+from flatscope.training import data, export, loop
+from flatscope.training.data import ARTEFACT, SUBSTRATE, THICK, THIN, Example, FlakeData, Scenes
+from flatscope.training.losses import IGNORE
+from flatscope.training.nets.flakenet import FlakeNet
+from flatscope.training.recipes import Recipe
+
+Layers = NDArray[np.uint8]
+_INSET_PX = 2
+_LEAST_INSIDE_PX = 40
+"""A labelled region's colour is measured this far inside its outline, if so many pixels are left."""
+_MOST_REGIONS = 12
+"""As many regions of each layer number are remembered, the largest."""
+_SETUPS = 32
+"""Scenes are drawn in this many set-ups that the labelled regions allow."""
+_ZOOM = 1.3
+_GAIN, _OFFSET = 0.04, 0.004
+"""Pieces are shown larger or smaller by up to this factor, and their contrast a little off (1 sigma)."""
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """A picture whose layer numbers are known.
+
+    Parameters
+    ----------
+    micrograph
+        The picture.
+    layers
+        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers, 254 thick, 255 unknown.
+    """
+
+    micrograph: Micrograph
+    layers: Layers
+
+    def __post_init__(self) -> None:
+        if self.layers.shape != self.micrograph.shape:
+            raise ValueError(
+                f"{self.micrograph.name}: labels of {self.layers.shape} on a picture of {self.micrograph.shape}"
+            )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A labelled picture as the flake finder works on it."""
+
+    contrast: NDArray[np.float32]
+    layers: Layers
+    regions: NDArray[np.int32]
+    foreign: NDArray[np.bool_]
+
+
+def measure_known(pictures: Sequence[LabelledPicture]) -> tuple[KnownRegion, ...]:
+    """The contrasts of the labelled regions of one to six layers, at most twelve a layer number, the largest."""
+    return _measure_known([_see(picture) for picture in pictures])
+
+
+def fine_tune(
+    train: Sequence[LabelledPicture],
+    held_out: Sequence[LabelledPicture],
+    recipe: Recipe,
+    prior: Prior,
+    *,
+    base: Network,
+    out: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FlakeNet:
+    """Train the network of `base` further; returns it in eval mode.
+
+    Parameters
+    ----------
+    train, held_out
+        Labelled pictures: those trained on, and those that choose the best epoch.
+    recipe
+        `scenes_train` counts pieces of pictures and drawn scenes together, `scenes_val` pieces of held-out pictures.
+    prior
+        Material and nominal set-up.
+    base
+        Weights to start from.
+    out
+        Folder for checkpoints; the same call goes on from them.
+
+    Raises
+    ------
+    ValueError
+        If no region is labelled with one to six layers.
+    """
+    made = _build(
+        [_see(each, base) for each in train], [_see(each, base) for each in held_out], recipe, prior
+    )
+    start = export.read_net(base.path)
+    best = loop.train(recipe, out=out, data=made, start=start, on_progress=on_progress)
+    net, _ = loop.load_net(best)
+    return net
+
+
+def _see(picture: LabelledPicture, base: Network | None = None) -> _Seen:
+    factor = working_factor(picture.layers.shape)
+    rgb = shrink(picture.micrograph.rgb(), factor)
+    middle = factor // 2
+    layers = picture.layers[middle::factor, middle::factor][: rgb.shape[0], : rgb.shape[1]]
+    contrast = estimate_background(rgb, order=LIGHT_ORDER).contrast(rgb)
+    foreign = np.zeros(layers.shape, bool)
+    if base is not None:
+        p = base.probabilities(base.card.normalise(contrast))
+        foreign = (p[base.card.classes.index("artefact")] > 0.5) & (layers == 0)
+    regions = label_regions(np.where(layers == REJECTED_LABEL, 0, layers).astype(np.uint8))
+    return _Seen(contrast, layers, regions, foreign)
+
+
+def _measure_known(seen: Sequence[_Seen]) -> tuple[KnownRegion, ...]:
+    measured: dict[int, list[tuple[int, KnownRegion]]] = {}
+    for picture in seen:
+        for index, box in enumerate(ndimage.find_objects(picture.regions), start=1):
+            here = np.pad(picture.regions[box] == index, 1)
+            inside = ndimage.binary_erosion(here, iterations=_INSET_PX)[1:-1, 1:-1]
+            layers = int(picture.layers[box][here[1:-1, 1:-1]][0])
+            if layers > MOST_LAYERS or inside.sum() < _LEAST_INSIDE_PX:
+                continue
+            red, green, blue = np.median(picture.contrast[box][inside], axis=0).tolist()
+            measured.setdefault(layers, []).append(
+                (int(inside.sum()), KnownRegion(layers, (red, green, blue)))
+            )
+    return tuple(
+        region
+        for _, regions in sorted(measured.items())
+        for _, region in sorted(regions, key=lambda pair: -pair[0])[:_MOST_REGIONS]
+    )
+
+
+def _build(train: Sequence[_Seen], held_out: Sequence[_Seen], recipe: Recipe, prior: Prior) -> FlakeData:
+    rng = np.random.default_rng([recipe.seed, 17])
+    known = _measure_known(train)
+    if not known:
+        raise ValueError(
+            f"no region of 1 to {MOST_LAYERS} layers is large enough: label at least one in every picture"
+        )
+    setups, ladders = sample_ladders(observe_known(known), prior, count=_SETUPS, rng=rng)
+    microscopes = [
+        Microscope.from_contrast(setups.take(np.array([index])), ladder)
+        for index, ladder in enumerate(ladders)
+    ]
+    side, scale = recipe.scene_px, recipe.contrast_scale
+    cut = recipe.scenes_train // 2
+    shown = [_cut_piece(rng, train[index % len(train)], side, scale=scale) for index in range(cut)]
+    shown += [
+        data.draw_example(rng, side, scale=scale, microscope=microscopes[index % _SETUPS])
+        for index in range(recipe.scenes_train - cut)
+    ]
+    checked = [
+        _cut_piece(rng, held_out[index % len(held_out)], side, scale=scale)
+        for index in range(recipe.scenes_val)
+    ]
+    return FlakeData(_stack(shown), _stack(checked))
+
+
+def _stack(examples: list[Example]) -> Scenes:
+    contrast, classes, edges = zip(*examples, strict=True)
+    return Scenes(np.stack(contrast), np.stack(classes), np.stack(edges))
+
+
+def _cut_piece(rng: np.random.Generator, seen: _Seen, side: int, *, scale: float) -> Example:
+    """A piece of `side` x `side` px, half of them about a labelled pixel; what lies outside is ignored."""
+    zoom = float(np.exp(rng.uniform(-np.log(_ZOOM), np.log(_ZOOM))))
+    reach = side / zoom
+    rows, cols = seen.layers.shape
+    labelled = np.flatnonzero(seen.regions)
+    if len(labelled) and rng.random() < 0.5:
+        row, col = np.unravel_index(int(rng.choice(labelled)), seen.layers.shape)
+        centre = np.array([row, col]) + rng.uniform(-0.4, 0.4, 2) * reach
+    else:
+        centre = rng.uniform(0.0, 1.0, 2) * (rows, cols)
+    low = np.minimum(reach / 2, (rows / 2, cols / 2))
+    centre = np.clip(centre, low, (rows, cols) - low)
+    places = [centre[axis] + (np.arange(side) - (side - 1) / 2) / zoom for axis in (0, 1)]
+    grid = np.stack(np.meshgrid(*places, indexing="ij"))
+    nearest = np.rint(grid).astype(int)
+    outside = (nearest < 0).any(0) | (nearest[0] >= rows) | (nearest[1] >= cols)
+    row, col = np.clip(nearest[0], 0, rows - 1), np.clip(nearest[1], 0, cols - 1)
+    contrast = np.stack(
+        [
+            ndimage.map_coordinates(seen.contrast[..., channel], grid, order=1, mode="nearest")
+            for channel in range(3)
+        ]
+    )
+    contrast = contrast * (1.0 + rng.normal(0.0, _GAIN, (3, 1, 1))) + rng.normal(0.0, _OFFSET, (3, 1, 1))
+    classes = _classify(seen)[row, col]
+    regions = seen.regions[row, col]
+    edges = data.mark_edges(regions)
+    unknown = outside | (classes == IGNORE)
+    classes[outside] = IGNORE
+    edges[ndimage.binary_dilation(unknown)] = IGNORE
+    return np.arcsinh(contrast / scale).astype(np.float16), classes, edges
+
+
+def _classify(seen: _Seen) -> NDArray[np.uint8]:
+    """Class of every pixel, as in `data.classify`; residue is what the network to start from takes for residue."""
+    classes = np.where(seen.regions > 0, THIN, SUBSTRATE).astype(np.uint8)
+    count = int(seen.regions.max())
+    if count:
+        brightest = ndimage.median(seen.contrast.max(-1), seen.regions, np.arange(1, count + 1))
+        opaque = np.concatenate([[False], np.asarray(brightest) > OPAQUE])
+        classes[opaque[seen.regions]] = THICK
+    classes[seen.foreign] = ARTEFACT
+    classes[seen.layers == REJECTED_LABEL] = IGNORE
+    return classes
