@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.flakes import choose_light, gather, settings_options
+from flatscope.app.train import require_training
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.files.read import find_pictures
@@ -74,4 +77,50 @@ def scenes(count: int, seed: int, weights: str, as_json: bool) -> int:
     with show.progress("scenes") as on_progress:
         scores = evaluate_scenes(count, seed=seed, network=network, on_progress=on_progress)
     show.print_scores(scores, as_json=as_json)
+    return 0
+
+
+@evaluate.command()
+@click.option("--setups", type=click.IntRange(1), default=3, show_default=True, help="Number of set-ups.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(3),
+    multiple=True,
+    default=(3, 6, 12, 24),
+    show_default=True,
+    help="Numbers of labelled pictures; may be given several times.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("reproduced/adaptation"),
+    show_default=True,
+    help="Folder for checkpoints; the same command goes on from them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool) -> int:
+    """Adapt to drawn set-ups outside the default's range, beside a U-Net trained from scratch."""
+    require_training()
+    from flatscope.evaluation.adaptation import measure_learning_curve, tabulate
+
+    with show.progress("steps") as on_progress:
+        points = measure_learning_curve(setups=setups, pictures=pictures, out=out, on_progress=on_progress)
+    rows = tabulate(points)
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows]))
+        return 0
+    show.print_rows(
+        ("", "pictures", "region errors", "class accuracy", "region vote", "minutes"),
+        [
+            (
+                row.method,
+                str(row.pictures),
+                "" if row.errors is None else str(row.errors),
+                str(row.accuracy),
+                str(row.vote),
+                f"{row.minutes:.1f}",
+            )
+            for row in rows
+        ],
+    )
     return 0

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flatscope.app import show
+from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
+from flatscope.files.layer_labels import find_layer_labels
+from flatscope.files.read import find_pictures, read
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import MicrographError
+from flatscope.optical.flakes import FlakeParams
+
+if TYPE_CHECKING:
+    from flatscope.training.recipes import Recipe
 
 
 @click.command()
@@ -20,17 +29,40 @@ from flatscope.app import show
 @click.option(
     "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that draw scenes."
 )
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="For layers-adapt: folder with pictures of one set-up."
+)
+@click.option(
+    "--masks",
+    type=click.Path(path_type=Path),
+    help="For layers-adapt: folder with NAME.layers.png (0 substrate, 1 to 6 layers, 254 thick, 255 unknown), or COCO, "
+    "labelme or Label Studio JSON.",
+)
+@click.option("--material", default="graphene", show_default=True, help="For layers-adapt.")
+@click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
+@click.option("--weights", default="flakes", show_default=True, help="For layers-adapt: what to start from.")
 @click.option("--no-resume", is_flag=True, help="Start anew, even if the folder holds a checkpoint.")
 @click.option("--ship", is_flag=True, help="Put the weights among those that ship with flatscope.")
 def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     """Train a network by RECIPE, a name or a .toml file.
 
     Ctrl-C leaves a checkpoint; the same command goes on from it.
+
+    The recipe layers-adapt takes three or more labelled pictures of your own set-up (--images, --masks) and adapts the
+    shipped weights to it in minutes. It keeps the outcome only if that is better on pictures held out.
     """
     require_training()
     from flatscope.training import recipes
 
     plan = recipes.load(recipe)
+    given = options["images"], options["masks"]
+    if plan.pictures == "labelled":
+        if None in given:
+            raise click.UsageError(f"{recipe} needs labelled pictures: give --images DIR and --masks DIR")
+        params = FlakeParams(options["material"], oxide_nm=options["oxide_nm"])
+        return _adapt(plan, *given, params, weights=options["weights"], out=out)
+    if given != (None, None):
+        raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
     # torch takes seconds to import; a wrong recipe should be told before.
     from flatscope.inference import registry
     from flatscope.training import data, export, loop
@@ -60,6 +92,44 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         path = registry.register(path, name=card.name)
     click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, weights: str, out: Path) -> int:
+    base = Network.load(weights)
+    labels = find_layer_labels(find_pictures([images]), masks)
+    if not labels:
+        raise MicrographError(
+            f"no picture in {images} has labels in {masks}: NAME.layers.png, NAME.mask.png, NAME.png, or JSON"
+        )
+    from flatscope.evaluation.adaptation import adapt
+    from flatscope.training.adapt import LabelledPicture
+
+    pictures, failed = [], 0
+    for path, marked in labels.items():
+        try:
+            picture = read(path)
+            pictures.append(LabelledPicture(picture, marked.draw(picture.shape)))
+        except MicrographError as error:
+            failed += 1
+            click.echo(f"left out: {error}", err=True)
+    with show.progress("steps") as on_progress:
+        outcome = adapt(pictures, params, recipe, base=base, out=out, on_progress=on_progress)
+    regions = ", ".join(f"{count} of {n}L" for n, count in outcome.known.items() if count)
+    click.echo(f"labelled regions measured: {regions}")
+    click.echo(f"{outcome.trained} pictures trained on, {outcome.held_out} held out; errors on these:")
+    for name, errors in outcome.errors.items():
+        click.echo(
+            f"  {name:17} {errors.total:4d}  ({errors.regions} regions: {errors.wrong} with another layer number, "
+            f"{errors.missed} missed; {errors.false} found where nothing is labelled)"
+        )
+    if outcome.weights is None:
+        click.echo(
+            "nothing is better than the default: no weights written; label more pictures, or other ones"
+        )
+        return EXIT_SOME_FAILED
+    size = outcome.weights.stat().st_size / 1e6
+    click.echo(f"kept: {outcome.chosen}\nweights: {outcome.weights} ({size:.1f} MB), for --weights")
+    return EXIT_SOME_FAILED if failed else EXIT_FINE
 
 
 def require_training() -> None:

@@ -69,6 +69,8 @@ class Card:
         SPDX name.
     created_with
         Programs and versions that made the file.
+    material, known
+        Of weights adapted to one set-up: the material, and regions known there as (layers, red, green, blue contrast).
     """
 
     name: str
@@ -90,6 +92,8 @@ class Card:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     normalisation: str = NORMALISATION
+    material: str = ""
+    known: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a card that the runtime could not obey."""
@@ -106,6 +110,10 @@ class Card:
             (self.multiple >= 1, f"multiple = {self.multiple} is not positive"),
             (self.halo_px >= 0, f"halo_px = {self.halo_px} is negative"),
             (aligned, f"halo_px = {self.halo_px} is no multiple of {self.multiple}"),
+            (
+                all(len(region) == 4 for region in self.known),
+                "known regions are no (layers, red, green, blue)",
+            ),
             (not unknown, f"thresholds name {', '.join(unknown)}, which it does not give"),
         )
         for holds, what in checks:
@@ -167,7 +175,9 @@ class Card:
         return cls(**{key: _check(key, value) for key, value in table.items()})
 
 
-_TEXTS = ("name", "version", "task", "recipe", "training_data", "licence", "created_with", "normalisation")
+_TEXTS = (
+    "name", "version", "task", "recipe", "training_data", "licence", "created_with", "normalisation", "material",
+)  # fmt: skip
 _LISTS = ("channels", "classes", "maps")
 
 
@@ -188,6 +198,12 @@ def _check(key: str, value: Any) -> Any:
             return None
         if isinstance(value, list) and len(value) == 2 and all(_is_number(item) for item in value):
             return (float(value[0]), float(value[1]))
+    if (
+        key == "known"
+        and isinstance(value, list)
+        and all(isinstance(region, list) and all(map(_is_number, region)) for region in value)
+    ):
+        return tuple(tuple(region) for region in value)
     if key == "thresholds" and isinstance(value, dict) and all(_is_number(item) for item in value.values()):
         return value
     if key == "scores" and isinstance(value, dict):

@@ -188,11 +188,14 @@ def find_flakes(
     found = measure(labels, contrast, edge)
     clock.lap("regions_s")
     prior = replace(params.prior(), gray=micrograph.is_gray)
-    observation = _observe(found, crystals, least, rgb, background=background, known=params.known)
+    known = (*params.known, *remembered(network, params.material))
+    observation = _observe(found, crystals, least, rgb, background=background, known=known)
     posterior = _count(observation, prior)
     frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels, noise=background.noise)
     clock.lap("layers_s")
     notes = background.notes
+    if network.card.material not in ("", params.material):
+        notes = (*notes, f"the weights are adapted to {network.card.material}: its colours are left out")
     if micrograph.is_gray:
         notes = (
             *notes,
@@ -286,6 +289,15 @@ def _observe(
         witness=counted < crystals,
     )
     return observe_known(known).join(seen) if known else seen
+
+
+def remembered(network: Network, material: str) -> tuple[KnownRegion, ...]:
+    """Regions that weights adapted to this material know."""
+    if network.card.material != material:
+        return ()
+    return tuple(
+        KnownRegion(int(layers), (red, green, blue)) for layers, red, green, blue in network.card.known
+    )
 
 
 def observe_known(known: tuple[KnownRegion, ...]) -> Observation:

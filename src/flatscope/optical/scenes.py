@@ -63,9 +63,8 @@ class Microscope:
         return store(self.crystal[None], self.setup.gamma, self.setup.flare)[0]
 
 
-def draw_microscope(rng: np.random.Generator, prior: Prior) -> Microscope:
-    """Draw a set-up, and how real crystals differ from theory in it."""
-    setup = prior.setups(rng.standard_normal((1, LATENTS)))
+def draw_microscope(rng: np.random.Generator, setup: Setups) -> Microscope:
+    """One set-up, and how real crystals differ from theory in it."""
     return Microscope(setup, _imperfect_contrasts(rng, setup))
 
 
@@ -153,9 +152,8 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
     given = params.microscope
     material = given.setup.material if given else params.material or str(rng.choice(list(MATERIALS)))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
-    microscope = given or draw_microscope(
-        rng, Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
-    )
+    prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
+    microscope = given or draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))
     thickness, drawn = (_grow_crystals if growth == "cvd" else _cleave_flakes)(rng, params)
     foreign = np.zeros(params.shape, bool)
     residue: NDArray[np.float32] | None = None

@@ -8,9 +8,8 @@ it forget what residue looks like.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +23,9 @@ from flatscope.optical.layers import MOST_LAYERS, sample_ladders
 from flatscope.optical.scenes import OPAQUE, Microscope, label_regions
 from flatscope.optical.setups import Prior
 from flatscope.results import REJECTED_LABEL
-from flatscope.training import data, export, loop
+from flatscope.training import data
 from flatscope.training.data import ARTEFACT, SUBSTRATE, THICK, THIN, Example, FlakeData, Scenes
 from flatscope.training.losses import IGNORE
-from flatscope.training.nets.flakenet import FlakeNet
 from flatscope.training.recipes import Recipe
 
 Layers = NDArray[np.uint8]
@@ -59,6 +57,7 @@ class LabelledPicture:
     layers: Layers
 
     def __post_init__(self) -> None:
+        """Refuse labels of another size."""
         if self.layers.shape != self.micrograph.shape:
             raise ValueError(
                 f"{self.micrograph.name}: labels of {self.layers.shape} on a picture of {self.micrograph.shape}"
@@ -80,17 +79,15 @@ def measure_known(pictures: Sequence[LabelledPicture]) -> tuple[KnownRegion, ...
     return _measure_known([_see(picture) for picture in pictures])
 
 
-def fine_tune(
+def build(
     train: Sequence[LabelledPicture],
     held_out: Sequence[LabelledPicture],
     recipe: Recipe,
     prior: Prior,
     *,
     base: Network,
-    out: Path,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> FlakeNet:
-    """Train the network of `base` further; returns it in eval mode.
+) -> FlakeData:
+    """Pieces of labelled pictures, and scenes drawn in their colours, for `loop.train`.
 
     Parameters
     ----------
@@ -101,22 +98,37 @@ def fine_tune(
     prior
         Material and nominal set-up.
     base
-        Weights to start from.
-    out
-        Folder for checkpoints; the same call goes on from them.
+        Weights that training starts from: residue is what they take for it.
 
     Raises
     ------
     ValueError
-        If no region is labelled with one to six layers.
+        If no region of `train` is labelled with one to six layers and large enough.
     """
-    made = _build(
-        [_see(each, base) for each in train], [_see(each, base) for each in held_out], recipe, prior
-    )
-    start = export.read_net(base.path)
-    best = loop.train(recipe, out=out, data=made, start=start, on_progress=on_progress)
-    net, _ = loop.load_net(best)
-    return net
+    rng = np.random.default_rng([recipe.seed, 17])
+    seen, checked = ([_see(picture, base) for picture in part] for part in (train, held_out))
+    known = _measure_known(seen)
+    if not known:
+        raise ValueError(
+            f"no labelled region of 1 to {MOST_LAYERS} layers is large enough: label some of 100 px or more"
+        )
+    setups, ladders = sample_ladders(observe_known(known), prior, count=_SETUPS, rng=rng)
+    microscopes = [
+        Microscope.from_contrast(setups.take(np.array([index])), ladder)
+        for index, ladder in enumerate(ladders)
+    ]
+    side, scale = recipe.scene_px, recipe.contrast_scale
+    cut = recipe.scenes_train // 2
+    pieces = [_cut_piece(rng, seen[index % len(seen)], side, scale=scale) for index in range(cut)]
+    scenes = [
+        data.draw_example(rng, side, scale=scale, microscope=microscopes[index % _SETUPS])
+        for index in range(recipe.scenes_train - cut)
+    ]
+    held = [
+        _cut_piece(rng, checked[index % len(checked)], side, scale=scale)
+        for index in range(recipe.scenes_val)
+    ]
+    return FlakeData(_stack(pieces + scenes), _stack(held))
 
 
 def _see(picture: LabelledPicture, base: Network | None = None) -> _Seen:
@@ -151,32 +163,6 @@ def _measure_known(seen: Sequence[_Seen]) -> tuple[KnownRegion, ...]:
         for _, regions in sorted(measured.items())
         for _, region in sorted(regions, key=lambda pair: -pair[0])[:_MOST_REGIONS]
     )
-
-
-def _build(train: Sequence[_Seen], held_out: Sequence[_Seen], recipe: Recipe, prior: Prior) -> FlakeData:
-    rng = np.random.default_rng([recipe.seed, 17])
-    known = _measure_known(train)
-    if not known:
-        raise ValueError(
-            f"no region of 1 to {MOST_LAYERS} layers is large enough: label at least one in every picture"
-        )
-    setups, ladders = sample_ladders(observe_known(known), prior, count=_SETUPS, rng=rng)
-    microscopes = [
-        Microscope.from_contrast(setups.take(np.array([index])), ladder)
-        for index, ladder in enumerate(ladders)
-    ]
-    side, scale = recipe.scene_px, recipe.contrast_scale
-    cut = recipe.scenes_train // 2
-    shown = [_cut_piece(rng, train[index % len(train)], side, scale=scale) for index in range(cut)]
-    shown += [
-        data.draw_example(rng, side, scale=scale, microscope=microscopes[index % _SETUPS])
-        for index in range(recipe.scenes_train - cut)
-    ]
-    checked = [
-        _cut_piece(rng, held_out[index % len(held_out)], side, scale=scale)
-        for index in range(recipe.scenes_val)
-    ]
-    return FlakeData(_stack(shown), _stack(checked))
 
 
 def _stack(examples: list[Example]) -> Scenes:

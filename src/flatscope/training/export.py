@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from flatscope.files.write import write_atomic
 from flatscope.inference import card as cards
 from flatscope.inference.card import Card, Score
 from flatscope.training import loop
@@ -142,14 +142,12 @@ def export(
     if calibration is not None:
         exact, model = model, to_eight_bits(model, calibration)
         _compare_classes(exact, model, calibration, card)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(_pack(model, card))
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return path
+    return write_atomic(path, _pack(model, card))
+
+
+def replace_card(base: str | Path, card: Card, path: str | Path) -> Path:
+    """Write the network of an exported file with another card."""
+    return write_atomic(Path(path), _pack(Path(base).read_bytes(), card))
 
 
 def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:

@@ -60,6 +60,8 @@ class Recipe:
         A checkpoint is written at each epoch's end and at least this often.
     bits
         Of the exported weights and activations: 32, or 8 for a small, fast file; see `export.export`.
+    pictures
+        "drawn", or "labelled": then weights that exist are adapted to labelled pictures, see `adapt.fine_tune`.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Recipe:
     edge_positive_weight: float = 3.0
     checkpoint_minutes: float = 5.0
     bits: int = 32
+    pictures: str = "drawn"
 
     def __post_init__(self) -> None:
         """Check ranges, so that a run fails in its first second and not in its last."""

@@ -31,7 +31,8 @@ from flatscope.evaluation.papers import OXIDE_NM, PARAMS, Row, part_of
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import find_flakes
-from flatscope.optical.scenes import Scene, SceneParams, draw_scene
+from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
+from flatscope.results import FlakeTable
 
 DOI = "10.1038/s41524-019-0262-4"
 CLASSES = ("other", "monolayer", "bilayer")
@@ -235,14 +236,21 @@ def tabulate(study: Study) -> list[Row]:
     return rows
 
 
-def draw_scenes(count: int, *, seed: int) -> list[Scene]:
-    """Pictures of MoS2 on 300 nm oxide that show monolayer and bilayer, cleaved and grown in turn."""
+def draw_scenes(count: int, *, seed: int, microscope: Microscope | None = None) -> list[Scene]:
+    """Pictures of MoS2 that show monolayer and bilayer, cleaved and grown in turn; on 300 nm oxide, each taken with
+    another microscope, or all with the one given."""
     found: list[Scene] = []
     for trial in itertools.count():
         growth = "cvd" if len(found) % 2 else "exfoliated"
         scene = draw_scene(
             np.random.default_rng([seed, trial]),
-            SceneParams(shape=(_SIDE_PX, _SIDE_PX), material="MoS2", oxide_nm=OXIDE_NM, growth=growth),
+            SceneParams(
+                shape=(_SIDE_PX, _SIDE_PX),
+                material="MoS2",
+                oxide_nm=OXIDE_NM,
+                growth=growth,
+                microscope=microscope,
+            ),
         )
         if all(np.mean(scene.layers == n) >= share for n, share in zip((1, 2), _LEAST_SHARE, strict=True)):
             found.append(scene)
@@ -292,7 +300,11 @@ def make_augment(
 
 def read_scene(scene: Scene, network: Network) -> Probabilities:
     """flatscope's own answer as class probabilities of every pixel, shape (3, rows, cols)."""
-    table = find_flakes(Micrograph(scene.pixels, source="scene"), PARAMS, network=network)
+    return probabilities(find_flakes(Micrograph(scene.pixels, source="scene"), PARAMS, network=network))
+
+
+def probabilities(table: FlakeTable) -> Probabilities:
+    """A flake table as class probabilities of every pixel, shape (3, rows, cols)."""
     p = np.zeros((int(table.labels.max(initial=0)) + 1, 3), np.float32)
     rows = table.found
     p[rows["region_id"].to_numpy(int), 1:] = rows[["p_1", "p_2"]].to_numpy(np.float32)
