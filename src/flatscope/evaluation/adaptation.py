@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flatscope.evaluation.metrics import Interval, bootstrap, ratio, vote_regions
 from flatscope.evaluation.papers import PARAMS, saito2019
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import Micrograph
+from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.scenes import Microscope, Scene, draw_microscope, label_regions
 from flatscope.optical.setups import LATENTS, Prior
@@ -138,11 +138,11 @@ def adapt(
     base
         Weights to start from.
     out
-        Folder for checkpoints and ``flakes.onnx``.
+        Folder for checkpoints and ``layers-adapt.onnx``.
 
     Raises
     ------
-    ValueError
+    MicrographError
         For fewer pictures, or labels without a region of one to six layers large enough.
     """
     from flatscope.training import adapt as training
@@ -166,9 +166,14 @@ def adapt(
         known=tuple((region.layers, *region.contrast) for region in everything),
     )
     path = out / f"{card.name}.onnx"
-    few_bits = made.train.contrast[: export.CALIBRATION_SCENES] if recipe.bits == 8 else None
     # Judged with the colours of the pictures trained on only; the kept file knows those of all.
-    scratch = export.export(net, replace(card, known=()), folder / path.name, calibration=few_bits)
+    scratch, plain = folder / path.name, replace(card, known=())
+    few_bits = made.train.contrast[: export.CALIBRATION_SCENES] if recipe.bits == 8 else None
+    try:
+        export.export(net, plain, scratch, calibration=few_bits)
+    except export.ExportError:
+        # Faint colours do not always survive 8 bits; 32 bits are larger and slower, and exact.
+        export.export(net, plain, scratch)
     tuned = Network.load(scratch)
     errors = {
         DEFAULT: _judge(held_out, params, base),
@@ -203,7 +208,7 @@ def _split(
 ) -> tuple[list[LabelledPicture], list[LabelledPicture]]:
     """Pictures to train on, and at least one to hold out that shows a labelled region."""
     if len(pictures) < LEAST_PICTURES:
-        raise ValueError(f"{len(pictures)} labelled pictures: adapting takes at least {LEAST_PICTURES}")
+        raise MicrographError(f"{len(pictures)} labelled pictures: adapting takes at least {LEAST_PICTURES}")
     order = np.random.default_rng(seed).permutation(len(pictures)).tolist()
     order.sort(key=lambda index: not _shows_layers(pictures[index]))
     count = max(1, round(_HELD_OUT_SHARE * len(pictures)))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from skimage import draw
 
 from flatscope.files.annotations import read_labels
 from flatscope.micrograph import MicrographError
@@ -229,12 +229,10 @@ def _draw(shapes: tuple[Shape, ...], size: tuple[int, int], source: Path) -> Lay
                     f"{source}: a mask of {mask.shape[1]}x{mask.shape[0]} px on a picture of {cols}x{rows} px"
                 )
         else:
-            canvas = Image.new("1", (cols, rows))
-            pen = ImageDraw.Draw(canvas)
+            mask = np.zeros(size, bool)
             for outline in shape.outlines:
-                points = outline * (cols, rows) if shape.relative else outline
-                pen.polygon((points - 0.5).ravel().tolist(), fill=1)
-            mask = np.asarray(canvas)
+                x, y = (outline * (cols, rows) if shape.relative else outline).T - 0.5
+                mask[draw.polygon(y, x, size)] = True
         masks.append((int(mask.sum()), mask, shape.layers))
     layers = np.zeros(size, np.uint8)
     for _, mask, number in sorted(masks, key=lambda entry: -entry[0]):

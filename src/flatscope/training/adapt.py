@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import Micrograph
+from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.flakes import KnownRegion, observe_known, shrink, working_factor
 from flatscope.optical.layers import MOST_LAYERS, sample_ladders
@@ -102,14 +102,14 @@ def build(
 
     Raises
     ------
-    ValueError
+    MicrographError
         If no region of `train` is labelled with one to six layers and large enough.
     """
     rng = np.random.default_rng([recipe.seed, 17])
     seen, checked = ([_see(picture, base) for picture in part] for part in (train, held_out))
     known = _measure_known(seen)
     if not known:
-        raise ValueError(
+        raise MicrographError(
             f"no labelled region of 1 to {MOST_LAYERS} layers is large enough: label some of 100 px or more"
         )
     setups, ladders = sample_ladders(observe_known(known), prior, count=_SETUPS, rng=rng)
