@@ -14,6 +14,7 @@ from flatscope.app.cli import run
 from flatscope.evaluation import adaptation
 from flatscope.evaluation.adaptation import RegionErrors, count_errors
 from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
+from flatscope.inference.card import WeightsError
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, KnownRegion, find_flakes, observe_known
@@ -23,6 +24,7 @@ from flatscope.optical.setups import Prior
 from flatscope.results import THICK_LABEL
 from flatscope.training import adapt, export, recipes
 from flatscope.training.adapt import LabelledPicture
+from flatscope.training.nets.flakenet import FlakeNet
 
 # A monolayer from column 2 to 8 and row 1 to 7, with a bilayer terrace in it, seen from the corner of the picture.
 SQUARE = [[2, 1], [8, 1], [8, 7], [2, 7]]
@@ -233,10 +235,10 @@ def test_scatter_of_known_regions_is_error_of_their_layer_number() -> None:
 def test_an_exported_network_comes_back(tmp_path: Path) -> None:
     """In 32 bits to rounding, in 8 bits to the error of 8 bits; and it can be exported again."""
     base = Network.load("flakes")
-    net = export.read_net(base.path)
+    net = FlakeNet.from_onnx(base.path)
     x = np.random.default_rng(0).normal(0.0, 0.5, (3, 96, 64)).astype(np.float32)
     again = Network.load(export.export(net, base.card, tmp_path / "again.onnx"))
-    twice = export.read_net(again.path)
+    twice = FlakeNet.from_onnx(again.path)
     assert np.abs(base.predict(x) - again.predict(x)).mean() < 0.1
     exact = Network.load(export.export(twice, base.card, tmp_path / "twice.onnx")).predict(x)
     np.testing.assert_allclose(exact, again.predict(x), atol=1e-4)
@@ -249,8 +251,8 @@ def test_a_foreign_network_is_refused(tmp_path: Path) -> None:
     value = [onnx.helper.make_tensor_value_info(name, 1, [1, 3, 8, 8]) for name in ("contrast", "logits")]
     path = tmp_path / "relu.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", value[:1], value[1:])), path)
-    with pytest.raises(export.ExportError, match="holds no network of the flake finder"):
-        export.read_net(path)
+    with pytest.raises(WeightsError, match="holds no network of the flake finder"):
+        FlakeNet.from_onnx(path)
 
 
 def picture_of(microscope: Microscope, seed: int, side: int = 256) -> tuple[Scene, LabelledPicture]:

@@ -134,7 +134,7 @@ def adapt(
     params
         Material and nominal set-up.
     recipe
-        How to fine-tune, see `flatscope.training.adapt.fine_tune`.
+        How to fine-tune, see `flatscope.training.adapt`.
     base
         Weights to start from.
     out
@@ -147,6 +147,7 @@ def adapt(
     """
     from flatscope.training import adapt as training
     from flatscope.training import export, loop
+    from flatscope.training.nets.flakenet import FlakeNet
 
     train, held_out = _split(pictures, seed=recipe.seed)
     known = training.measure_known(train)
@@ -154,9 +155,8 @@ def adapt(
     made = training.build(train, held_out, recipe, params.prior(), base=base)
     # Other pictures or weights are another run: a checkpoint must not be taken for theirs.
     folder = out / f"checkpoint-{_digest(pictures, base)}"
-    best = loop.train(
-        recipe, out=folder, data=made, start=export.read_net(base.path), on_progress=on_progress
-    )
+    plan = replace(recipe, start=str(base.path), widths=FlakeNet.from_onnx(base.path).widths)
+    best = loop.train(plan, out=folder, data=made, on_progress=on_progress)
     net, card = export.read_checkpoint(best)
     everything = training.measure_known(pictures)
     card = replace(

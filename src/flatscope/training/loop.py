@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flatscope.inference import registry
 from flatscope.training.losses import IGNORE, flake_loss
 from flatscope.training.nets.flakenet import CLASSES, FlakeNet
 from flatscope.training.recipes import Recipe, RecipeError, from_dict
@@ -83,7 +84,6 @@ def train(
     *,
     out: str | Path,
     data: Splits,
-    start: FlakeNet | None = None,
     device: str = "auto",
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
@@ -97,9 +97,6 @@ def train(
         Folder for ``last.pt`` (to resume) and ``best.pt`` (to export); made if missing.
     data
         See `Splits`.
-    start
-        Weights to go on from, see `export.read_net`; their normalisation then stays as it is, since few pictures
-        say little about it. None begins with random ones.
     device
         "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", ...
     resume
@@ -125,7 +122,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     _check_data(data, recipe)
     where = _choose_device(device)
-    run = _Run(recipe, where, start)
+    run = _Run(recipe, where)
     if resume and (out / "last.pt").is_file():
         run.restore(out / "last.pt")
     elif not resume:
@@ -229,12 +226,11 @@ def validate(net: FlakeNet, split: Split, *, recipe: Recipe, device: torch.devic
 class _Run:
     """Everything that changes during training, and how it is stored."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, start: FlakeNet | None) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
-        self._frozen = start is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            net = FlakeNet(widths=recipe.widths) if start is None else copy.deepcopy(start)
+            net = _begin(recipe)
         self.net: FlakeNet = net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.net)
         # decaying biases and normalisation only shrinks what they must be free to set
@@ -252,9 +248,9 @@ class _Run:
         self.history: list[dict[str, Any]] = []
 
     def set_training(self) -> None:
-        """Switch the net to training."""
+        """Switch the net to training; one that was trained on many pictures keeps its normalisation."""
         self.net.train()
-        if self._frozen:
+        if self.recipe.start:
             for module in self.net.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
@@ -326,6 +322,12 @@ class _Run:
         self.optimiser.load_state_dict(state["optimiser"])
         for key in _PLAIN:
             setattr(self, key, state[key])
+
+
+def _begin(recipe: Recipe) -> FlakeNet:
+    if recipe.start:
+        return FlakeNet.from_onnx(registry.resolve(recipe.start))
+    return FlakeNet(widths=recipe.widths)
 
 
 _PLAIN = (

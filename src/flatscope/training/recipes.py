@@ -60,8 +60,10 @@ class Recipe:
         A checkpoint is written at each epoch's end and at least this often.
     bits
         Of the exported weights and activations: 32, or 8 for a small, fast file; see `export.export`.
+    start
+        Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
     pictures
-        "drawn", or "labelled": then weights that exist are adapted to labelled pictures, see `adapt.fine_tune`.
+        "drawn", or "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Recipe:
     edge_positive_weight: float = 3.0
     checkpoint_minutes: float = 5.0
     bits: int = 32
+    start: str = ""
     pictures: str = "drawn"
 
     def __post_init__(self) -> None:
@@ -112,6 +115,7 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
+        _require(self, "pictures", self.pictures in ("drawn", "labelled"), "must be 'drawn' or 'labelled'")
         _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px
         _require(self, "object_px", 0 < low < high, "must be (smallest, largest)")

@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from flatscope.inference.card import WeightsError
 
 CLASSES = ("substrate", "thin", "thick", "artefact")
 """Softmax channels, in order."""
@@ -73,6 +77,50 @@ class FlakeNet(nn.Module):
         self.apply(_initialise)
         if outputs == len(_PRIORS):
             self._start_from_priors()
+
+    @classmethod
+    def from_onnx(cls, path: str | Path) -> FlakeNet:
+        """The network inside an exported file, in eval mode, so that it can be trained further.
+
+        What was folded into the convolutions stands in the normalisations as scale 1 and the bias; weights of 8 bits
+        come back as the numbers that they stand for.
+
+        Raises
+        ------
+        WeightsError
+            The file holds another network.
+        """
+        import onnx
+
+        graph = onnx.load(path).graph
+        stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+                whole, scale = (stored[name].astype(np.float32) for name in node.input[:2])
+                stored[node.output[0]] = whole * scale.reshape(-1, *(1,) * (whole.ndim - 1))
+        # a node is called by the modules around it: /down.0/down.0.3/Conv
+        found = {
+            node.name.split("/")[-2]: [stored[name] for name in node.input[1:]]
+            for node in graph.node
+            if node.op_type == "Conv"
+        }
+        try:
+            levels = sum(name.endswith(".3") and name.startswith("down.") for name in found)
+            net = cls(widths=tuple(len(found[f"down.{level}.3"][0]) for level in range(levels)))
+            state = net.state_dict()
+            for name, (weight, bias) in found.items():
+                state[f"{name}.weight"] = torch.tensor(weight)
+                owner = name
+                if f"{name}.bias" not in state:
+                    stem, _, place = name.rpartition(".")
+                    owner = f"{stem}.{int(place) + 1}"
+                    state[f"{owner}.running_var"] = torch.full((len(weight),), 1.0 - nn.BatchNorm2d(1).eps)
+                state[f"{owner}.bias"] = torch.tensor(bias)
+            net.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            detail = str(error).splitlines()[0]
+            raise WeightsError(f"{path}: holds no network of the flake finder ({detail})") from None
+        return net.eval()
 
     def _start_from_priors(self) -> None:
         # else the first hundred steps go into learning that most of a picture is substrate
