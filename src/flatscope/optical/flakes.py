@@ -45,6 +45,8 @@ _EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.8, 0.15, 3
 layers."""
 _DISPUTED = 0.9
 """What is left of a probability where the network says residue and the colour says crystal: that often it is one."""
+_SEAM_PX, _SEAM_SHARE = 6, 0.3
+"""Of what looks like a crystal but is the seam of a gold mark, at least this share lies this close to the mark."""
 _KNOWN_SIGMA = 0.002
 """Error of the contrast of a known region, beyond the scatter of several (1 sigma)."""
 _FAINT_CONTRAST = 0.02
@@ -372,7 +374,7 @@ def _tabulate(
     p[counted], p_foreign[counted] = posterior.p, posterior.p_foreign
     low[counted], high[counted] = posterior.low, posterior.high
     gold = _is_gold(found.contrast) & (np.arange(count) >= crystals) & (found.area_px >= 4 * least)
-    near_gold = _touching(labels, np.flatnonzero(gold) + 1)
+    near_gold = _beside(labels, np.flatnonzero(gold) + 1)
     flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
     uneven = _unevenness(found, noise)
     rows: list[dict[str, Any]] = []
@@ -478,12 +480,13 @@ def _reject_foreign(contrast: Float, gold: bool) -> _Verdict:
     return _Verdict("", np.nan, "rejected", reason)
 
 
-def _touching(labels: Labels, which: NDArray[np.int64]) -> set[int]:
-    """Labels within 2 px of the given ones."""
+def _beside(labels: Labels, which: NDArray[np.int64]) -> set[int]:
+    """Labels of which a good part lies beside the given ones: the blurred seam, not a crystal that touches."""
     if len(which) == 0:
         return set()
-    near = ndimage.binary_dilation(np.isin(labels, which), iterations=2)
-    return set(np.unique(labels[near]).tolist()) - set(which.tolist()) - {0}
+    near = ndimage.binary_dilation(np.isin(labels, which), iterations=_SEAM_PX)
+    share = np.bincount(labels[near], minlength=labels.max() + 1) / np.maximum(np.bincount(labels.ravel()), 1)
+    return set(np.flatnonzero(share > _SEAM_SHARE).tolist()) - set(which.tolist()) - {0}
 
 
 def _any_pixel(labels: Labels, box: tuple[slice, slice], label: int) -> tuple[int, int]:
