@@ -30,7 +30,7 @@ _REACH_PX = 8
 _SAME_CONTRAST = 0.010
 _SAME_RELATIVE = 0.035
 """Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
-_SMOOTH_PX, _NARROW_PX = 5, 7
+_SMOOTH_PX, _NARROW_PX = 5, 5
 _TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
 """Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
 _TERRACE_PX, _TERRACE_SHARE = 40, 0.5
