@@ -30,7 +30,10 @@ _REACH_PX = 8
 _SAME_CONTRAST = 0.010
 _SAME_RELATIVE = 0.035
 """Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
-_SMOOTH_PX, _NARROW_PX = 5, 5
+_SMOOTH_PX = 5
+_NARROW_PX, _NARROW_REST_PX = 5, 7
+"""What is narrower than this is the rim of a terrace, not one. What is left after a region was divided once has rims on
+both sides, and is divided again only into broader pieces."""
 _TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
 """Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
 _TERRACE_PX, _TERRACE_SHARE = 40, 0.5
@@ -158,9 +161,10 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
         channel = int((excess[label] / noise**2).argmax())
         view, values = labels[rows, cols], contrast[rows, cols, channel]
         waiting = [int(label)]
+        narrow_px = _NARROW_PX
         while waiting:
             own = view == waiting.pop()
-            levels = _two_levels(own, values, float(noise[channel]))
+            levels = _two_levels(own, values, float(noise[channel]), narrow_px)
             if levels is None:
                 continue
             first, second = (_label_terraces(level) for level in levels)
@@ -171,10 +175,11 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
             view[grown > 1] = grown[grown > 1] + (highest - 1)
             waiting += range(highest + 1, highest + found)
             highest += found - 1
+            narrow_px = _NARROW_REST_PX
     return labels
 
 
-def _two_levels(own: Mask, contrast: Float32, noise: float) -> tuple[Mask, Mask] | None:
+def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> tuple[Mask, Mask] | None:
     """The insides of the brighter and the darker part of a region in one channel; None where it has one level only."""
     # Pixels outside must not colour the mean inside.
     weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
@@ -186,7 +191,7 @@ def _two_levels(own: Mask, contrast: Float32, noise: float) -> tuple[Mask, Mask]
     if float(inside[inside > threshold].mean() - inside[inside <= threshold].mean()) < least:
         return None
     parts = [own & (level > threshold), own & (level <= threshold)]
-    opened = [_open(part) for part in parts]
+    opened = [_open(part, narrow_px) for part in parts]
     for part, core in zip(parts, opened, strict=True):
         if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
             return None
@@ -202,10 +207,10 @@ def _label_terraces(mask: Mask) -> Labels:
     return _renumber(parts)
 
 
-def _open(mask: Mask) -> Mask:
-    """A mask without what is narrower than `_NARROW_PX` pixels."""
-    core = ndimage.minimum_filter(mask.view(np.uint8), _NARROW_PX)
-    return ndimage.maximum_filter(core, _NARROW_PX).view(bool)
+def _open(mask: Mask, narrow_px: int) -> Mask:
+    """A mask without what is narrower than so many pixels."""
+    core = ndimage.minimum_filter(mask.view(np.uint8), narrow_px)
+    return ndimage.maximum_filter(core, narrow_px).view(bool)
 
 
 def _grow(labels: Labels, within: Mask) -> Labels:
