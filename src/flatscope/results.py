@@ -49,6 +49,34 @@ FLAKE_COLUMNS = (
 region; `layers_p` its probability; `p_thick` the probability of more than six layers; `layers_low` to `layers_high` the
 95 % interval of the layer number (thick regions too, where the optics can still tell)."""
 
+TWIST_COLUMNS = (
+    "image",
+    "flake_id",
+    "row_px",
+    "col_px",
+    "twist_deg",
+    "sigma_deg",
+    "twist_fold30_deg",
+    "bottom_deg",
+    "top_deg",
+    "quality",
+    "reason",
+    "method",
+    "moire_nm",
+    "area_1l_px",
+    "area_2l_px",
+    "area_1l_um2",
+    "area_2l_um2",
+    "moire_sigma_nm",
+    "moire_phonon_per_nm",
+)
+"""Columns of a twist table, one row a second layer.
+
+`twist_deg` in [0, 60] and, folded, `twist_fold30_deg` in [0, 30], both with the error `sigma_deg`; `bottom_deg` and
+`top_deg` the direction of a corner of either layer in [0, 120), counter-clockwise as displayed. `quality` is "ok",
+"hexagonal" (only the folded angle is defined), or why there is none: "too small", "truncated", "clipped", "layers not
+separable", in words in `reason`."""
+
 STATUSES = ("accepted", "ambiguous", "rejected", "failed")
 """Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was
 not read."""
@@ -149,3 +177,41 @@ class FlakeTable:
         return head + shown[columns].to_html(
             index=False, float_format=lambda value: f"{value:.3g}", max_rows=30
         )
+
+
+@dataclass(frozen=True)
+class TwistTable:
+    """The twist angles of one picture.
+
+    Parameters
+    ----------
+    frame
+        One row a second layer, columns `TWIST_COLUMNS`, the surest first.
+    calibration
+        Pixel size, or None: then areas in µm² are empty.
+    provenance
+        Settings and versions.
+    """
+
+    frame: pd.DataFrame
+    calibration: Calibration | None
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """The rows with an angle in [0, 60]°."""
+        return self.frame[self.frame["quality"] == "ok"]
+
+    def to_csv(self) -> str:
+        """The table as comma-separated text, columns in the documented order, empty cells for the unknown."""
+        text = io.StringIO()
+        self.frame.to_csv(text, index=False, columns=list(TWIST_COLUMNS), float_format="%.6g")
+        return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        columns = ["flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "quality", "reason"]
+        head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.measured)} of {len(self)} measured</p>"
+        return head + self.frame[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}")

@@ -28,29 +28,37 @@ class Material:
         As written on the command line.
     layer_nm
         Thickness of one layer (half the c axis for 2H crystals).
+    lattice_nm
+        Lattice constant a in the plane.
     variants
         Pairs (monolayer source, bulk source): names of CSV files without material and suffix.
     """
 
     name: str
     layer_nm: float
+    lattice_nm: float
     variants: tuple[tuple[str, str], ...]
 
 
-# Layer spacings: graphite 0.3355 nm, 10.1103/PhysRev.100.544; hBN 0.333 nm, 10.1107/S0365110X52001167;
-# dichalcogenides c/2 from 10.1016/0022-4596(86)90070-7 (MoS2, MoSe2) and 10.1107/S0108768187098331 (WS2, WSe2).
+# Layer spacings, and lattice constants in the plane from the same papers: graphite 0.3355 nm, 10.1103/PhysRev.100.544;
+# hBN 0.333 nm, 10.1107/S0365110X52001167; dichalcogenides c/2 from 10.1016/0022-4596(86)90070-7 (MoS2, MoSe2) and
+# 10.1107/S0108768187098331 (WS2, WSe2).
 MATERIALS = {
     material.name: material
     for material in (
         Material(
             "graphene",
             0.3355,
+            0.2461,
             (("Weber", "Djurisic-o"), ("Song", "Song-cHOPG-o"), ("El-Sayed", "Djurisic-o")),
         ),
-        Material("hBN", 0.333, (("Rah-o", "Rah-o"), ("Zotev-o", "Zotev-o"), ("Grudinin-o", "Grudinin-o"))),
+        Material(
+            "hBN", 0.333, 0.2504, (("Rah-o", "Rah-o"), ("Zotev-o", "Zotev-o"), ("Grudinin-o", "Grudinin-o"))
+        ),
         Material(
             "MoS2",
             0.615,
+            0.3160,
             (
                 ("Ermolaev-1L", "Ermolaev-o"),
                 ("Hsu-1L", "Munkhbat-o"),
@@ -60,11 +68,15 @@ MATERIALS = {
             ),
         ),
         Material(
-            "WS2", 0.618, (("Hsu-1L", "Munkhbat-o"), ("Jung", "Vyshnevyy-o"), ("Ermolaev", "Munkhbat-o"))
+            "WS2",
+            0.618,
+            0.3153,
+            (("Hsu-1L", "Munkhbat-o"), ("Jung", "Vyshnevyy-o"), ("Ermolaev", "Munkhbat-o")),
         ),
         Material(
             "WSe2",
             0.649,
+            0.3282,
             (
                 ("Gu-1L", "Gu-5L"),
                 ("Hsu-1L", "Munkhbat-o"),
@@ -72,7 +84,7 @@ MATERIALS = {
                 ("Ermolaev", "Munkhbat-o"),
             ),
         ),
-        Material("MoSe2", 0.646, (("Hsu-1L", "Munkhbat-o"), ("Hsu-1L", "Beal"))),
+        Material("MoSe2", 0.646, 0.3288, (("Hsu-1L", "Munkhbat-o"), ("Hsu-1L", "Beal"))),
     )
 }
 
