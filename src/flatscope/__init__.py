@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from flatscope.files.read import find_pictures, read
     from flatscope.micrograph import Calibration, Micrograph, MicrographError
     from flatscope.optical.flakes import FlakeParams, find_flakes
-    from flatscope.results import FlakeTable
+    from flatscope.optical.twist import TwistParams, measure_twist
+    from flatscope.results import FlakeTable, TwistTable
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,9 @@ _HOMES = {
     "Calibration": "flatscope.micrograph",
     "FlakeParams": "flatscope.optical.flakes",
     "FlakeTable": "flatscope.results",
+    "TwistParams": "flatscope.optical.twist",
+    "TwistTable": "flatscope.results",
+    "measure_twist": "flatscope.optical.twist",
     "Micrograph": "flatscope.micrograph",
     "MicrographError": "flatscope.micrograph",
     "find_flakes": "flatscope.optical.flakes",
@@ -35,9 +39,12 @@ __all__ = [
     "FlakeTable",
     "Micrograph",
     "MicrographError",
+    "TwistParams",
+    "TwistTable",
     "__version__",
     "find_flakes",
     "find_pictures",
+    "measure_twist",
     "read",
 ]
 

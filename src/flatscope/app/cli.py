@@ -17,6 +17,7 @@ EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 
 # must not need them.
 _COMMANDS = {
     "flakes": ("flatscope.app.flakes:flakes", "Find flakes in pictures and count their layers."),
+    "twist": ("flatscope.app.twist:twist", "Measure the twist angle of stacked crystals."),
     "demo": ("flatscope.app.demo:demo", "Draw three micrographs with known truth and analyse them."),
     "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),

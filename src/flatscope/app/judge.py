@@ -124,3 +124,18 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
         ],
     )
     return 0
+
+
+@evaluate.command()
+@click.option("--mix", type=click.Choice(["clean", "ragged"]), default="ragged", show_default=True)
+@click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Bilayers drawn.")
+@click.option("--seed", type=int, default=5, show_default=True, help="Of the bilayers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def twist(mix: str, count: int, seed: int, as_json: bool) -> int:
+    """Compare twist angles with the truth on artificial bilayers."""
+    from flatscope.evaluation.twist import evaluate_twist
+
+    with show.progress("bilayers") as on_progress:
+        scores = evaluate_twist(mix, count, seed=seed, on_progress=on_progress)
+    show.print_scores(scores, as_json=as_json)
+    return 0

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from flatscope.optical.flakes import FlakeParams, KnownRegion
 
 DEFAULT_WEIGHTS = "flakes"
+Settings = TypeVar("Settings")
 
 
 class SettingsError(ValueError):
@@ -137,6 +138,20 @@ def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, R
             given = f" (given: {_shorten(first['input'])})" if key else ""
             raise SettingsError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
     return made[0], made[1]
+
+
+def checked(kind: Callable[..., Settings], **values: Any) -> Settings:
+    """Settings of a verb from the command line; a value that has no meaning there is bad input and no bug.
+
+    Raises
+    ------
+    SettingsError
+        With what the settings themselves say about it.
+    """
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def as_plain(params: FlakeParams, run: RunParams) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
+from flatscope.app.settings import checked
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
@@ -59,7 +60,7 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     if plan.pictures == "labelled":
         if None in given:
             raise click.UsageError(f"{recipe} needs labelled pictures: give --images DIR and --masks DIR")
-        params = FlakeParams(options["material"], oxide_nm=options["oxide_nm"])
+        params = checked(FlakeParams, material=options["material"], oxide_nm=options["oxide_nm"])
         return _adapt(plan, *given, params, weights=options["weights"], out=out)
     if given != (None, None):
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")

@@ -26,30 +26,36 @@ Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Layers = NDArray[np.uint8]
 
-_SPECK_PX = 12
-"""Second layers below this are wrong pixels of a segmentation."""
+_SPECK_PX, _SPOT_PX = 12, 60
+"""Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
+outline."""
 _LEAST_ASYMMETRY = 0.25
 """Below this, longer and shorter edges cannot be told apart: corners cut at 0.27 of the side or more."""
-_LARGEST_SIGMA_DEG = 3.6
-_HIDDEN_SHARE = 0.25
-_SAME_PX = 3
-_SIGMA_SCALE = 1.05
+_LARGEST_SIGMA_DEG, _LEAST_EDGES = 3.6, 3
+"""No angle is given with a larger error, or from fewer edges of a layer."""
+_SIGMA_SCALE = 1.1
+"""What the errors of rough outlines lack, found on drawn bilayers (seed 2)."""
+_HIDDEN_SHARE = 0.15
+"""An outline of which more is hidden is called truncated or clipped, if there is no angle."""
+_SAME_PX, _AROUND_PX = 3, 10
+"""Outlines this close are one; crystals are looked at with so much around them."""
 _SMOOTH_PX = 2.0
 """Outlines are followed on masks blurred by this much (1 sigma), which moves no straight edge."""
 _WINDOW_SHARE, _LEAST_WINDOW_PX = 0.045, 4.0
 """The direction of an outline is taken over this share of its length to either side."""
-_ALIGNED_DEG = 14.0
-_LEAST_RUN_PX = 6
+_ALIGNED_DEG, _LEAST_RUN_PX = 14.0, 6
 """A straight piece deviates by less than this from one of six directions, and is at least so long."""
 _FACING_DEG, _TRIM_PX = 70.0, 2.0
 """A point belongs to the nearest edge if it faces that way, and if the next one is farther by this much."""
-_ROUNDS = 8
-_STARTS_DEG = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0)
+_STARTS_DEG, _ROUNDS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0), 8
+"""First guesses of the direction, about the mean of the outline's; improvements of each."""
 _NOWHERE_PX, _FARTHEST_PX = 1e6, 6.0
+"""Distance of an edge that is not there, and the largest one that counts against a fit."""
 _LEAST_VARIANCE = 0.003
 """Of a point of an outline that follows pixels, px²."""
 _OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
-_CORNER_LAG = 6
+"""An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
+_MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""
 
 
@@ -66,7 +72,7 @@ class TwistParams:
     """
 
     material: str = "MoS2"
-    min_top_px: int = 150
+    min_top_px: int = 250
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -112,7 +118,7 @@ def measure_twist(
     """
     if layers.ndim != 2 or layers.dtype != np.uint8:
         raise ValueError(f"layers are (rows, cols) of uint8, not {layers.shape} of {layers.dtype}")
-    clean = ndimage.median_filter(layers, _SAME_PX)
+    clean = _fill_gaps(ndimage.median_filter(layers, _SAME_PX))
     crystal = (clean > 0) & (clean < REJECTED_LABEL)
     # A pixel at the border of the picture ends no crystal, nor does what nobody knows.
     unknown = np.pad(clean, 1, constant_values=REJECTED_LABEL) == REJECTED_LABEL
@@ -120,14 +126,18 @@ def measure_twist(
     flakes, _ = ndimage.label(crystal, structure=np.ones((3, 3)))
     tops, _ = ndimage.label(crystal & (clean >= 2), structure=np.ones((3, 3)))
     tops[np.bincount(tops.ravel(), minlength=1)[tops] < _SPECK_PX] = 0
+    boxes = ndimage.find_objects(flakes)
     rows = []
     for label, box in enumerate(ndimage.find_objects(tops), start=1):
         if box is None:
             continue
         flake = int(flakes[box][tops[box] == label][0])
-        rows.append(
-            {"image": image, "flake_id": flake, **_measure(flakes == flake, tops, label, hidden, params)}
-        )
+        down, across = boxes[flake - 1]
+        top, left = (max(side.start - _AROUND_PX, 0) for side in (down, across))
+        around = np.s_[top : down.stop + _AROUND_PX, left : across.stop + _AROUND_PX]
+        found = _measure(flakes[around] == flake, tops[around], label, hidden[around], params)
+        place = {"row_px": found["row_px"] + top, "col_px": found["col_px"] + left}
+        rows.append({"image": image, "flake_id": flake, **found, **place})
     frame = pd.DataFrame(rows, columns=list(TWIST_COLUMNS))
     if calibration is not None:
         for layer in ("1l", "2l"):
@@ -135,6 +145,20 @@ def measure_twist(
     frame = frame.sort_values(["sigma_deg", "area_2l_px"], ascending=[True, False], ignore_index=True)
     provenance = Provenance(flatscope.__version__, image, "", "", "", {"twist": asdict(params)})
     return TwistTable(frame, calibration, provenance)
+
+
+def _fill_gaps(layers: Layers) -> Layers:
+    """Give small unknown spots the layer number next to them."""
+    spots, _ = ndimage.label(layers == REJECTED_LABEL)
+    small = np.bincount(spots.ravel()) < _SPOT_PX
+    small[0] = False
+    gaps = small[spots]
+    if not gaps.any():
+        return layers
+    nearest = ndimage.distance_transform_edt(
+        layers == REJECTED_LABEL, return_distances=False, return_indices=True
+    )
+    return np.where(gaps, layers[tuple(nearest)], layers).astype(np.uint8)
 
 
 def moire_period_nm(twist_deg: float, lattice_nm: float) -> float:
@@ -158,18 +182,18 @@ def _measure(
         "area_1l_px": int(bottom.sum()) - area,
         "area_2l_px": area,
     }
+    if bottom.sum() < 1.2 * area:
+        return result | _refuse("layers not separable", "hardly any monolayer around the second layer")
+    if area < params.min_top_px:
+        return result | _refuse("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
     # Where the second layer meets the end of the first, its outline is the first one's.
     beyond = ndimage.binary_dilation(~bottom, iterations=_SAME_PX + 1)
     lower = orient(bottom, hidden | seam)
     upper = orient(top, hidden | beyond)
     clipped = _covered(top, beyond & ~hidden)
     cut = max(_covered(top, hidden), _covered(bottom, hidden))
-    if bottom.sum() < 1.2 * area:
-        return result | _refuse("layers not separable", "hardly any monolayer around the second layer")
-    if area < params.min_top_px:
-        return result | _refuse("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
-    if lower is None or upper is None:
-        return result | _explain_missing(cut, clipped, "no straight edge left")
+    if lower is None or upper is None or min(lower.edges, upper.edges) < _LEAST_EDGES:
+        return result | _explain_missing(cut, clipped, f"fewer than {_LEAST_EDGES} straight edges are seen")
     sigma = _SIGMA_SCALE * float(np.hypot(lower.sigma_deg, upper.sigma_deg))
     if sigma > _LARGEST_SIGMA_DEG:
         return result | _explain_missing(cut, clipped, f"the error would be {sigma:.1f}°", area=area)
@@ -237,6 +261,8 @@ class Orientation:
         Direction of the normal of the longer edges, degrees counter-clockwise as displayed, in [0, 120).
     sigma_deg
         1-sigma error.
+    edges
+        In how many of six directions straight pieces were found.
     asymmetry
         (longer − shorter) / all edges, by length: 1 for a triangle, 0 for a regular hexagon.
     straight_px
@@ -245,6 +271,7 @@ class Orientation:
 
     edge_deg: float
     sigma_deg: float
+    edges: int
     asymmetry: float
     straight_px: float
 
@@ -270,6 +297,8 @@ def orient(mask: Mask, hidden: Mask) -> Orientation | None:
     if own.sum() < 3 * _LEAST_RUN_PX:
         return None
     normal = tangent - 90.0
+    # About its centre, so that turning the edges does not move them.
+    outline = outline - outline.mean(0)
     phase = np.exp(6j * np.deg2rad(normal[own])).sum()
     guess = float(np.rad2deg(np.angle(phase)) / 6.0)
     # Rough outlines of small crystals mislead the first guess: the best of several counts.
@@ -281,7 +310,7 @@ def orient(mask: Mask, hidden: Mask) -> Orientation | None:
     longer = fit.centre if fit.lengths[::2].sum() >= fit.lengths[1::2].sum() else fit.centre + 60.0
     straight = float(fit.lengths.sum())
     asymmetry = abs(float(fit.lengths[::2].sum() - fit.lengths[1::2].sum())) / straight
-    return Orientation(longer % 120.0, fit.sigma, asymmetry, straight)
+    return Orientation(longer % 120.0, fit.sigma, int((fit.lengths > 0).sum()), asymmetry, straight)
 
 
 def _fit_from(
@@ -415,10 +444,10 @@ def _assign(
 
 def _correlation_px(residuals: list[Float]) -> float:
     """Over how many pixels residuals are one: the sum of their autocorrelation."""
-    lags = np.zeros(_CORNER_LAG + 1)
+    lags = np.zeros(_MOST_LAG_PX + 1)
     for rest in residuals:
-        for lag in range(min(len(rest), _CORNER_LAG + 1)):
+        for lag in range(min(len(rest), _MOST_LAG_PX + 1)):
             lags[lag] += float((rest[: len(rest) - lag] * rest[lag:]).sum())
     if lags[0] <= 0:
         return 1.0
-    return float(np.clip(1.0 + 2.0 * (lags[1:] / lags[0]).clip(0.0).sum(), 1.0, 2.0 * _CORNER_LAG + 1.0))
+    return float(np.clip(1.0 + 2.0 * (lags[1:] / lags[0]).clip(0.0).sum(), 1.0, 2.0 * _MOST_LAG_PX + 1.0))

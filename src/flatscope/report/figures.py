@@ -256,7 +256,7 @@ def _walk(ring: NDArray[np.float64], *, step: float) -> NDArray[np.float64]:
 
 
 @cache
-def _font(size: int) -> Any:
+def load_font(size: int) -> Any:
     """DejaVu Sans, which has the µ that Pillow's own font lacks; matplotlib carries it and need not be imported."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
@@ -275,7 +275,7 @@ def _write_labels(
     letter: int,
 ) -> None:
     """Region number and layers inside the best regions, or the layers alone, or nothing, as fits."""
-    font = _font(letter)
+    font = load_font(letter)
     left = _MOST_LABELS
     for record in records:
         outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
@@ -327,7 +327,7 @@ def _draw_legend(
         entries.append(("rejected", [REJECTED_COLOUR], True))
     if not entries:
         return
-    font, pad, row = _font(letter), letter // 2, round(letter * 1.35)
+    font, pad, row = load_font(letter), letter // 2, round(letter * 1.35)
     swatch = round(letter * 1.4)
     words = max(draw.textlength(word, font=font) for word, _, _ in entries)
     width, height = math.ceil(swatch + words + 3 * pad), len(entries) * row + pad
@@ -357,7 +357,7 @@ def _draw_scale_bar(
     length_um = choose_bar_um(um_from_nm(pixel_nm * size[0]))
     length = nm_from_um(length_um) / pixel_nm
     text = f"{length_um:g} µm" if length_um >= 1 else f"{nm_from_um(length_um):g} nm"
-    font, pad, thick = _font(letter), letter // 2, max(3, letter // 4)
+    font, pad, thick = load_font(letter), letter // 2, max(3, letter // 4)
     width = max(length, draw.textlength(text, font=font))
     right, bottom = size[0] - pad, size[1] - pad
     top = bottom - 2.2 * pad - thick - letter

@@ -101,6 +101,14 @@ def draw_distributions(
     return _to_png(figure)
 
 
+def make_histogram(values: NDArray[np.floating], *, upto: float, label: str) -> bytes:
+    """How often values from 0 to `upto` occur, in thirty bins, as a PNG file."""
+    figure, (axis,) = _panels(1)
+    axis.hist(values, bins=np.linspace(0.0, upto, 31), color="#2d5fa8")
+    axis.set(xlabel=label, ylabel="crystals", xlim=(0.0, upto))
+    return _to_png(figure)
+
+
 def make_study_page(
     title: str, table: Sequence[Mapping[str, str]], figures: Mapping[str, bytes], *, notes: Sequence[str]
 ) -> str:

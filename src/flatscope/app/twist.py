@@ -1,0 +1,195 @@
+"""`flatscope twist`: from pictures or label images to the twist angles of their stacked crystals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flatscope.app import show
+from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
+from flatscope.app.settings import checked
+from flatscope.files.annotations import read_labels
+from flatscope.files.read import find_pictures, read
+from flatscope.files.write import write_atomic
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.twist import TwistParams, measure_twist
+from flatscope.report.figures import Display, encode_png, to_display
+from flatscope.report.study import make_study_page
+from flatscope.report.twist import draw_histogram, draw_twist
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, TWIST_COLUMNS, TwistTable
+from flatscope.units import nm_from_um
+
+_LEAST_SECOND_LAYER_PX = 30
+"""Second layers are small: the flake finder is asked for regions down to this area."""
+_LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--labels", is_flag=True, help="INPUT are label images: 0 rest, 1 monolayer, 2 bilayer.")
+@click.option("--material", default="MoS2", show_default=True)
+@click.option("--oxide-nm", type=float, default=None, help="Nominal SiO2 thickness, for micrographs.")
+@click.option("--um-per-px", type=float, default=None, help="Pixel size, where the files do not state it.")
+@click.option("--weights", default="flakes", show_default=True, help="Shipped weights, or an .onnx file.")
+@click.option(
+    "--fold", type=click.Choice(["60", "30"]), default="60", show_default=True, help="Range of angles."
+)
+def twist(
+    inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold: str, **options: object
+) -> int:
+    """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
+
+    Writes twist.csv (one row a second layer; without an angle it has the reason), NAME.twist.png (outlines, axes and
+    angles) and report.html. Angles lie in [0, 60]°: from 0 to 60 both layers turn apart; --fold 30 counts θ and 60° − θ
+    as one.
+    """
+    params = checked(TwistParams, material=material)
+    look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
+    paths = find_pictures(inputs)
+    frames: list[pd.DataFrame] = []
+    overlays: dict[str, bytes] = {}
+    failed = 0
+    try:
+        with show.progress("pictures") as on_progress:
+            for done, path in enumerate(paths, start=1):
+                try:
+                    display, layers, calibration = look.at(path)
+                except MicrographError as error:
+                    failed += 1
+                    click.echo(f"flatscope: {error}", err=True)
+                    continue
+                table = measure_twist(layers, params, calibration=calibration, image=path.name)
+                frame = _fold(table, fold)
+                frames.append(frame)
+                picture = encode_png(draw_twist(display, layers, frame))
+                write_atomic(out / f"{path.stem}.twist.png", picture)
+                overlays[path.name] = picture
+                on_progress(done, len(paths))
+    finally:
+        # Also after Ctrl-C or on a full disk: what is finished can be read.
+        if frames:
+            _write(out, frames, overlays, fold=fold)
+    if not frames:
+        return EXIT_BAD_INPUT
+    _tell(pd.concat(frames), len(frames), out)
+    return EXIT_SOME_FAILED if failed else EXIT_FINE
+
+
+class _Micrographs:
+    """Layer numbers from `find_flakes`."""
+
+    def __init__(self, material: str, *, oxide_nm: object, um_per_px: object, weights: object) -> None:
+        self._params = checked(
+            FlakeParams,
+            material=material,
+            oxide_nm=_as_number(oxide_nm),
+            min_area_px=_LEAST_SECOND_LAYER_PX,
+        )
+        self._network = Network.load(str(weights))
+        self._um_per_px = _as_number(um_per_px)
+
+    def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
+        """What is shown, the layer numbers and the pixel size."""
+        micrograph: Micrograph = read(path, um_per_px=self._um_per_px)
+        table = find_flakes(micrograph, self._params, network=self._network)
+        return to_display(micrograph), table.layer_image(), micrograph.calibration
+
+
+class _LabelImages:
+    """Layer numbers made elsewhere."""
+
+    def __init__(self, um_per_px: object) -> None:
+        size = _as_number(um_per_px)
+        if size is not None and not size > 0:
+            raise MicrographError(f"a pixel size of {size:g} µm is none: give a positive --um-per-px")
+        self._calibration = None
+        if size is not None:
+            self._calibration = Calibration((nm_from_um(size), nm_from_um(size)), "user", 0.0)
+
+    def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
+        """What is shown, the layer numbers and the pixel size."""
+        labels = read_labels(path)
+        strange = np.setdiff1d(labels, [*range(7), THICK_LABEL, REJECTED_LABEL])
+        if len(strange):
+            raise MicrographError(
+                f"{path}: label {strange[0]} is no layer number: 0 rest, 1 monolayer, 2 bilayer, 255 unknown"
+            )
+        shown = _LABEL_COLOURS[np.where(labels <= 2, labels, 2)]
+        return Display(shown), labels.astype(np.uint8), self._calibration
+
+
+def _as_number(value: object) -> float | None:
+    return None if value is None else float(str(value))
+
+
+def _fold(table: TwistTable, fold: str) -> pd.DataFrame:
+    """The rows; folded, the angle stands in `twist_fold30_deg` alone."""
+    return table.frame if fold == "60" else replace(table, frame=table.frame.assign(twist_deg=np.nan)).frame
+
+
+def _write(out: Path, frames: list[pd.DataFrame], overlays: dict[str, bytes], *, fold: str) -> None:
+    frame = pd.concat(frames)
+    write_atomic(
+        out / "twist.csv", frame.to_csv(index=False, columns=list(TWIST_COLUMNS), float_format="%.6g")
+    )
+    shown = [
+        "image",
+        "flake_id",
+        "twist_deg",
+        "sigma_deg",
+        "twist_fold30_deg",
+        "moire_nm",
+        "quality",
+        "reason",
+    ]
+    rows = [
+        {str(name): _words(value) for name, value in row.items()} for row in frame[shown].to_dict("records")
+    ] or [dict.fromkeys(shown, "")]
+    figures = {"Angles of the sample": draw_histogram(frame, fold=fold == "30"), **overlays}
+    notes = (
+        "Yellow: outline of the crystal and an axis to one of its corners; blue: the same of its second layer. Angles "
+        "in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2)).",
+    )
+    write_atomic(out / "report.html", make_study_page("Twist angles", rows, figures, notes=notes))
+
+
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3g}"
+    return str(value)
+
+
+def _tell(frame: pd.DataFrame, pictures: int, out: Path) -> None:
+    good = frame[frame["twist_fold30_deg"].notna()]
+    if len(good):
+        angle = good["twist_deg"].where(good["twist_deg"].notna(), good["twist_fold30_deg"])
+        show.print_rows(
+            ("picture", "row", "col", "twist", "sigma", "moiré nm", "quality"),
+            [
+                (
+                    row["image"],
+                    f"{row['row_px']:.0f}",
+                    f"{row['col_px']:.0f}",
+                    f"{value:.2f}°",
+                    f"{row['sigma_deg']:.2f}°",
+                    _words(row["moire_nm"]),
+                    row["quality"],
+                )
+                for value, row in zip(angle, good.to_dict("records"), strict=True)
+            ],
+        )
+    without = frame[frame["twist_fold30_deg"].isna()]["quality"].value_counts()
+    if len(frame) == 0:
+        click.echo(f"no crystal with a second layer in {pictures} picture{'s' * (pictures != 1)}")
+    else:
+        why = "".join(f", {count} {name}" for name, count in without.items())
+        click.echo(f"{len(good)} of {len(frame)} second layers measured{why}")
+    click.echo(f"report: {out / 'report.html'}")
