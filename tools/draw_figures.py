@@ -1,14 +1,16 @@
-"""Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores scenes.json]`.
+"""Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores FILE] [--curve FOLDER]`.
 
 Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never
 part of the repository) for the before-and-after figure, scenes beside them, and the comparison of contrasts; `--scores`
-takes what `flatscope evaluate scenes --json` printed, for the reliability diagram.
+takes what `flatscope evaluate scenes --json` printed, for the reliability diagram; `--curve` the folder of
+`flatscope evaluate adaptation --json > FOLDER/curve.json --out FOLDER`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,9 +22,11 @@ from PIL import Image
 
 import flatscope
 from flatscope.inference.runtime import Network
+from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
-from flatscope.report.figures import draw_overlay, to_display
+from flatscope.report.figures import Display, draw_overlay, to_display
+from flatscope.report.twist import draw_twist
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 CHANNELS = (("red", "#c0392b"), ("green", "#2e8b57"), ("blue", "#2d5fa8"))
@@ -151,14 +155,80 @@ def draw_reliability(scores: Path) -> None:
     plt.close(figure)
 
 
+def draw_learning_curve(folder: Path) -> None:
+    """Class accuracy and region vote against the number of labelled pictures."""
+    rows = json.loads((folder / "curve.json").read_text())
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
+    for axis, key in zip(axes, ("accuracy", "vote"), strict=True):
+        for method, colour in (("adapted", "#2d5fa8"), ("U-Net from scratch", "#c0392b")):
+            own = [row for row in rows if row["method"] == method]
+            middle = np.array([row[key]["value"] for row in own])
+            ends = np.array([[row[key]["low"], row[key]["high"]] for row in own])
+            pictures = [row["pictures"] for row in own]
+            axis.errorbar(
+                pictures, middle, np.abs(ends.T - middle), marker="o", capsize=3, color=colour, label=method
+            )
+        default = next(row for row in rows if row["method"] == "default")[key]["value"]
+        axis.axhline(default, color="0.4", ls="--", label="default, unadapted")
+        axis.set(
+            xlabel="labelled pictures", xscale="log", ylim=(0, 1.02), title=f"{key} (one and two layers)"
+        )
+        axis.set_xticks(pictures, [str(count) for count in pictures])
+        axis.minorticks_off()
+    axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(FIGURES / "learning_curve.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_adapted(folder: Path) -> None:
+    """Pictures of an unseen set-up with the truth, the default's answer, and that after six labelled pictures."""
+    from flatscope.evaluation import adaptation
+    from flatscope.evaluation.papers import saito2019
+
+    microscope = adaptation.draw_unseen(np.random.default_rng([11, 0]))
+    scenes = saito2019.draw_scenes(4, seed=11001, microscope=microscope)
+    networks = [Network.load("flakes"), Network.load(folder / "setup-0-6" / "layers-adapt.onnx")]
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[:4] = [[40, 40, 48], [240, 228, 66], [86, 180, 233], [213, 94, 0]]
+    colours[4:7], colours[255] = (0, 158, 115), (40, 40, 48)
+    rows = []
+    for scene in scenes:
+        picture = flatscope.Micrograph(scene.pixels, source="scene")
+        params = flatscope.FlakeParams("MoS2", min_area_px=80)
+        answers = [flatscope.find_flakes(picture, params, network=net).layer_image() for net in networks]
+        rows.append(np.hstack([scene.pixels, *(colours[layers] for layers in (scene.layers, *answers))]))
+    sheet = Image.fromarray(np.vstack(rows))
+    sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS).save(
+        FIGURES / "adapted.jpg", quality=85
+    )
+
+
+def draw_twisted() -> None:
+    """Artificial bilayers, clean and ragged, with the angles read from them."""
+    tiles = []
+    for index, params in enumerate((replace(PUBLISHED, cut_share=0.0), PUBLISHED, RAGGED, RAGGED)):
+        params = replace(params, shape=(300, 300), radius_px=(110.0, 140.0), beyond=0.0)
+        drawn = draw_bilayer(np.random.default_rng([4, index]), params)
+        shades = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
+        frame = flatscope.measure_twist(drawn.layers).frame
+        tiles.append(np.asarray(draw_twist(Display(shades[drawn.layers]), drawn.layers, frame)))
+        print(f"drawn {drawn.twist_deg:.2f}°, read {frame['twist_deg'].tolist()}")
+    Image.fromarray(np.hstack(tiles)).save(FIGURES / "twist.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--scores", type=Path)
+    parser.add_argument("--curve", type=Path)
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_contrast()
     draw_measured()
+    draw_twisted()
+    if options.curve:
+        draw_learning_curve(options.curve)
+        draw_adapted(options.curve)
     if options.scores:
         draw_reliability(options.scores)
     if options.real:

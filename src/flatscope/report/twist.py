@@ -61,8 +61,9 @@ def draw_histogram(frame: pd.DataFrame, *, fold: bool) -> bytes:
 
 def _name(row: dict[object, object]) -> str:
     angle, folded, sigma = (float(str(row[key])) for key in ("twist_deg", "twist_fold30_deg", "sigma_deg"))
+    digits = 1 if sigma >= 0.1 else 2
     if not math.isnan(angle):
-        return f"{angle:.1f} ± {sigma:.1f}°"
+        return f"{angle:.{digits}f} ± {sigma:.{digits}f}°"
     if row["quality"] == "hexagonal":
-        return f"{folded:.1f} ± {sigma:.1f}° or 60° less that"
+        return f"{folded:.{digits}f} or {60.0 - folded:.{digits}f} ± {sigma:.{digits}f}°"
     return str(row["quality"])
