@@ -167,6 +167,15 @@ def test_bad_labels_are_told_in_one_line(tmp_path: Path, content: Any, words: st
     assert "\n" not in str(caught.value) and "labels.json" in str(caught.value)
 
 
+def test_one_broken_file_of_a_folder_costs_only_itself(tmp_path: Path) -> None:
+    write(tmp_path / "good.json", LABELME)
+    (tmp_path / "bad.json").write_text("{")
+    problems: list[MicrographError] = []
+    found = find_layer_labels([Path("a.png")], tmp_path, on_problem=problems.append)
+    assert list(found) == [Path("a.png")]
+    assert len(problems) == 1 and "bad.json" in str(problems[0])
+
+
 def test_other_bad_labels(tmp_path: Path) -> None:
     with pytest.raises(MicrographError, match="no such file or folder with labels"):
         find_layer_labels([], tmp_path / "nowhere")

@@ -97,7 +97,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
 
 def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, weights: str, out: Path) -> int:
     base = Network.load(weights)
-    labels = find_layer_labels(find_pictures([images]), masks)
+    problems: list[MicrographError] = []
+    labels = find_layer_labels(find_pictures([images]), masks, on_problem=problems.append)
     if not labels:
         raise MicrographError(
             f"no picture in {images} has labels in {masks}: NAME.layers.png, NAME.mask.png, NAME.png, or JSON"
@@ -105,14 +106,15 @@ def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, we
     from flatscope.evaluation.adaptation import adapt
     from flatscope.training.adapt import LabelledPicture
 
-    pictures, failed = [], 0
+    pictures = []
     for path, marked in labels.items():
         try:
             picture = read(path)
             pictures.append(LabelledPicture(picture, marked.draw(picture.shape)))
         except MicrographError as error:
-            failed += 1
-            click.echo(f"left out: {error}", err=True)
+            problems.append(error)
+    for problem in problems:
+        click.echo(f"left out: {problem}", err=True)
     with show.progress("steps") as on_progress:
         outcome = adapt(pictures, params, recipe, base=base, out=out, on_progress=on_progress)
     regions = ", ".join(f"{count} of {n}L" for n, count in outcome.known.items() if count)
@@ -130,7 +132,7 @@ def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, we
         return EXIT_SOME_FAILED
     size = outcome.weights.stat().st_size / 1e6
     click.echo(f"kept: {outcome.chosen}\nweights: {outcome.weights} ({size:.1f} MB), for --weights")
-    return EXIT_SOME_FAILED if failed else EXIT_FINE
+    return EXIT_SOME_FAILED if problems else EXIT_FINE
 
 
 def require_training() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,9 @@ class Labels:
         return labels.astype(np.uint8)
 
 
-def find_layer_labels(pictures: Iterable[Path], masks: Path) -> dict[Path, Labels]:
+def find_layer_labels(
+    pictures: Iterable[Path], masks: Path, *, on_problem: Callable[[MicrographError], None] | None = None
+) -> dict[Path, Labels]:
     """Which of the pictures have labels; the others are left out.
 
     Parameters
@@ -97,6 +99,8 @@ def find_layer_labels(pictures: Iterable[Path], masks: Path) -> dict[Path, Label
         A folder of label images (NAME.layers.png, NAME.mask.png, NAME.png or .tif for the picture NAME) or of JSON
         files, or one JSON file: COCO, labelme or Label Studio. Layer numbers are the names of the labels: 1L, 2 layers,
         monolayer, thick, unknown ...
+    on_problem
+        Called with what is wrong with a JSON file of a folder, which is then left out; None raises it.
 
     Raises
     ------
@@ -108,7 +112,12 @@ def find_layer_labels(pictures: Iterable[Path], masks: Path) -> dict[Path, Label
     listed = [masks] if masks.is_file() else sorted(masks.glob("*.json"))
     marked: dict[str, Labels] = {}
     for path in listed:
-        marked.update(_read_json(path))
+        try:
+            marked.update(_read_json(path))
+        except MicrographError as error:
+            if on_problem is None or path == masks:
+                raise
+            on_problem(error)
     found = {}
     for picture in pictures:
         own = [
