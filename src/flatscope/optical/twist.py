@@ -31,7 +31,7 @@ _SPECK_PX, _SPOT_PX = 12, 60
 outline."""
 _LEAST_ASYMMETRY = 0.25
 """Below this, longer and shorter edges cannot be told apart: corners cut at 0.27 of the side or more."""
-_LARGEST_SIGMA_DEG, _LEAST_EDGES = 3.6, 3
+_LARGEST_SIGMA_DEG, _LEAST_EDGES = 3.0, 3
 """No angle is given with a larger error, or from fewer edges of a layer."""
 _SIGMA_SCALE = 1.1
 """What the errors of rough outlines lack, found on drawn bilayers (seed 2)."""
@@ -49,6 +49,8 @@ _FACING_DEG, _TRIM_PX = 70.0, 2.0
 """A point belongs to the nearest edge if it faces that way, and if the next one is farther by this much."""
 _STARTS_DEG, _ROUNDS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0), 8
 """First guesses of the direction, about the mean of the outline's; improvements of each."""
+_SAME_DEG, _RIVAL_PX = 0.5, 6.0
+"""Fits closer than this are one; outlines tell them apart once every so many pixels."""
 _NOWHERE_PX, _FARTHEST_PX = 1e6, 6.0
 """Distance of an edge that is not there, and the largest one that counts against a fit."""
 _LEAST_VARIANCE = 0.003
@@ -307,10 +309,27 @@ def orient(mask: Mask, hidden: Mask) -> Orientation | None:
     if not found:
         return None
     _, fit = min(found, key=lambda pair: pair[0])
+    sigma = float(np.hypot(fit.sigma, _rival_deg(found, int(own.sum()))))
     longer = fit.centre if fit.lengths[::2].sum() >= fit.lengths[1::2].sum() else fit.centre + 60.0
     straight = float(fit.lengths.sum())
     asymmetry = abs(float(fit.lengths[::2].sum() - fit.lengths[1::2].sum())) / straight
-    return Orientation(longer % 120.0, fit.sigma, int((fit.lengths > 0).sum()), asymmetry, straight)
+    return Orientation(longer % 120.0, sigma, int((fit.lengths > 0).sum()), asymmetry, straight)
+
+
+def _rival_deg(fits: list[tuple[float, _Fit]], points: int) -> float:
+    """How far fits from other first guesses spread the direction, each weighted by its likelihood."""
+    fits = sorted(fits, key=lambda pair: pair[0])
+    least, best = fits[0]
+    total = spread = 0.0
+    seen: list[float] = []
+    for misfit, fit in fits:
+        off = (fit.centre - best.centre + 30.0) % 60.0 - 30.0
+        if all(abs(off - other) > _SAME_DEG for other in seen):
+            seen.append(off)
+            weight = np.exp(-0.5 * points / _RIVAL_PX * (misfit - least) / max(least, _LEAST_VARIANCE))
+            total += weight
+            spread += weight * off**2
+    return float(np.sqrt(spread / total))
 
 
 def _fit_from(
