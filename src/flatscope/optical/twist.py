@@ -31,10 +31,10 @@ _SPECK_PX, _SPOT_PX = 12, 60
 outline."""
 _LEAST_ASYMMETRY = 0.25
 """Below this, longer and shorter edges cannot be told apart: corners cut at 0.27 of the side or more."""
-_LARGEST_SIGMA_DEG, _LEAST_EDGES = 3.0, 3
+_LARGEST_SIGMA_DEG, _LEAST_EDGES = 3.3, 3
 """No angle is given with a larger error, or from fewer edges of a layer."""
-_SIGMA_SCALE = 1.1
-"""What the errors of rough outlines lack, found on drawn bilayers (seed 2)."""
+_SIGMA_SCALE = 1.2
+"""What the errors of rough outlines lack, found on drawn bilayers (seeds 2 and 4)."""
 _HIDDEN_SHARE = 0.15
 """An outline of which more is hidden is called truncated or clipped, if there is no angle."""
 _SAME_PX, _AROUND_PX = 3, 10
