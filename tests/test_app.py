@@ -528,6 +528,8 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, weights: Path) -> None:
         "import multiprocessing, os, signal, sys\n"
         "from flatscope.app import cli, outputs\n"
         "if __name__ == '__main__':\n"
+        # a shell that starts its jobs in the background lets them ignore Ctrl-C
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    add = outputs.RunFiles.add\n"
         "    def add_and_interrupt(self, answer):\n"
         "        add(self, answer)\n"
