@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from flatscope.app.cli import run
 from flatscope.evaluation import adaptation
 from flatscope.evaluation.adaptation import RegionErrors, count_errors
+from flatscope.evaluation.papers import saito2019
 from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
 from flatscope.inference.card import WeightsError
 from flatscope.inference.runtime import Network
@@ -385,3 +387,31 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
         assert run(command) == 2
         said = capsys.readouterr().err
         assert words in said and said.count("\n") <= 2
+
+
+@pytest.mark.slow
+def test_the_learning_curve_goes_from_one_command_to_a_table(
+    tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Every method stands in it, tested on pictures that none was trained on."""
+    load = recipes.load
+    short = {"scenes_train": 16, "scenes_val": 4, "scene_px": 128, "epochs": 1}
+    monkeypatch.setattr(recipes, "load", lambda name: load(name, **short))
+    monkeypatch.setattr(adaptation, "_TESTED", 2)
+    size = replace(saito2019.SIZES["quick"], steps=1, widths=(4, 4), crop_px=32)
+    monkeypatch.setitem(saito2019.SIZES, "quick", size)
+    drawn: list[int] = []
+    draw_scenes = saito2019.draw_scenes
+    monkeypatch.setattr(
+        saito2019,
+        "draw_scenes",
+        lambda count, **given: drawn.append(given["seed"]) or draw_scenes(count, **given),
+    )
+    command = ["evaluate", "adaptation", "--setups", "1", "--pictures", "3", "--json"]
+    assert run([*command, "--out", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["method"], row["pictures"]) for row in rows] == [
+        ("default", 0), ("adapted", 3), ("U-Net from scratch", 3),
+    ]  # fmt: skip
+    assert len(set(drawn)) == 2
+    assert rows[0]["errors"]["value"] > 0 and rows[2]["errors"] is None
