@@ -377,6 +377,10 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
     masks = ["--masks", str(labelled / "masks")]
     for command, words in (
         (["train", "layers-adapt", *out], "needs labelled pictures: give --images DIR and --masks DIR"),
+        (
+            ["train", "layers-adapt", "--images", str(few), *masks, *out, "--ship"],
+            "--device, --no-resume and --ship do not belong to layers-adapt",
+        ),
         (["train", "flakes-quick", *masks, "--images", str(few), *out], "belong to layers-adapt"),
         (["train", "layers-adapt", "--images", str(few), *masks, *out], "adapting takes at least 3"),
         (

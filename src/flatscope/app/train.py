@@ -60,6 +60,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     if plan.pictures == "labelled":
         if None in given:
             raise click.UsageError(f"{recipe} needs labelled pictures: give --images DIR and --masks DIR")
+        if device != "auto" or options["no_resume"] or options["ship"]:
+            raise click.UsageError(f"--device, --no-resume and --ship do not belong to {recipe}")
         params = checked(FlakeParams, material=options["material"], oxide_nm=options["oxide_nm"])
         return _adapt(plan, *given, params, weights=options["weights"], out=out)
     if given != (None, None):
