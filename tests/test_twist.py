@@ -213,7 +213,12 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert overlay.shape == (*SIZE, 3) and (overlay == (86, 180, 233)).all(-1).sum() > 200
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png" in page and "a.png" in page
+    Image.fromarray(layers[::-1]).save(tmp_path / "in" / "a.tif")
     assert run([*command, "--fold", "30"]) == 1
+    assert {path.name for path in (tmp_path / "out").glob("a.*.twist.png")} == {
+        "a.png.twist.png",
+        "a.tif.twist.png",
+    }
     folded = pd.read_csv(tmp_path / "out" / "twist.csv")
     assert folded["twist_deg"].isna().all() and folded["twist_fold30_deg"][0] == pytest.approx(25.0, abs=0.2)
 

@@ -130,7 +130,15 @@ class Answer:
 
 
 def plan_jobs(paths: Sequence[Path], params: FlakeParams, *, um_per_px: float | None = None) -> list[Job]:
-    """Give every picture a name of its own, for the table and for its files.
+    """Jobs for pictures, each with names of its own, see `name_apart`."""
+    return [
+        Job(path, image, stem, params, um_per_px)
+        for path, (image, stem) in zip(paths, name_apart(paths), strict=True)
+    ]
+
+
+def name_apart(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """For every picture a name in the table and one for its files.
 
     The table shows the file name, with as many folders before it as tell equal names apart. Output files are called
     after the file name without suffix; with it where `a.jpg` meets `a.png`; with folders or a number where that is not
@@ -142,10 +150,7 @@ def plan_jobs(paths: Sequence[Path], params: FlakeParams, *, um_per_px: float | 
         full,
         [lambda path: path.stem, lambda path: path.name, *(_join_last(count, "_") for count in range(2, 6))],
     )
-    return [
-        Job(path, image, stem, params, um_per_px)
-        for path, image, stem in zip(paths, images, stems, strict=True)
-    ]
+    return list(zip(images, stems, strict=True))
 
 
 def _join_last(count: int, link: str) -> Callable[[Path], str]:

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flatscope.app import show
+from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.files.annotations import read_labels
@@ -59,19 +60,19 @@ def twist(
     failed = 0
     try:
         with show.progress("pictures") as on_progress:
-            for done, path in enumerate(paths, start=1):
+            for done, (path, (name, stem)) in enumerate(zip(paths, name_apart(paths), strict=True), start=1):
                 try:
                     display, layers, calibration = look.at(path)
                 except MicrographError as error:
                     failed += 1
                     click.echo(f"flatscope: {error}", err=True)
                     continue
-                table = measure_twist(layers, params, calibration=calibration, image=path.name)
+                table = measure_twist(layers, params, calibration=calibration, image=name)
                 frame = _fold(table, fold)
                 frames.append(frame)
                 picture = encode_png(draw_twist(display, layers, frame))
-                write_atomic(out / f"{path.stem}.twist.png", picture)
-                overlays[path.name] = picture
+                write_atomic(out / f"{stem}.twist.png", picture)
+                overlays[name] = picture
                 on_progress(done, len(paths))
     finally:
         # Also after Ctrl-C or on a full disk: what is finished can be read.
