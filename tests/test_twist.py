@@ -91,6 +91,7 @@ def test_what_hides_an_outline_does_not_bend_the_angle() -> None:
         (paint((150.0, 20.0, 0.0, (200, 200)), (12.0, 45.0, 0.0, (200, 200))), "too small"),
         (paint((60.0, 20.0, 0.0, (200, 200)), (60.0, 20.0, 0.0, (200, 200))), "layers not separable"),
         (paint((150.0, 20.0, 0.0, (200, 425)), (60.0, 45.0, 0.0, (200, 425))), "truncated"),
+        (paint((150.0, 30.0, 0.0, (200, 20)), (90.0, 55.0, 0.0, (200, 5))), "truncated"),
     ],
 )
 def test_no_number_where_none_is_defined(layers: np.ndarray, quality: str) -> None:

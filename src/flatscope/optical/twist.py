@@ -237,7 +237,7 @@ def _explain_missing(cut: float, clipped: float, why: str, *, area: int | None =
 
 def _covered(mask: Mask, cover: Mask) -> float:
     """Share of a mask's outline that lies under a cover."""
-    rim = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    rim = mask & ~ndimage.binary_erosion(mask)
     return float((rim & cover).sum() / max(int(rim.sum()), 1))
 
 
