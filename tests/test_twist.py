@@ -66,7 +66,7 @@ def test_hexagons_have_a_folded_angle_only() -> None:
     row = only_row(paint((150.0, 10.0, 0.33, (200, 200)), (60.0, 52.0, 0.0, (200, 200))))
     assert row["quality"] == "hexagonal" and "folded to [0, 30]" in row["reason"]
     assert np.isnan(row["twist_deg"]) and row["twist_fold30_deg"] == pytest.approx(18.0, abs=0.3)
-    assert np.isnan(row["moire_nm"])
+    assert row["moire_nm"] == pytest.approx(moire_period_nm(18.0, 0.3160), rel=0.02)
 
 
 def test_what_hides_an_outline_does_not_bend_the_angle() -> None:

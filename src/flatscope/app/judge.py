@@ -62,7 +62,7 @@ def flakes(images: Path, masks: Path, **options: Any) -> int:
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(0),
     default=7,
     show_default=True,
     help="Of the scenes; keep it apart from the training's.",
@@ -129,7 +129,7 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
 @evaluate.command()
 @click.option("--mix", type=click.Choice(["clean", "ragged"]), default="ragged", show_default=True)
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Bilayers drawn.")
-@click.option("--seed", type=int, default=5, show_default=True, help="Of the bilayers.")
+@click.option("--seed", type=click.IntRange(0), default=5, show_default=True, help="Of the bilayers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def twist(mix: str, count: int, seed: int, as_json: bool) -> int:
     """Compare twist angles with the truth on artificial bilayers."""

@@ -101,6 +101,8 @@ def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, we
     base = Network.load(weights)
     problems: list[MicrographError] = []
     labels = find_layer_labels(find_pictures([images]), masks, on_problem=problems.append)
+    for problem in problems:
+        click.echo(f"left out: {problem}", err=True)
     if not labels:
         raise MicrographError(
             f"no picture in {images} has labels in {masks}: NAME.layers.png, NAME.mask.png, NAME.png, or JSON"
@@ -115,8 +117,7 @@ def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, we
             pictures.append(LabelledPicture(picture, marked.draw(picture.shape)))
         except MicrographError as error:
             problems.append(error)
-    for problem in problems:
-        click.echo(f"left out: {problem}", err=True)
+            click.echo(f"left out: {error}", err=True)
     with show.progress("steps") as on_progress:
         outcome = adapt(pictures, params, recipe, base=base, out=out, on_progress=on_progress)
     regions = ", ".join(f"{count} of {n}L" for n, count in outcome.known.items() if count)

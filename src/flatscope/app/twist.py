@@ -14,7 +14,7 @@ from flatscope.app import show
 from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
-from flatscope.files.annotations import read_labels
+from flatscope.files.annotations import LABEL_SUFFIXES, read_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
@@ -29,6 +29,7 @@ from flatscope.units import nm_from_um
 
 _LEAST_SECOND_LAYER_PX = 30
 """Second layers are small: the flake finder is asked for regions down to this area."""
+_DRAWN = (".twist.png", ".overlay.png")
 _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
 
 
@@ -49,12 +50,12 @@ def twist(
     """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
 
     Writes twist.csv (one row a second layer; without an angle it has the reason), NAME.twist.png (outlines, axes and
-    angles) and report.html. Angles lie in [0, 60]°: from 0 to 60 both layers turn apart; --fold 30 counts θ and 60° − θ
-    as one.
+    angles) and report.html. Angles lie in [0, 60]°: 0° where both layers point the same way, 60° where they point
+    opposite ways; --fold 30 counts θ and 60° − θ as one.
     """
     params = checked(TwistParams, material=material)
     look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
-    paths = find_pictures(inputs)
+    paths = _find_label_images(inputs) if labels else find_pictures(inputs)
     frames: list[pd.DataFrame] = []
     overlays: dict[str, bytes] = {}
     failed = 0
@@ -80,8 +81,25 @@ def twist(
             _write(out, frames, overlays, fold=fold)
     if not frames:
         return EXIT_BAD_INPUT
-    _tell(pd.concat(frames), len(frames), out)
+    _tell(_join(frames), len(frames), out)
     return EXIT_SOME_FAILED if failed else EXIT_FINE
+
+
+def _find_label_images(inputs: tuple[str, ...]) -> list[Path]:
+    """Label images, those that flatscope wrote included; what it drew for people is left out."""
+    found: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found += sorted(
+                path
+                for path in given.iterdir()
+                if path.suffix.lower() in LABEL_SUFFIXES and not path.name.endswith(_DRAWN)
+            )
+        else:
+            found += [given] if given.exists() else find_pictures([given])
+    if not found:
+        raise MicrographError(f"{inputs[0]}: the folder holds no label images: .png or .tif")
+    return found
 
 
 class _Micrographs:
@@ -137,7 +155,7 @@ def _fold(table: TwistTable, fold: str) -> pd.DataFrame:
 
 
 def _write(out: Path, frames: list[pd.DataFrame], overlays: dict[str, bytes], *, fold: str) -> None:
-    frame = pd.concat(frames)
+    frame = _join(frames)
     write_atomic(
         out / "twist.csv", frame.to_csv(index=False, columns=list(TWIST_COLUMNS), float_format="%.6g")
     )
@@ -160,6 +178,11 @@ def _write(out: Path, frames: list[pd.DataFrame], overlays: dict[str, bytes], *,
         "in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2)).",
     )
     write_atomic(out / "report.html", make_study_page("Twist angles", rows, figures, notes=notes))
+
+
+def _join(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """All rows; frames without one would turn columns of numbers into columns of anything."""
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1])
 
 
 def _words(value: object) -> str:

@@ -37,7 +37,7 @@ _KINDS: dict[str, _Kind] = {
 SUFFIXES = tuple(_KINDS)
 """What `read` opens; capitals do not matter."""
 
-OWN_SUFFIXES = (".layers.png", ".overlay.png", ".mask.png")
+OWN_SUFFIXES = (".twist.png", ".layers.png", ".overlay.png", ".mask.png")
 """Endings of what flatscope or an annotator puts beside a picture: never taken for pictures in a folder."""
 
 FILE_REL_SIGMA = 0.02

@@ -159,7 +159,8 @@ class Prior:
         low, high = OXIDE_RANGE_NM
         if self.oxide_nm is not None and not low <= self.oxide_nm <= high:
             raise ValueError(
-                f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, the range flatscope knows"
+                f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, "
+                "the range flatscope knows: leave it out, or adapt"
             )
         if not self.oxide_sigma_nm >= 0:
             raise ValueError(f"oxide_sigma_nm of {self.oxide_sigma_nm} is no error: give 0 or more")

@@ -189,7 +189,7 @@ def _measure(
     if area < params.min_top_px:
         return result | _refuse("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
     # Where the second layer meets the end of the first, its outline is the first one's.
-    beyond = ndimage.binary_dilation(~bottom, iterations=_SAME_PX + 1)
+    beyond = ndimage.binary_dilation(~flake, iterations=_SAME_PX + 1)
     lower = orient(bottom, hidden | seam)
     upper = orient(top, hidden | beyond)
     clipped = _covered(top, beyond & ~hidden)
@@ -199,23 +199,22 @@ def _measure(
     sigma = _SIGMA_SCALE * float(np.hypot(lower.sigma_deg, upper.sigma_deg))
     if sigma > _LARGEST_SIGMA_DEG:
         return result | _explain_missing(cut, clipped, f"the error would be {sigma:.1f}°", area=area)
-    result |= {"bottom_deg": (lower.edge_deg + 60.0) % 120.0, "top_deg": (upper.edge_deg + 60.0) % 120.0}
     turn = upper.edge_deg - lower.edge_deg
-    result |= {"sigma_deg": sigma, "twist_fold30_deg": abs((turn + 30.0) % 60.0 - 30.0)}
-    if min(lower.asymmetry, upper.asymmetry) < _LEAST_ASYMMETRY:
-        return result | _refuse("hexagonal", "only the angle folded to [0, 30]° is defined")
-    twist = abs((turn + 60.0) % 120.0 - 60.0)
-    lattice = find_material(params.material).lattice_nm
-    period = moire_period_nm(twist, lattice)
-    angle = np.deg2rad(max(min(twist, 60.0 - twist), 1e-6))
-    return result | {
-        "twist_deg": twist,
-        "quality": "ok",
-        "reason": "",
+    folded = abs((turn + 30.0) % 60.0 - 30.0)
+    period = moire_period_nm(folded, find_material(params.material).lattice_nm)
+    slope = 0.5 * period / np.tan(np.deg2rad(max(folded, 1e-6)) / 2.0)
+    result |= {
+        "bottom_deg": (lower.edge_deg + 60.0) % 120.0,
+        "top_deg": (upper.edge_deg + 60.0) % 120.0,
+        "sigma_deg": sigma,
+        "twist_fold30_deg": folded,
         "moire_nm": period,
-        "moire_sigma_nm": 0.5 * period / np.tan(angle / 2.0) * np.deg2rad(sigma),
+        "moire_sigma_nm": slope * np.deg2rad(sigma),
         "moire_phonon_per_nm": 4.0 * np.pi / (np.sqrt(3.0) * period),
     }
+    if min(lower.asymmetry, upper.asymmetry) < _LEAST_ASYMMETRY:
+        return result | _refuse("hexagonal", "only the angle folded to [0, 30]° is defined")
+    return result | {"twist_deg": abs((turn + 60.0) % 120.0 - 60.0), "quality": "ok", "reason": ""}
 
 
 def _refuse(quality: str, reason: str) -> dict[str, Any]:

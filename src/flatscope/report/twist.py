@@ -66,4 +66,6 @@ def _name(row: dict[object, object]) -> str:
         return f"{angle:.{digits}f} ± {sigma:.{digits}f}°"
     if row["quality"] == "hexagonal":
         return f"{folded:.{digits}f} or {60.0 - folded:.{digits}f} ± {sigma:.{digits}f}°"
+    if not math.isnan(folded):
+        return f"{folded:.{digits}f} ± {sigma:.{digits}f}°"
     return str(row["quality"])
