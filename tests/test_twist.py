@@ -14,7 +14,9 @@ from skimage import draw
 
 from flatscope.app.cli import run
 from flatscope.evaluation.twist import evaluate_twist
+from flatscope.micrograph import Calibration, Micrograph
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, BilayerParams, cut_triangle, draw_bilayer
+from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.twist import TwistParams, measure_twist, moire_period_nm
 from flatscope.results import TWIST_COLUMNS
 
@@ -146,6 +148,19 @@ def test_touching_crystals_keep_their_own_angle() -> None:
     assert angles[120.0] == pytest.approx(13.0, abs=1.0) and angles[280.0] == pytest.approx(40.0, abs=1.0)
 
 
+def test_what_find_flakes_found_is_measured_as_its_label_image() -> None:
+    layers = paint((170.0, 20.0, 0.0, (200, 220)), (80.0, 50.0, 0.0, (200, 220)))
+    shades = np.array([[0.62, 0.45, 0.55], [0.47, 0.41, 0.56], [0.33, 0.42, 0.58]], np.float32)
+    picture = Micrograph(
+        np.uint8(255 * shades[layers]), source="drawn", calibration=Calibration((50.0, 50.0), "user")
+    )
+    found = find_flakes(picture, FlakeParams("MoS2", oxide_nm=300.0))
+    table, alone = measure_twist(found), measure_twist(found.layer_image())
+    assert table.frame["twist_deg"].tolist() == alone.frame["twist_deg"].tolist()
+    assert table.frame["image"].tolist() == [found.provenance.image]
+    assert table.frame["area_2l_um2"][0] == pytest.approx(0.0025 * table.frame["area_2l_px"][0])
+
+
 def test_moire_period_and_its_error() -> None:
     """Twisted by 1.1°, graphene's period is 12.8 nm; turned by 60° a lattice is the same again."""
     assert moire_period_nm(1.1, 0.2461) == pytest.approx(12.82, abs=0.01)
@@ -228,7 +243,7 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     ("more", "words"),
     [
         (["--material", "lead"], "unknown material 'lead'"),
-        (["--labels", "--um-per-px", "0"], "a pixel size of 0 µm is none"),
+        (["--labels", "--um-per-px", "0"], "is not positive: pass the real one"),
         (["--weights", "nonsense"], "no weights called 'nonsense'"),
     ],
 )

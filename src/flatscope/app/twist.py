@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -14,7 +15,8 @@ from flatscope.app import show
 from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
-from flatscope.files.annotations import LABEL_SUFFIXES, read_labels
+from flatscope.files.annotations import LABEL_SUFFIXES
+from flatscope.files.layer_labels import read_layer_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
@@ -24,7 +26,7 @@ from flatscope.optical.twist import TwistParams, measure_twist
 from flatscope.report.figures import Display, encode_png, to_display
 from flatscope.report.study import make_study_page
 from flatscope.report.twist import draw_histogram, draw_twist
-from flatscope.results import REJECTED_LABEL, THICK_LABEL, TWIST_COLUMNS, TwistTable
+from flatscope.results import TwistTable
 from flatscope.units import nm_from_um
 
 _LEAST_SECOND_LAYER_PX = 30
@@ -44,9 +46,7 @@ _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint
 @click.option(
     "--fold", type=click.Choice(["60", "30"]), default="60", show_default=True, help="Range of angles."
 )
-def twist(
-    inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold: str, **options: object
-) -> int:
+def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold: str, **options: Any) -> int:
     """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
 
     Writes twist.csv (one row a second layer; without an angle it has the reason), NAME.twist.png (outlines, axes and
@@ -56,7 +56,7 @@ def twist(
     params = checked(TwistParams, material=material)
     look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
     paths = _find_label_images(inputs) if labels else find_pictures(inputs)
-    frames: list[pd.DataFrame] = []
+    tables: list[TwistTable] = []
     overlays: dict[str, bytes] = {}
     failed = 0
     try:
@@ -69,19 +69,20 @@ def twist(
                     click.echo(f"flatscope: {error}", err=True)
                     continue
                 table = measure_twist(layers, params, calibration=calibration, image=name)
-                frame = _fold(table, fold)
-                frames.append(frame)
-                picture = encode_png(draw_twist(display, layers, frame))
+                if fold == "30":  # the angle stands in twist_fold30_deg alone
+                    table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
+                tables.append(table)
+                picture = encode_png(draw_twist(display, layers, table.frame))
                 write_atomic(out / f"{stem}.twist.png", picture)
                 overlays[name] = picture
                 on_progress(done, len(paths))
     finally:
         # Also after Ctrl-C or on a full disk: what is finished can be read.
-        if frames:
-            _write(out, frames, overlays, fold=fold)
-    if not frames:
+        if tables:
+            _write(out, _join(tables), overlays, fold=fold)
+    if not tables:
         return EXIT_BAD_INPUT
-    _tell(_join(frames), len(frames), out)
+    _tell(_join(tables).frame, len(tables), out)
     return EXIT_SOME_FAILED if failed else EXIT_FINE
 
 
@@ -105,15 +106,17 @@ def _find_label_images(inputs: tuple[str, ...]) -> list[Path]:
 class _Micrographs:
     """Layer numbers from `find_flakes`."""
 
-    def __init__(self, material: str, *, oxide_nm: object, um_per_px: object, weights: object) -> None:
+    def __init__(
+        self, material: str, *, oxide_nm: float | None, um_per_px: float | None, weights: str
+    ) -> None:
         self._params = checked(
             FlakeParams,
             material=material,
-            oxide_nm=_as_number(oxide_nm),
+            oxide_nm=oxide_nm,
             min_area_px=_LEAST_SECOND_LAYER_PX,
         )
-        self._network = Network.load(str(weights))
-        self._um_per_px = _as_number(um_per_px)
+        self._network = Network.load(weights)
+        self._um_per_px = um_per_px
 
     def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
         """What is shown, the layer numbers and the pixel size."""
@@ -125,40 +128,21 @@ class _Micrographs:
 class _LabelImages:
     """Layer numbers made elsewhere."""
 
-    def __init__(self, um_per_px: object) -> None:
-        size = _as_number(um_per_px)
-        if size is not None and not size > 0:
-            raise MicrographError(f"a pixel size of {size:g} µm is none: give a positive --um-per-px")
+    def __init__(self, um_per_px: float | None) -> None:
         self._calibration = None
-        if size is not None:
-            self._calibration = Calibration((nm_from_um(size), nm_from_um(size)), "user", 0.0)
+        if um_per_px is not None:
+            self._calibration = Calibration((nm_from_um(um_per_px),) * 2, "user", 0.0)
 
     def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
         """What is shown, the layer numbers and the pixel size."""
-        labels = read_labels(path)
-        strange = np.setdiff1d(labels, [*range(7), THICK_LABEL, REJECTED_LABEL])
-        if len(strange):
-            raise MicrographError(
-                f"{path}: label {strange[0]} is no layer number: 0 rest, 1 monolayer, 2 bilayer, 255 unknown"
-            )
+        labels = read_layer_labels(path)
         shown = _LABEL_COLOURS[np.where(labels <= 2, labels, 2)]
-        return Display(shown), labels.astype(np.uint8), self._calibration
+        return Display(shown), labels, self._calibration
 
 
-def _as_number(value: object) -> float | None:
-    return None if value is None else float(str(value))
-
-
-def _fold(table: TwistTable, fold: str) -> pd.DataFrame:
-    """The rows; folded, the angle stands in `twist_fold30_deg` alone."""
-    return table.frame if fold == "60" else replace(table, frame=table.frame.assign(twist_deg=np.nan)).frame
-
-
-def _write(out: Path, frames: list[pd.DataFrame], overlays: dict[str, bytes], *, fold: str) -> None:
-    frame = _join(frames)
-    write_atomic(
-        out / "twist.csv", frame.to_csv(index=False, columns=list(TWIST_COLUMNS), float_format="%.6g")
-    )
+def _write(out: Path, table: TwistTable, overlays: dict[str, bytes], *, fold: str) -> None:
+    frame = table.frame
+    write_atomic(out / "twist.csv", table.to_csv())
     shown = [
         "image",
         "flake_id",
@@ -180,9 +164,10 @@ def _write(out: Path, frames: list[pd.DataFrame], overlays: dict[str, bytes], *,
     write_atomic(out / "report.html", make_study_page("Twist angles", rows, figures, notes=notes))
 
 
-def _join(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """All rows; frames without one would turn columns of numbers into columns of anything."""
-    return pd.concat([frame for frame in frames if len(frame)] or frames[:1])
+def _join(tables: list[TwistTable]) -> TwistTable:
+    """All rows in one table; those without a row would turn columns of numbers into columns of anything."""
+    some = [table for table in tables if len(table)] or tables[:1]
+    return replace(some[0], frame=pd.concat([table.frame for table in some], ignore_index=True))
 
 
 def _words(value: object) -> str:

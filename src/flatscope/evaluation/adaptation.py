@@ -212,7 +212,7 @@ def _split(
     order = np.random.default_rng(seed).permutation(len(pictures)).tolist()
     order.sort(key=lambda index: not _shows_layers(pictures[index]))
     count = max(1, round(_HELD_OUT_SHARE * len(pictures)))
-    # Those that show most come first: every other one of them is held out until there are enough.
+    # Those that show a layer come first: every other one of them is held out until there are enough.
     held = [index for place, index in enumerate(order) if place % 2 == 0][:count]
     return [pictures[i] for i in range(len(pictures)) if i not in held], [pictures[i] for i in held]
 
@@ -321,8 +321,8 @@ def measure_learning_curve(
             points.append(_test_finder("adapted", number, count, tested, network, minutes))
             begun = time.perf_counter()
             guesses = _train_from_scratch(drawn[:count], tested, folder, on_progress=part(done + 1))
-            verdicts = saito2019.judge(tested, guesses, tested, guesses)
             minutes = (time.perf_counter() - begun) / 60
+            verdicts = saito2019.judge(tested, guesses, tested, guesses)
             points.append(Point("U-Net from scratch", number, count, verdicts, (), minutes))
             done += 2
     return points

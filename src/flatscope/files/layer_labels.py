@@ -73,17 +73,29 @@ class Labels:
         """
         if self.shapes is not None:
             return _draw(self.shapes, shape, self.source)
-        labels = read_labels(self.source)
+        labels = read_layer_labels(self.source)
         if labels.shape != shape:
             raise MicrographError(
                 f"{self.source}: labels of {labels.shape[1]}x{labels.shape[0]} px on one of {shape[1]}x{shape[0]}"
             )
-        strange = np.setdiff1d(labels, [*range(7), THICK_LABEL, REJECTED_LABEL])
-        if len(strange):
-            raise MicrographError(
-                f"{self.source}: label {strange[0]} is no layer number: 0 substrate, 1 to 6, 254 thick, 255 unknown"
-            )
-        return labels.astype(np.uint8)
+        return labels
+
+
+def read_layer_labels(path: Path) -> Layers:
+    """Open a label image of layer numbers.
+
+    Raises
+    ------
+    MicrographError
+        If it is no label image, or a label is no layer number.
+    """
+    labels = read_labels(path)
+    strange = np.setdiff1d(labels, [*range(7), THICK_LABEL, REJECTED_LABEL])
+    if len(strange):
+        raise MicrographError(
+            f"{path}: label {strange[0]} is no layer number: 0 substrate, 1 to 6, 254 thick, 255 unknown"
+        )
+    return labels.astype(np.uint8)
 
 
 def find_layer_labels(

@@ -20,7 +20,7 @@ from skimage.segmentation import watershed
 import flatscope
 from flatscope.micrograph import Calibration
 from flatscope.optical.materials import find_material
-from flatscope.results import REJECTED_LABEL, TWIST_COLUMNS, Provenance, TwistTable
+from flatscope.results import REJECTED_LABEL, TWIST_COLUMNS, FlakeTable, Provenance, TwistTable
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -84,7 +84,7 @@ class TwistParams:
 
 
 def measure_twist(
-    layers: Layers,
+    layers: Layers | FlakeTable,
     params: TwistParams = TwistParams(),
     *,
     calibration: Calibration | None = None,
@@ -95,13 +95,14 @@ def measure_twist(
     Parameters
     ----------
     layers
-        Shape (rows, cols), uint8: 0 substrate, 1 and 2 layers, 3 to 254 more, 255 unknown.
+        What `find_flakes` found, or a label image of shape (rows, cols), uint8: 0 substrate, 1 and 2 layers, 3 to 254
+        more, 255 unknown.
     params
         Material and limits.
     calibration
-        Pixel size, for areas in µm².
+        Pixel size of a label image, for areas in µm².
     image
-        Name of the picture, for the table.
+        Name of a label image, for the table.
 
     Returns
     -------
@@ -118,6 +119,9 @@ def measure_twist(
     as their outlines are. Whether 0° is 3R and 60° is 2H holds only as far as both layers have the same kind of edge.
     Fails where a second layer's outline does not follow its lattice.
     """
+    if isinstance(layers, FlakeTable):
+        calibration, image = layers.calibration, layers.provenance.image
+        layers = layers.layer_image()
     if layers.ndim != 2 or layers.dtype != np.uint8:
         raise ValueError(f"layers are (rows, cols) of uint8, not {layers.shape} of {layers.dtype}")
     clean = _fill_gaps(ndimage.median_filter(layers, _SAME_PX))
@@ -266,15 +270,12 @@ class Orientation:
         In how many of six directions straight pieces were found.
     asymmetry
         (longer − shorter) / all edges, by length: 1 for a triangle, 0 for a regular hexagon.
-    straight_px
-        Length of the straight pieces of outline that were used.
     """
 
     edge_deg: float
     sigma_deg: float
     edges: int
     asymmetry: float
-    straight_px: float
 
 
 def orient(mask: Mask, hidden: Mask) -> Orientation | None:
@@ -310,9 +311,8 @@ def orient(mask: Mask, hidden: Mask) -> Orientation | None:
     _, fit = min(found, key=lambda pair: pair[0])
     sigma = float(np.hypot(fit.sigma, _rival_deg(found, int(own.sum()))))
     longer = fit.centre if fit.lengths[::2].sum() >= fit.lengths[1::2].sum() else fit.centre + 60.0
-    straight = float(fit.lengths.sum())
-    asymmetry = abs(float(fit.lengths[::2].sum() - fit.lengths[1::2].sum())) / straight
-    return Orientation(longer % 120.0, sigma, int((fit.lengths > 0).sum()), asymmetry, straight)
+    asymmetry = abs(float(fit.lengths[::2].sum() - fit.lengths[1::2].sum())) / float(fit.lengths.sum())
+    return Orientation(longer % 120.0, sigma, int((fit.lengths > 0).sum()), asymmetry)
 
 
 def _rival_deg(fits: list[tuple[float, _Fit]], points: int) -> float:
