@@ -181,9 +181,9 @@ def test_saito_2019_runs_through_and_goes_on(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")
 
-    from flatscope.training import segment
+    from flatscope.training import supervised
 
-    monkeypatch.setattr(segment, "cross_entropy", refuse)
+    monkeypatch.setattr(supervised, "cross_entropy", refuse)
     assert run(args) == 0
     assert json.loads(capsys.readouterr().out) == rows
 

@@ -285,11 +285,13 @@ def test_a_network_without_a_card_is_refused(good: Path, tmp_path: Path) -> None
 
 def test_a_card_of_another_network_is_refused(good: Path, tmp_path: Path, card: Card) -> None:
     gray = dataclasses.replace(card, channels=("gray",)).to_json()
-    with pytest.raises(WeightsError, match="the card says input"):
+    with pytest.raises(WeightsError, match=r"the card says \(1, 1, 1\), the network has \(3, 1, 1\)"):
         Network.load(rewrite(good, tmp_path / "gray.onnx", gray))
     fewer = dataclasses.replace(card, maps=(), thresholds={}).to_json()
     with pytest.raises(WeightsError, match="card names 4 outputs, the network gives 5"):
         Network.load(rewrite(good, tmp_path / "fewer.onnx", fewer))
+    with pytest.raises(WeightsError, match="for the task 'flakes', not 'orientation'"):
+        Network.load(good, task="orientation")
 
 
 def test_threads_below_one(good: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
-from flatscope.training import segment  # noqa: E402
+from flatscope.training import supervised  # noqa: E402
 from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
 from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
 from flatscope.training.nets.fcn import FCN  # noqa: E402
@@ -32,7 +32,7 @@ SMALL = {"SaitoUNet": {"widths": (4, 8, 8, 16, 16)}, "YangUNet": {"widths": (4, 
 
 
 def build(name: str, **settings: object) -> nn.Module:
-    return segment.seeded(NETS[name][0], seed=3, **SMALL.get(name, {}), **settings).eval()
+    return supervised.seeded(NETS[name][0], seed=3, **SMALL.get(name, {}), **settings).eval()
 
 
 def answer(net: nn.Module, x: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_saved_loaded_and_exported_nets_say_the_same(name: str) -> None:
     stream = io.BytesIO()
     torch.save(net.state_dict(), stream)
     stream.seek(0)
-    other = segment.seeded(NETS[name][0], seed=4, **SMALL.get(name, {})).eval()
+    other = supervised.seeded(NETS[name][0], seed=4, **SMALL.get(name, {})).eval()
     other.load_state_dict(torch.load(stream, weights_only=True))
     x = np.random.default_rng(2).random((1, 3, 96, 160), np.float32)
     wanted = answer(net, x)
@@ -118,18 +118,18 @@ def _as_it_is(
 @pytest.mark.parametrize(
     "plan",
     [
-        segment.Plan(lr=3e-3, steps=60, batch=4),
-        segment.Plan(
+        supervised.Plan(lr=3e-3, steps=60, batch=4),
+        supervised.Plan(
             lr=0.05, steps=60, batch=4, optimiser="sgd", schedule="poly", warmup=5, weight_decay=1e-4
         ),
     ],
     ids=["adam", "sgd"],
 )
-def test_a_net_learns_squares(plan: segment.Plan) -> None:
+def test_a_net_learns_squares(plan: supervised.Plan) -> None:
     pictures, classes = _squares(12)
-    net = segment.seeded(YangUNet, seed=3, outputs=3, widths=(8, 16, 32, 64, 128))
-    net = segment.fit(net, pictures[:8], classes[:8], plan, augment=_as_it_is)
-    found = segment.predict(net, pictures[8:]).argmax(1)
+    net = supervised.seeded(YangUNet, seed=3, outputs=3, widths=(8, 16, 32, 64, 128))
+    net = supervised.fit(net, pictures[:8], classes[:8], plan, augment=_as_it_is)
+    found = supervised.predict(net, pictures[8:]).argmax(1)
     assert (found == classes[8:]).mean() > 0.97
 
 
@@ -137,8 +137,8 @@ def test_a_second_head_is_trained_too() -> None:
     pictures, classes = _squares(2)
     net = build("FCN", outputs=3)
     before = net.auxiliary[0].weight.detach().clone()
-    plan = segment.Plan(lr=1e-3, steps=1, batch=2, optimiser="sgd")
-    net = segment.fit(net, pictures, classes, plan, augment=_as_it_is)
+    plan = supervised.Plan(lr=1e-3, steps=1, batch=2, optimiser="sgd")
+    net = supervised.fit(net, pictures, classes, plan, augment=_as_it_is)
     assert not torch.equal(net.auxiliary[0].weight, before)
 
 
@@ -157,8 +157,8 @@ def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path: Path) -> None:
             if done == stop:
                 raise KeyboardInterrupt
 
-        plan = segment.Plan(lr=1e-3, steps=8, batch=2)
-        net = segment.fit(
+        plan = supervised.Plan(lr=1e-3, steps=8, batch=2)
+        net = supervised.fit(
             build("SaitoUNet"),
             pictures,
             classes,
@@ -176,11 +176,11 @@ def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path: Path) -> None:
     resumed = train(path)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     with pytest.raises(ValueError, match="made under other settings"):
-        segment.fit(
+        supervised.fit(
             build("SaitoUNet"),
             pictures,
             classes,
-            segment.Plan(lr=2e-3, steps=8, batch=2),
+            supervised.Plan(lr=2e-3, steps=8, batch=2),
             augment=flip,
             checkpoint=path,
         )
@@ -191,11 +191,11 @@ def test_rare_classes_weigh_more() -> None:
     classes = np.zeros((2, 10, 10), np.uint8)
     classes[0, 0] = 1
     # Frequencies: 190 of 200 and 10 of 100, median 0.525.
-    assert segment.median_frequency_weights(classes, count=3) == pytest.approx((0.525 / 0.95, 5.25, 1.0))
+    assert supervised.median_frequency_weights(classes, count=3) == pytest.approx((0.525 / 0.95, 5.25, 1.0))
 
 
 def test_the_polynomial_schedule_rises_then_falls() -> None:
-    plan = segment.Plan(lr=0.02, steps=100, schedule="poly", warmup=10)
+    plan = supervised.Plan(lr=0.02, steps=100, schedule="poly", warmup=10)
     rates = [plan.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.002) and rates[9] == pytest.approx(0.02)
     assert rates[55] == pytest.approx(0.02 * 0.5**0.9)

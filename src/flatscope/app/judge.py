@@ -127,15 +127,28 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
 
 
 @evaluate.command()
-@click.option("--mix", type=click.Choice(["clean", "ragged"]), default="ragged", show_default=True)
+@click.option(
+    "--mix", type=click.Choice(["clean", "ragged", "micrographs"]), default="ragged", show_default=True
+)
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Bilayers drawn.")
 @click.option("--seed", type=click.IntRange(0), default=5, show_default=True, help="Of the bilayers.")
+@click.option(
+    "--method",
+    type=click.Choice(["edges", "network"]),
+    default="edges",
+    show_default=True,
+    help="Reads how a layer lies.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def twist(mix: str, count: int, seed: int, as_json: bool) -> int:
-    """Compare twist angles with the truth on artificial bilayers."""
+def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
+    """Compare twist angles with the truth on artificial bilayers; all errors in degrees.
+
+    The mixes are label images with exact edges, label images as a network makes them, and photographs.
+    """
     from flatscope.evaluation.twist import evaluate_twist
 
+    network = Network.load("orientation", task="orientation") if method == "network" else None
     with show.progress("bilayers") as on_progress:
-        scores = evaluate_twist(mix, count, seed=seed, on_progress=on_progress)
+        scores = evaluate_twist(mix, count, seed=seed, network=network, on_progress=on_progress)
     show.print_scores(scores, as_json=as_json)
     return 0

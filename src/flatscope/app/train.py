@@ -51,6 +51,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
 
     The recipe layers-adapt takes three or more labelled pictures of your own set-up (--images, --masks) and adapts the
     shipped weights to it in minutes. It keeps the outcome only if that is better on pictures held out.
+
+    The recipe orientation trains the network behind `flatscope twist --method network`.
     """
     require_training()
     from flatscope.training import recipes
@@ -66,6 +68,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         return _adapt(plan, *given, params, weights=options["weights"], out=out)
     if given != (None, None):
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
+    if plan.pictures == "bilayers":
+        return _train_orientation(plan, out=out, **options)
     # torch takes seconds to import; a wrong recipe should be told before.
     from flatscope.inference import registry
     from flatscope.training import data, export, loop
@@ -95,6 +99,26 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         path = registry.register(path, name=card.name)
     click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+def _train_orientation(
+    recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **_: Any
+) -> int:
+    from flatscope.inference import registry
+    from flatscope.training import export, orient
+
+    with show.progress("bilayers, then steps") as on_progress:
+        outcome = orient.train(
+            recipe, out=out, workers=workers, resume=not no_resume, on_progress=on_progress
+        )
+    for name, score in outcome.scores.items():
+        click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
+    card = orient.make_card(recipe, outcome.scores)
+    path = export.export(outcome.net, card, out / f"{card.name}.onnx")
+    if ship:
+        path = registry.register(path, name=card.name)
+    click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return EXIT_FINE
 
 
 def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, weights: str, out: Path) -> int:

@@ -22,16 +22,18 @@ from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.materials import MATERIALS
 from flatscope.optical.twist import TwistParams, measure_twist
 from flatscope.report.figures import Display, encode_png, to_display
 from flatscope.report.study import make_study_page
 from flatscope.report.twist import draw_histogram, draw_twist
-from flatscope.results import TwistTable
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, TwistTable
 from flatscope.units import nm_from_um
 
 _LEAST_SECOND_LAYER_PX = 30
 """Second layers are small: the flake finder is asked for regions down to this area."""
 _DRAWN = (".twist.png", ".overlay.png")
+_LAYER_NUMBERS = {*range(7), THICK_LABEL, REJECTED_LABEL}
 _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
 
 
@@ -39,14 +41,21 @@ _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--labels", is_flag=True, help="INPUT are label images: 0 rest, 1 monolayer, 2 bilayer.")
-@click.option("--material", default="MoS2", show_default=True)
+@click.option("--material", default="MoS2", show_default=True, help=f"One of {', '.join(MATERIALS)}.")
 @click.option("--oxide-nm", type=float, default=None, help="Nominal SiO2 thickness, for micrographs.")
 @click.option("--um-per-px", type=float, default=None, help="Pixel size, where the files do not state it.")
 @click.option("--weights", default="flakes", show_default=True, help="Shipped weights, or an .onnx file.")
 @click.option(
+    "--method",
+    type=click.Choice(["edges", "network"]),
+    default="edges",
+    show_default=True,
+    help="Reads how a layer lies: by its straight edges, or by a network.",
+)
+@click.option(
     "--fold", type=click.Choice(["60", "30"]), default="60", show_default=True, help="Range of angles."
 )
-def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold: str, **options: Any) -> int:
+def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, **options: Any) -> int:
     """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
 
     Writes twist.csv (one row a second layer; without an angle it has the reason), NAME.twist.png (outlines, axes and
@@ -54,6 +63,8 @@ def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold:
     opposite ways; --fold 30 counts θ and 60° − θ as one.
     """
     params = checked(TwistParams, material=material)
+    fold = options.pop("fold")
+    network = Network.load("orientation", task="orientation") if options.pop("method") == "network" else None
     look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
     paths = _find_label_images(inputs) if labels else find_pictures(inputs)
     tables: list[TwistTable] = []
@@ -68,7 +79,7 @@ def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, fold:
                     failed += 1
                     click.echo(f"flatscope: {error}", err=True)
                     continue
-                table = measure_twist(layers, params, calibration=calibration, image=name)
+                table = measure_twist(layers, params, network=network, calibration=calibration, image=name)
                 if fold == "30":  # the angle stands in twist_fold30_deg alone
                     table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
                 tables.append(table)
@@ -121,6 +132,8 @@ class _Micrographs:
     def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
         """What is shown, the layer numbers and the pixel size."""
         micrograph: Micrograph = read(path, um_per_px=self._um_per_px)
+        if set(np.unique(micrograph.pixels[::4, ::4]).tolist()) <= _LAYER_NUMBERS:
+            raise MicrographError(f"{path}: holds layer numbers, not a photograph: pass --labels")
         table = find_flakes(micrograph, self._params, network=self._network)
         return to_display(micrograph), table.layer_image(), micrograph.calibration
 

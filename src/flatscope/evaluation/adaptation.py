@@ -356,19 +356,19 @@ def _train_from_scratch(
     drawn: list[Scene], tested: list[Scene], folder: Path, *, on_progress: Callable[[int, int], None] | None
 ) -> list[NDArray[np.float32]]:
     """Class probabilities of the tested scenes by a U-Net that saw the drawn ones only."""
-    from flatscope.training import segment
+    from flatscope.training import supervised
     from flatscope.training.nets.unet import SaitoUNet
 
     size = saito2019.SIZES["quick"]
     pictures, truth = saito2019.stack(drawn)
-    plan = segment.Plan(
+    plan = supervised.Plan(
         lr=size.lr,
         steps=3 * size.steps,
         batch=size.batch,
-        class_weights=segment.median_frequency_weights(truth, count=len(saito2019.CLASSES)),
+        class_weights=supervised.median_frequency_weights(truth, count=len(saito2019.CLASSES)),
     )
-    net = segment.fit(
-        segment.seeded(SaitoUNet, seed=0, outputs=len(saito2019.CLASSES), widths=size.widths),
+    net = supervised.fit(
+        supervised.seeded(SaitoUNet, seed=0, outputs=len(saito2019.CLASSES), widths=size.widths),
         pictures,
         truth,
         plan,
@@ -376,7 +376,7 @@ def _train_from_scratch(
         checkpoint=folder / "unet.pt",
         on_progress=on_progress,
     )
-    return [segment.predict(net, scene.pixels[None])[0] for scene in tested]
+    return [supervised.predict(net, scene.pixels[None])[0] for scene in tested]
 
 
 @dataclass(frozen=True)

@@ -77,13 +77,13 @@ def time_layer_networks(
     on_progress
         Called with (steps done, steps in all).
     """
-    from flatscope.training import segment
+    from flatscope.training import supervised
 
     runs, models = _make_runs(threads, only)
     steps = len(runs) * (rounds + 1)
     done = 0
     took: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    with segment.threads(threads):
+    with supervised.threads(threads):
         for turn in range(rounds + 1):
             for key, run in runs.items():
                 # Once for nothing: the network before has taken caches and memory with it.
@@ -109,7 +109,7 @@ def _make_runs(
     """What to time, and the ONNX models among it."""
     import onnxruntime
 
-    from flatscope.training import export, segment
+    from flatscope.training import export, supervised
     from flatscope.training.nets.deeplabv3 import DeepLabV3
     from flatscope.training.nets.fcn import FCN
     from flatscope.training.nets.flakenet import FlakeNet
@@ -139,8 +139,8 @@ def _make_runs(
     for name, build in builders.items():
         if only is not None and name not in only:
             continue
-        net = segment.seeded(build, seed=0).eval()
-        runs[name, "torch"] = partial(segment.answer, net, x)
+        net = supervised.seeded(build, seed=0).eval()
+        runs[name, "torch"] = partial(supervised.answer, net, x)
         models[name, "ONNX 32-bit"] = export.to_onnx(net)
         models[name, "ONNX 8-bit"] = export.to_eight_bits(
             models[name, "ONNX 32-bit"], x[:, :, :256, :256].repeat(2, axis=0)

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 KEY = "flatscope.card"
 """Name of the entry of the .onnx file's metadata that holds the card as JSON."""
 FORMAT = 1
-NORMALISATION = "asinh(contrast / scale)"
+NORMALISATION, PLAIN = "asinh(contrast / scale)", "none"
+"""How pictures become a network's input; the second means that they already are."""
 
 
 class WeightsError(ValueError):
@@ -51,8 +52,8 @@ class Card:
         Softmax channels of the output, in order.
     maps
         Sigmoid channels of the output, after the classes.
-    scale
-        The input is ``asinh(contrast / scale)``, with contrast ``I / I_substrate - 1``.
+    scale, normalisation
+        The input is ``asinh(contrast / scale)``, with contrast ``I / I_substrate - 1``, unless it is "none".
     pixel_size_nm
         Pixel size it was trained at, nm; None where it was trained over a range of object sizes instead.
     object_px
@@ -102,7 +103,10 @@ class Card:
         aligned = self.halo_px % max(self.multiple, 1) == 0
         checks = (
             (bool(self.name), f"name = {self.name!r} is empty"),
-            (self.normalisation == NORMALISATION, f"normalisation {self.normalisation!r} is unknown"),
+            (
+                self.normalisation in (NORMALISATION, PLAIN),
+                f"normalisation {self.normalisation!r} is unknown",
+            ),
             (self.scale > 0, f"scale = {self.scale} is not positive"),
             (len(self.channels) > 0, "it names no input channel"),
             (len(outputs) > 0, "it names no output channel"),

@@ -42,18 +42,20 @@ class Network:
     _session: Any
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, threads: int | None = None) -> Network:
+    def load(cls, name_or_path: str | Path, *, task: str = "flakes", threads: int | None = None) -> Network:
         """Load shipped weights by name, or a user's own .onnx file with a card inside.
 
         Parameters
         ----------
+        task
+            What the weights must be for.
         threads
             Threads for one picture; None: every core that this process may use. Give 1 in worker processes.
 
         Raises
         ------
         WeightsError
-            Unknown name, missing or damaged file, missing or damaged card, or a card that does not fit.
+            Unknown name, missing or damaged file, missing or damaged card, a card that does not fit, or another task.
         ValueError
             `threads` is below 1.
         """
@@ -67,6 +69,8 @@ class Network:
             raise WeightsError(f"{path}: holds no flatscope card: export it with flatscope.training.export")
         try:
             card = Card.from_json(text)
+            if card.task != task:
+                raise WeightsError(f"these weights are for the task {card.task!r}, not {task!r}")
             _check_fit(card, session)
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from None
@@ -111,12 +115,12 @@ class Network:
         pad = ((0, 0), (0, -rows % step), (0, -cols % step))
         padded = np.pad(x, pad, mode="symmetric") if rows % step or cols % step else x
         if rows * cols <= whole_px:
-            return np.ascontiguousarray(self._run(padded)[:, :rows, :cols])
+            return np.ascontiguousarray(self.run(padded[None])[0, :, :rows, :cols])
         shape = (padded.shape[1], padded.shape[2])
         logits = np.empty((len(self.card.outputs), *shape), dtype=np.float32)
         core_px = max(core_px // step, 1) * step
         for tile in cut_tiles(shape, core_px=core_px, halo_px=self.card.halo_px, multiple=step):
-            piece = self._run(np.ascontiguousarray(padded[:, *tile.window]))
+            piece = self.run(np.ascontiguousarray(padded[:, *tile.window])[None])[0]
             logits[:, *tile.core] = piece[:, *tile.inner]
         return np.ascontiguousarray(logits[:, :rows, :cols])
 
@@ -134,9 +138,10 @@ class Network:
         maps[...] = 1 / (1 + np.exp(-maps))
         return logits
 
-    def _run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self._session.run(None, {"contrast": x[None]})[0][0]
-        return logits
+    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the bare network makes of (n, channels, rows, cols): (n, outputs, ...)."""
+        answers: NDArray[np.float32] = self._session.run(None, {self._session.get_inputs()[0].name: x})[0]
+        return answers
 
 
 def _open(content: bytes, path: Path, threads: int) -> Any:
@@ -161,12 +166,10 @@ def _open(content: bytes, path: Path, threads: int) -> Any:
 
 def _check_fit(card: Card, session: Any) -> None:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    given = (inputs[0].name, inputs[0].shape[1], len(inputs), len(outputs))
-    wanted = ("contrast", len(card.channels), 1, 1)
+    given = (inputs[0].shape[1], len(inputs), len(outputs))
+    wanted = (len(card.channels), 1, 1)
     if given != wanted:
-        raise WeightsError(
-            f"the card says input {wanted}, the network has {given} (name, channels, inputs, outputs)"
-        )
+        raise WeightsError(f"the card says {wanted}, the network has {given} (channels, inputs, outputs)")
     made = outputs[0].shape[1]
     if isinstance(made, int) and made != len(card.outputs):
         raise WeightsError(f"the card names {len(card.outputs)} outputs, the network gives {made}")

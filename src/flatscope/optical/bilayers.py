@@ -7,7 +7,7 @@ like 3R, 60° like 2H, as far as edges of the same termination tell.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ Polygon = NDArray[np.float64]
 
 HEXAGON_CUT = 1.0 / 3.0
 """Corners cut off at this share of the side turn a triangle into a regular hexagon."""
+
+_LEAST_FREE = 0.8
+"""Share of a crystal that lies on no other, if it is drawn."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,36 @@ def draw_bilayer(rng: np.random.Generator, params: BilayerParams = BilayerParams
         float(abs((turns[1] - turns[0] + 60.0) % 120.0 - 60.0)),
         (float(cuts[0]), float(cuts[1])),
     )
+
+
+def draw_sample(
+    rng: np.random.Generator, params: BilayerParams, *, count: int
+) -> tuple[Layers, list[Bilayer]]:
+    """Draw several crystals in one picture; where one meets another it stops.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness; the same state gives the same picture.
+    params
+        What to draw.
+    count
+        Crystals tried; one that would lie mostly on others is left out.
+
+    Returns
+    -------
+    The label image, and each bilayer with what can be seen of it.
+    """
+    layers = np.zeros(params.shape, np.uint8)
+    drawn = []
+    for _ in range(count):
+        bilayer = draw_bilayer(rng, params)
+        free = (bilayer.layers > 0) & (layers == 0)
+        if free.sum() > _LEAST_FREE * (bilayer.layers > 0).sum():
+            seen = np.where(free, bilayer.layers, 0).astype(np.uint8)
+            layers[free] = seen[free]
+            drawn.append(replace(bilayer, layers=seen))
+    return layers, drawn
 
 
 def cut_triangle(radius: float, *, turn: float, cut: float, bulge: float = 0.0, points: int = 16) -> Polygon:

@@ -139,7 +139,12 @@ class Scene:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    params: SceneParams = SceneParams(),
+    *,
+    crystals: NDArray[np.uint8] | None = None,
+) -> Scene:
     """Draw one picture with its truth.
 
     Parameters
@@ -148,13 +153,18 @@ def draw_scene(rng: np.random.Generator, params: SceneParams = SceneParams()) ->
         Source of randomness; the same state gives the same picture.
     params
         What to draw.
+    crystals
+        Layer numbers 0 to 6 of shape `params.shape`: crystals to show in place of grown or cleaved ones.
     """
     given = params.microscope
     material = given.setup.material if given else params.material or str(rng.choice(list(MATERIALS)))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
     prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
     microscope = given or draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))
-    thickness, drawn = (_grow_crystals if growth == "cvd" else _cleave_flakes)(rng, params)
+    if crystals is None:
+        thickness, drawn = (_grow_crystals if growth == "cvd" else _cleave_flakes)(rng, params)
+    else:
+        thickness, drawn = crystals.copy(), {}
     foreign = np.zeros(params.shape, bool)
     residue: NDArray[np.float32] | None = None
     if not params.clean:

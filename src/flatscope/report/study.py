@@ -39,6 +39,27 @@ def draw_curves(
     return _to_png(figure)
 
 
+def draw_lines(panels: Mapping[str, Mapping[str, Curve]], *, labels: tuple[str, str]) -> bytes:
+    """Lines by name, a panel each, on a logarithmic vertical axis, as a PNG file.
+
+    Parameters
+    ----------
+    panels
+        Title to name to (x, y); the last point is marked.
+    labels
+        Of the axes.
+    """
+    figure, axes = _panels(len(panels))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for name, (x, y) in lines.items():
+            if len(x):
+                (line,) = axis.plot(x, np.maximum(y, 1e-3), label=name)
+                axis.plot(x[-1], max(y[-1], 1e-3), "o", color=line.get_color())
+        axis.set(title=title, xlabel=labels[0], ylabel=labels[1], xlim=(0, 1.02), yscale="log")
+        axis.legend(frameon=False, fontsize="small")
+    return _to_png(figure)
+
+
 def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Sequence[str]) -> bytes:
     """Pictures with maps of their classes beside them, as a PNG file.
 

@@ -110,6 +110,9 @@ def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
     """A network in eval mode as ONNX, input "contrast", output "logits"; rows and cols free multiples of `multiple`."""
     # a size that is not square and not what is checked: a frozen dimension would show in the comparison
     example = torch.zeros(1, channels, 4 * multiple, 6 * multiple)
+    with torch.inference_mode():
+        a_picture = net(example).ndim == 4
+    names = ("contrast", "logits") if a_picture else ("contrast",)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # the classic exporter is deprecated, but the new one needs one more package (onnxscript)
@@ -122,7 +125,7 @@ def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
             dynamo=False,
             input_names=["contrast"],
             output_names=["logits"],
-            dynamic_axes={"contrast": {2: "rows", 3: "cols"}, "logits": {2: "rows", 3: "cols"}},
+            dynamic_axes={name: {2: "rows", 3: "cols"} for name in names},
         )
     return buffer.getvalue()
 

@@ -24,7 +24,7 @@ class Recipe:
     Parameters
     ----------
     name, version, task
-        Go into the card. `task` is "flakes".
+        Go into the card. `task` is "flakes" or "orientation".
     training_data
         One sentence for the card: what the network saw.
     licence
@@ -63,7 +63,8 @@ class Recipe:
     start
         Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
     pictures
-        "drawn", or "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`.
+        "drawn"; "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`; or
+        "bilayers": drawn ones, for the network of `training.orient`.
     """
 
     name: str
@@ -115,7 +116,8 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
-        _require(self, "pictures", self.pictures in ("drawn", "labelled"), "must be 'drawn' or 'labelled'")
+        kinds = ("drawn", "labelled", "bilayers")
+        _require(self, "pictures", self.pictures in kinds, f"must be one of {', '.join(kinds)}")
         _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px
         _require(self, "object_px", 0 < low < high, "must be (smallest, largest)")

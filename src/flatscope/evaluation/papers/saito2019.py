@@ -159,7 +159,7 @@ def run(
     on_progress
         Called with (steps done, steps in all).
     """
-    from flatscope.training import segment
+    from flatscope.training import supervised
     from flatscope.training.nets.unet import SaitoUNet
 
     chosen = SIZES[size]
@@ -175,12 +175,12 @@ def run(
         tested: list[Probabilities] = [np.empty(0, np.float32)] * _TRAINED
         for fold in range(_FOLDS):
             kept = folds != fold
-            weights = segment.median_frequency_weights(truth[kept], count=3) if weighted else None
-            plan = segment.Plan(
+            weights = supervised.median_frequency_weights(truth[kept], count=3) if weighted else None
+            plan = supervised.Plan(
                 lr=chosen.lr, steps=chosen.steps, batch=chosen.batch, class_weights=weights, seed=fold
             )
-            net = segment.fit(
-                segment.seeded(SaitoUNet, seed=fold, outputs=3, widths=chosen.widths),
+            net = supervised.fit(
+                supervised.seeded(SaitoUNet, seed=fold, outputs=3, widths=chosen.widths),
                 pictures[kept],
                 truth[kept],
                 plan,
@@ -190,9 +190,9 @@ def run(
             )
             done += 1
             for index in np.flatnonzero(~kept):
-                tested[index] = segment.predict(net, pictures[index : index + 1])[0]
+                tested[index] = supervised.predict(net, pictures[index : index + 1])[0]
             if fold == 0:
-                voted = list(segment.predict(net, stack(extra)[0]))
+                voted = list(supervised.predict(net, stack(extra)[0]))
         networks[colours, weighted] = judge(scenes, tested, extra, voted)
         guesses[colours, weighted] = tested
     best = max(networks, key=lambda key: networks[key].accuracy.value)

@@ -296,10 +296,10 @@ def _train(
     checkpoint: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Any:
-    from flatscope.training import segment
+    from flatscope.training import supervised
 
     batch = 4
-    plan = segment.Plan(
+    plan = supervised.Plan(
         lr=_LEARNING_RATE_LRASPP if name == "LR-ASPP" else _LEARNING_RATE,
         steps=size.steps,
         batch=batch,
@@ -308,8 +308,8 @@ def _train(
         schedule="poly",
         warmup=max(len(tiles) // batch, 1),
     )
-    return segment.fit(
-        segment.seeded(make_network(name), seed=0),
+    return supervised.fit(
+        supervised.seeded(make_network(name), seed=0),
         tiles,
         classes,
         plan,
@@ -321,10 +321,10 @@ def _train(
 
 def _read_tiles(net: Any, scene: Scene) -> Pixels:
     """Classes of a frame, tile by tile as in the paper."""
-    from flatscope.training import segment
+    from flatscope.training import supervised
 
     tiles, _ = _cut([scene])
-    found = segment.predict(net, tiles).argmax(1).astype(np.uint8)
+    found = supervised.predict(net, tiles).argmax(1).astype(np.uint8)
     across = scene.layers.shape[1] // TILE_PX
     rows = [np.hstack(list(found[start : start + across])) for start in range(0, len(found), across)]
     return np.vstack(rows)

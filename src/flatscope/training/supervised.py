@@ -1,4 +1,4 @@
-"""Train any network that gives each pixel a class: what the published protocols need, and no more.
+"""Train any network from pictures with known answers: what the published protocols and small networks need.
 
 The flake finder has its own loop (`training.loop`), since its losses, schedule and checkpoints go beyond this.
 """
@@ -22,8 +22,9 @@ from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
 
 Pixels = NDArray[np.uint8]
-Augment = Callable[[np.random.Generator, Pixels, Pixels], tuple[Pixels, Pixels]]
-"""(rng, picture (rows, cols, 3), classes (rows, cols)) to another pair of the size that all of a batch have."""
+Truth = NDArray[Any]
+Augment = Callable[[np.random.Generator, Pixels, Truth], tuple[Pixels, Truth]]
+"""(rng, picture (rows, cols, channels), its truth) to another pair of the size that all of a batch have."""
 Progress = Callable[[int, int], None]
 
 
@@ -97,7 +98,7 @@ def median_frequency_weights(classes: Pixels, *, count: int) -> tuple[float, ...
 def fit(
     net: nn.Module,
     pictures: Pixels,
-    classes: Pixels,
+    truth: Truth,
     plan: Plan,
     *,
     augment: Augment,
@@ -109,9 +110,10 @@ def fit(
     Parameters
     ----------
     net
-        Float32 pictures in 0 to 1 to logits; with a method `with_auxiliary` it also trains a second head.
-    pictures, classes
-        Shapes (n, rows, cols, 3) and (n, rows, cols).
+        Takes float32 pictures in 0 to 1. What it gives is judged by its own method `loss(answers, truth)`, else as
+        logits of the pixels' classes; with a method `with_auxiliary` it also trains a second head.
+    pictures, truth
+        Shapes (n, rows, cols, channels) and (n, rows, cols): classes of the pixels; or what `loss` compares with.
     plan
         See `Plan`.
     augment
@@ -141,7 +143,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         try:
             while done < plan.steps and time.perf_counter() - begun < limit:
-                x, target = _draw_batch(pictures, classes, plan, done, augment=augment)
+                x, target = _draw_batch(pictures, truth, plan, done, augment=augment)
                 for group in optimiser.param_groups:
                     group["lr"] = plan.rate(done)
                 torch.manual_seed(
@@ -199,13 +201,13 @@ def threads(count: int) -> Iterator[None]:
 
 
 def to_tensor(pictures: Pixels) -> Tensor:
-    """8-bit pictures (n, rows, cols, 3) as float32 (n, 3, rows, cols) in 0 to 1."""
+    """8-bit pictures (n, rows, cols, channels) as float32 (n, channels, rows, cols) in 0 to 1."""
     scaled = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255.0)
     return torch.from_numpy(scaled)
 
 
 def _draw_batch(
-    pictures: Pixels, classes: Pixels, plan: Plan, step: int, *, augment: Augment
+    pictures: Pixels, truth: Truth, plan: Plan, step: int, *, augment: Augment
 ) -> tuple[Tensor, Tensor]:
     pairs = []
     for place in range(plan.batch):
@@ -213,13 +215,16 @@ def _draw_batch(
         epoch, index = divmod(number, len(pictures))
         order = np.random.default_rng([plan.seed, 1, epoch]).permutation(len(pictures))
         rng = np.random.default_rng([plan.seed, 2, number])
-        pairs.append(augment(rng, pictures[order[index]], classes[order[index]]))
+        pairs.append(augment(rng, pictures[order[index]], truth[order[index]]))
     x = to_tensor(np.stack([picture for picture, _ in pairs]))
-    return x, torch.from_numpy(np.ascontiguousarray(np.stack([truth for _, truth in pairs])))
+    return x, torch.from_numpy(np.ascontiguousarray(np.stack([known for _, known in pairs])))
 
 
 def _loss(net: nn.Module, x: Tensor, target: Tensor, plan: Plan) -> Tensor:
-    both = getattr(net, "with_auxiliary", None)
+    both, own = getattr(net, "with_auxiliary", None), getattr(net, "loss", None)
+    if own is not None:
+        judged: Tensor = own(net(x), target)
+        return judged
     if both is None:
         return cross_entropy(net(x), target, weights=plan.class_weights)
     logits, second = both(x)

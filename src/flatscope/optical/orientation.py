@@ -1,0 +1,325 @@
+"""How a three-fold crystal lies, from its outline: by its straight edges, or by a network.
+
+Edges of a grown crystal with three-fold symmetry, cut corners included, lie in six directions 60° apart. Every
+straight piece of an outline therefore tells the orientation modulo 60°, however little of the crystal is left; which
+of the two orientations it is follows from the longer edges, as cut corners are the shorter ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage.measure import find_contours
+
+from flatscope.inference.runtime import Network
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_LEAST_ASYMMETRY = 0.25
+"""Longer and shorter edges that differ by less of their sum cannot be told apart: corners cut at 0.27 of the side."""
+_LEAST_EDGES = 3
+"""No direction is given from fewer edges."""
+_SMOOTH_PX = 2.0
+"""Outlines are followed on masks blurred by this much (1 sigma), which moves no straight edge."""
+_WINDOW_SHARE, _LEAST_WINDOW_PX = 0.045, 4.0
+"""The direction of an outline is taken over this share of its length to either side."""
+_ALIGNED_DEG, _LEAST_RUN_PX = 14.0, 6
+"""A straight piece deviates by less than this from one of six directions, and is at least so long."""
+_FACING_DEG, _TRIM_PX = 70.0, 2.0
+"""A point belongs to the nearest edge if it faces that way, and if the next one is farther by this much."""
+_STARTS_DEG, _ROUNDS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0), 8
+"""First guesses of the direction, about the mean of the outline's; improvements of each."""
+_SAME_DEG, _RIVAL_PX = 0.5, 6.0
+"""Fits closer than this are one; outlines tell them apart once every so many pixels."""
+_NOWHERE_PX, _FARTHEST_PX = 1e6, 6.0
+"""Distance of an edge that is not there, and the largest one that counts against a fit."""
+_LEAST_VARIANCE = 0.003
+"""Of a point of an outline that follows pixels, px²."""
+_OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
+"""An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
+_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.2, 0.85, 0.25
+"""What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
+bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
+_MOST_LAG_PX = 6
+"""Residuals are correlated over up to so many pixels."""
+CROP_PX = 64
+"""Side of what the network sees."""
+_MARGIN_SHARE, _MARGIN_PX = 0.15, 3.0
+"""Around a layer, of its size and added to that, on either side."""
+_LEAST_LOGIT = 3.0
+"""A direction that is likelier than the one 60° off by less (95 %) is not told from it."""
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How one layer lies.
+
+    Parameters
+    ----------
+    corner_deg
+        Direction of a corner of the triangle, degrees counter-clockwise as displayed, in [0, 120).
+    sigma_deg
+        1-sigma error.
+    three_fold
+        Whether it can be told from the one turned by 60°, as it cannot for a hexagon.
+    """
+
+    corner_deg: float
+    sigma_deg: float
+    three_fold: bool
+
+
+def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
+    """Orientation of a crystal from the straight pieces of its outline; None with fewer than three of them.
+
+    Parameters
+    ----------
+    mask
+        The crystal, shape (rows, cols).
+    hidden
+        Where its outline is not its own: cut by the picture or another crystal. Same shape.
+    """
+    outline = _follow(mask)
+    if outline is None:
+        return None
+    tangent = _directions(outline)
+    row, col = np.rint(-outline[:, 1]).astype(int), np.rint(outline[:, 0]).astype(int)
+    inside = (row >= 0) & (row < mask.shape[0]) & (col >= 0) & (col < mask.shape[1])
+    own = inside.copy()
+    own[inside] = ~hidden[row[inside], col[inside]]
+    if own.sum() < 3 * _LEAST_RUN_PX:
+        return None
+    normal = tangent - 90.0
+    # About its centre, so that turning the edges does not move them.
+    outline = outline - outline.mean(0)
+    phase = np.exp(6j * np.deg2rad(normal[own])).sum()
+    guess = float(np.rad2deg(np.angle(phase)) / 6.0)
+    # Rough outlines of small crystals mislead the first guess: the best of several counts.
+    fits = [_fit_from(outline, normal, own, guess + start) for start in _STARTS_DEG]
+    found = [pair for pair in fits if pair is not None]
+    if not found:
+        return None
+    _, fit = min(found, key=lambda pair: pair[0])
+    if (fit.lengths > 0).sum() < _LEAST_EDGES:
+        return None
+    sigma = float(np.hypot(fit.sigma, _rival_deg(found, int(own.sum()))))
+    # Lines in the direction of a corner's opposite edge and in the other three.
+    far, near = fit.lengths[::2].sum(), fit.lengths[1::2].sum()
+    corner = fit.centre + (60.0 if far >= near else 0.0)
+    told = abs(far - near) >= _LEAST_ASYMMETRY * (far + near)
+    scale = _SIGMA_SCALE_ROUGH if fit.scatter > _ROUGH_PX2 else _SIGMA_SCALE_SMOOTH
+    return Orientation(corner % 120.0, scale * sigma, bool(told))
+
+
+def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
+    """What the network sees of a layer: a square around it, shape (64, 64, 2), 0 to 255.
+
+    Parameters
+    ----------
+    mask, hidden
+        See `orient_by_edges`; the mask must not be empty.
+
+    Returns
+    -------
+    The layer, and what hides its outline; parts of pixels are parts of 255.
+    """
+    rows, cols = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    height, width = rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
+    half = 0.5 * max(height, width) * (1.0 + _MARGIN_SHARE) + _MARGIN_PX
+    middle = 0.5 * (rows[0] + rows[-1] + 1), 0.5 * (cols[0] + cols[-1] + 1)
+    first, last = (np.array(middle) - half, np.array(middle) + half)
+    before = np.maximum(np.ceil(-first), 0).astype(int)
+    after = np.maximum(np.ceil(last - mask.shape), 0).astype(int)
+    around = tuple(zip(before, after, strict=True))
+    top, left, bottom, right = (float(edge) for edge in (*(first + before), *(last + before)))
+    seen = [
+        # the picture's border hides what lies beyond it
+        Image.fromarray(
+            np.pad(np.where(layer, np.uint8(255), np.uint8(0)), around, constant_values=outside)
+        ).resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        for layer, outside in ((ndimage.binary_fill_holes(mask), 0), (hidden, 255))
+    ]
+    return np.stack([np.asarray(layer) for layer in seen], axis=2)
+
+
+def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientation:
+    """Orientation of a crystal by a network that learned from drawn ones; see `orient_by_edges`.
+
+    References
+    ----------
+    The four numbers that it gives are explained in `flatscope.training.nets.orientnet`.
+    """
+    crop = crop_layer(mask, hidden).transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
+    six_cos, six_sin, three_cos, three_sin = map(float, network.run(crop[None])[0])
+    sharpness = float(np.hypot(six_cos, six_sin))
+    angle = np.arctan2(six_sin, six_cos) / 6.0
+    logit = 2.0 * (three_cos * np.cos(3.0 * angle) + three_sin * np.sin(3.0 * angle))
+    # Of a von Mises distribution: (1 − R)-like spread for any sharpness, 1 / √κ for a large one.
+    sigma = np.rad2deg(1.0 / np.sqrt(max(sharpness, 1e-6))) / 6.0
+    corner = np.rad2deg(angle) + (0.0 if logit >= 0 else 60.0)
+    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT))
+
+
+def _rival_deg(fits: list[tuple[float, _Fit]], points: int) -> float:
+    """How far fits from other first guesses spread the direction, each weighted by its likelihood."""
+    fits = sorted(fits, key=lambda pair: pair[0])
+    least, best = fits[0]
+    total = spread = 0.0
+    seen: list[float] = []
+    for misfit, fit in fits:
+        off = (fit.centre - best.centre + 30.0) % 60.0 - 30.0
+        if all(abs(off - other) > _SAME_DEG for other in seen):
+            seen.append(off)
+            weight = np.exp(-0.5 * points / _RIVAL_PX * (misfit - least) / max(least, _LEAST_VARIANCE))
+            total += weight
+            spread += weight * off**2
+    return float(np.sqrt(spread / total))
+
+
+def _fit_from(
+    outline: Float, normal: Float, own: NDArray[np.bool_], centre: float
+) -> tuple[float, _Fit] | None:
+    """Edges fitted from a first guess of their direction, and how badly: the mean square distance from the outline."""
+    fit = _fit_edges(outline, _straight_runs(normal - centre, own), centre)
+    misfit, before = np.inf, None
+    for _ in range(_ROUNDS):
+        if fit is None:
+            return None
+        kinds, distance = _assign(outline, normal - fit.centre, own, fit)
+        misfit = float((np.minimum(distance[own], _FARTHEST_PX) ** 2).mean())
+        if before is not None and np.array_equal(kinds, before):
+            break
+        before = kinds
+        again = _fit_edges(outline, kinds, fit.centre)
+        if again is None:
+            break
+        fit = again
+    return None if fit is None else (misfit, fit)
+
+
+def _follow(mask: Mask) -> Float | None:
+    """The longest outline of a mask, a point a pixel, anticlockwise; x right and y up, shape (n, 2)."""
+    padded = np.pad(ndimage.binary_fill_holes(mask), 8).astype(np.float32)
+    contours = find_contours(ndimage.gaussian_filter(padded, _SMOOTH_PX), 0.5)
+    if not contours:
+        return None
+    curve = max(contours, key=len) - 8.0
+    points = np.stack([curve[:, 1], -curve[:, 0]], axis=1)
+    step = np.hypot(*np.diff(points, axis=0).T)
+    along = np.concatenate([[0.0], np.cumsum(step)])
+    count = int(along[-1])
+    if count < 4 * _LEAST_RUN_PX:
+        return None
+    places = np.arange(count) * along[-1] / count
+    even = np.stack([np.interp(places, along, points[:, axis]) for axis in (0, 1)], axis=1)
+    following = np.roll(even, -1, axis=0)
+    area = float((even[:, 0] * following[:, 1] - even[:, 1] * following[:, 0]).sum())
+    return even if area > 0 else even[::-1]
+
+
+def _directions(outline: Float) -> Float:
+    """Direction of travel at every point in degrees, over a window of some points to either side."""
+    window = round(max(_WINDOW_SHARE * len(outline), _LEAST_WINDOW_PX))
+    ahead, behind = np.roll(outline, -window, axis=0), np.roll(outline, window, axis=0)
+    # Means of three points: a chord's ends should not hang on single pixels.
+    change = ndimage.uniform_filter1d(ahead, 3, axis=0, mode="wrap") - ndimage.uniform_filter1d(
+        behind, 3, axis=0, mode="wrap"
+    )
+    return np.rad2deg(np.arctan2(change[:, 1], change[:, 0]))
+
+
+def _straight_runs(normal: Float, own: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Which of six edges (0 to 5) each point lies on, −1 if on none: long runs of points whose normals agree."""
+    kind = np.rint(normal / 60.0).astype(int)
+    good = (np.abs(normal - 60.0 * kind) < _ALIGNED_DEG) & own
+    state = np.where(good, kind % 6, -1)
+    changes = np.flatnonzero(state != np.roll(state, 1))
+    for start, end in zip(changes, [*changes[1:], *(changes[:1] + len(state))], strict=True):
+        if end - start < _LEAST_RUN_PX:
+            state[np.arange(start, end) % len(state)] = -1
+    return state
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Lines in six directions through an outline; `places` are distances from the origin, NaN where no edge is."""
+
+    centre: float
+    sigma: float
+    scatter: float
+    places: Float
+    lengths: Float
+
+
+def _fit_edges(outline: Float, kinds: NDArray[np.int64], centre: float) -> _Fit | None:
+    """One direction for all edges, by least squares, each edge free in its place."""
+    places, lengths = np.full(6, np.nan), np.zeros(6)
+    slopes, spreads, residuals = np.zeros(6), np.zeros(6), {}
+    for kind in range(6):
+        which = np.flatnonzero(kinds == kind)
+        if len(which) < _LEAST_RUN_PX:
+            continue
+        normal = np.deg2rad(centre + 60.0 * kind)
+        across = np.array([np.cos(normal), np.sin(normal)])
+        along = np.array([-np.sin(normal), np.cos(normal)])
+        t, height = outline[which] @ along, outline[which] @ across
+        places[kind], lengths[kind] = float(height.mean()), len(which)
+        t, height = t - t.mean(), height - height.mean()
+        spreads[kind] = float((t * t).sum())
+        slopes[kind] = float((t * height).sum() / spreads[kind])
+        residuals[kind] = height - slopes[kind] * t
+    found = lengths > 0
+    if not found.any():
+        return None
+    squares = sum(float((rest * rest).sum()) for rest in residuals.values())
+    # Of points that are one over some pixels, so many fewer are left when each edge has taken its place and slope.
+    correlated = _correlation_px(list(residuals.values()))
+    freedom = max(lengths.sum() - 2.0 * correlated * found.sum(), 0.25 * lengths.sum())
+    per_slope = max(squares / freedom, _LEAST_VARIANCE) * correlated
+    # Edges that point elsewhere by far more than their error belong to tears or neighbours.
+    weight = spreads.copy()
+    for _ in range(3):
+        mean = float((weight * slopes).sum() / weight.sum())
+        allowed = np.hypot(np.sqrt(per_slope / np.maximum(spreads, 1e-9)), np.deg2rad(_OUTLIER_DEG))
+        agree = found & (np.abs(slopes - mean) < _OUTLIER_SIGMA * allowed)
+        if not agree.any():
+            break
+        weight = np.where(agree, spreads, 0.0)
+    lengths = np.where(weight > 0, lengths, 0.0)
+    sigma = float(np.rad2deg(np.sqrt(per_slope / weight.sum())))
+    if (weight > 0).sum() > 1:
+        chi2 = float((weight * (slopes - mean) ** 2).sum()) / per_slope / ((weight > 0).sum() - 1)
+        sigma *= np.sqrt(max(chi2, 1.0))
+    # A slope upwards along an edge turns its normal clockwise.
+    return _Fit(centre - float(np.rad2deg(np.arctan(mean))), sigma, squares / freedom, places, lengths)
+
+
+def _assign(
+    outline: Float, normal: Float, own: NDArray[np.bool_], fit: _Fit
+) -> tuple[NDArray[np.int64], Float]:
+    """The nearest of the fitted edges for each point of the outline that faces its way, −1 near corners; and its
+    distance."""
+    kind = np.arange(6)
+    angles = np.deg2rad(fit.centre + 60.0 * kind)
+    away = outline @ np.stack([np.cos(angles), np.sin(angles)]) - fit.places
+    facing = np.abs((normal[:, None] - 60.0 * kind + 180.0) % 360.0 - 180.0) < _FACING_DEG
+    distance = np.where(facing & np.isfinite(away), np.abs(away), _NOWHERE_PX)
+    order = np.sort(distance, axis=1)
+    clear = own & (order[:, 1] - order[:, 0] > _TRIM_PX)
+    return np.where(clear, distance.argmin(1), -1), order[:, 0]
+
+
+def _correlation_px(residuals: list[Float]) -> float:
+    """Over how many pixels residuals are one: the sum of their autocorrelation."""
+    lags = np.zeros(_MOST_LAG_PX + 1)
+    for rest in residuals:
+        for lag in range(min(len(rest), _MOST_LAG_PX + 1)):
+            lags[lag] += float((rest[: len(rest) - lag] * rest[lag:]).sum())
+    if lags[0] <= 0:
+        return 1.0
+    return float(np.clip(1.0 + 2.0 * (lags[1:] / lags[0]).clip(0.0).sum(), 1.0, 2.0 * _MOST_LAG_PX + 1.0))

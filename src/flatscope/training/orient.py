@@ -1,0 +1,220 @@
+"""Train the network that says how a crystal lies, on drawn bilayers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from flatscope.files.write import write_atomic
+from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.optical.bilayers import BilayerParams, draw_bilayer
+from flatscope.optical.orientation import CROP_PX, crop_layer
+from flatscope.optical.twist import find_stacks
+from flatscope.training import data, supervised
+from flatscope.training.nets.orientnet import OUTPUTS, OrientNet
+from flatscope.training.recipes import Recipe
+
+Pixels = NDArray[np.uint8]
+Degrees = NDArray[np.float32]
+_LEAST_PX = 200
+"""Layers smaller than this are not taught."""
+_AROUND = 1.3
+"""Half a picture's side in circumradii."""
+
+
+@dataclass(frozen=True)
+class Crystals:
+    """Layers as the network sees them.
+
+    Parameters
+    ----------
+    crops
+        Shape (n, 64, 64, 2), see `crop_layer`.
+    corners_deg
+        Shape (n,), direction of a corner.
+    """
+
+    crops: Pixels
+    corners_deg: Degrees
+
+    def take(self, part: slice) -> Crystals:
+        """Some of them."""
+        return Crystals(self.crops[part], self.corners_deg[part])
+
+
+def draw_crystals(
+    count: int, *, seed: int, workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> Crystals:
+    """Both layers of `count` drawn bilayers of every shape, size and quality of the masks.
+
+    Parameters
+    ----------
+    seed
+        Bilayer i has the random stream (seed, i): the result does not depend on the number of workers.
+    """
+    jobs = [(seed, index) for index in range(count)]
+    made = list(data.draw_each(_draw, jobs, workers=workers, on_progress=on_progress))
+    return Crystals(
+        np.concatenate([crops for crops, _ in made]), np.concatenate([corners for _, corners in made])
+    )
+
+
+def _draw(job: tuple[int, int]) -> tuple[Pixels, Degrees]:
+    rng = np.random.default_rng(job)
+    radius = float(np.exp(rng.uniform(np.log(30.0), np.log(200.0))))
+    params = BilayerParams(
+        shape=(round(2.0 * _AROUND * radius),) * 2,
+        radius_px=(radius, radius),
+        ratio=(0.2, 0.7),
+        offset=float(rng.uniform(0.0, 0.3)),
+        cut=(0.0, 1.0 / 3.0),
+        cut_share=float(rng.choice([0.5, 1.0])),
+        bulge=float(rng.choice([0.0, 0.01, 0.03])),
+        roughness_px=float(rng.choice([0.0, 1.0, 2.0, 3.0])),
+        grain_px=float(rng.uniform(2.0, 6.0)),
+        holes=2.0,
+        salt=float(rng.choice([0.0, 0.002])),
+        beyond=0.4,
+    )
+    drawn = draw_bilayer(rng, params)
+    stacks = list(find_stacks(drawn.layers))
+    crops, corners = [], []
+    if stacks:
+        stack = max(stacks, key=lambda one: int(one.top.sum()))
+        for mask, hidden, corner in (
+            (stack.bottom, stack.border | stack.seam, drawn.bottom_deg),
+            (stack.top, stack.border | stack.end, drawn.top_deg),
+        ):
+            if mask.sum() >= _LEAST_PX:
+                crops.append(crop_layer(mask, hidden))
+                corners.append(corner)
+    return np.reshape(crops, (-1, CROP_PX, CROP_PX, 2)).astype(np.uint8), np.array(corners, np.float32)
+
+
+def turn(rng: np.random.Generator, crop: Pixels, corner: Degrees) -> tuple[Pixels, Degrees]:
+    """One of the eight turned or mirrored copies of a crop, with its direction."""
+    quarters = int(rng.integers(4))
+    crop, corner = np.rot90(crop, quarters), corner + np.float32(90.0 * quarters)
+    if rng.random() < 0.5:
+        crop, corner = crop[:, ::-1], np.float32(180.0) - corner
+    return crop, corner
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network in eval mode, and what it reaches on drawn crystals that it never saw.
+
+    `scores` holds the mean error of the direction modulo 60° and the share of errors within the stated one.
+    """
+
+    net: nn.Module
+    scores: dict[str, Score]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    workers: int = 2,
+    resume: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train by a recipe whose pictures are "bilayers".
+
+    Parameters
+    ----------
+    recipe
+        `scenes_train` and `scenes_val` count bilayers; `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `widths` and
+        `max_minutes` hold, the rest does not.
+    out
+        Folder for the drawn crystals and a checkpoint; a run that was cut off goes on from both.
+    """
+    crystals = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    held = crystals.take(slice(0, recipe.scenes_val))
+    known = crystals.take(slice(recipe.scenes_val, None))
+    steps = recipe.epochs * len(known.crops) // recipe.batch
+    plan = supervised.Plan(
+        lr=recipe.lr,
+        steps=steps,
+        batch=recipe.batch,
+        weight_decay=recipe.weight_decay,
+        schedule="poly",
+        warmup=round(recipe.warmup * steps),
+        max_minutes=recipe.max_minutes,
+        seed=recipe.seed,
+    )
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    fresh = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
+    net = supervised.fit(
+        fresh,
+        known.crops,
+        known.corners_deg,
+        plan,
+        augment=turn,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+    )
+    return Outcome(net, _score(net, held))
+
+
+def make_card(recipe: Recipe, scores: dict[str, Score]) -> Card:
+    """The card of a network trained by `recipe`."""
+    return Card(
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        recipe=recipe.name,
+        training_data=f"{recipe.training_data}; {recipe.scenes_train} bilayers",
+        seed=recipe.seed,
+        channels=("layer", "hidden"),
+        classes=(),
+        maps=OUTPUTS,
+        scale=1.0,
+        normalisation=PLAIN,
+        multiple=CROP_PX,
+        halo_px=0,
+        scores=scores,
+        licence=recipe.licence,
+        created_with=f"flatscope.training, torch {torch.__version__}",
+    )
+
+
+def _draw_or_load(
+    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
+) -> Crystals:
+    count = recipe.scenes_val + recipe.scenes_train
+    kept = out / f"crystals-{recipe.seed}-{count}.npz"
+    if kept.is_file():
+        with np.load(kept) as stored:
+            return Crystals(stored["crops"], stored["corners_deg"])
+    crystals = draw_crystals(count, seed=recipe.seed, workers=workers, on_progress=on_progress)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, crops=crystals.crops, corners_deg=crystals.corners_deg)
+    write_atomic(kept, stream.getvalue())
+    return crystals
+
+
+def _score(net: nn.Module, crystals: Crystals) -> dict[str, Score]:
+    with torch.inference_mode():
+        parts = np.array_split(np.arange(len(crystals.crops)), max(len(crystals.crops) // 256, 1))
+        made = [net(supervised.to_tensor(crystals.crops[part])).numpy() for part in parts]
+    answers = np.concatenate(made)
+    angle = np.rad2deg(np.arctan2(answers[:, 1], answers[:, 0])) / 6.0
+    error = np.abs((angle - crystals.corners_deg + 30.0) % 60.0 - 30.0)
+    sigma = np.rad2deg(1.0 / np.sqrt(np.hypot(answers[:, 0], answers[:, 1]))) / 6.0
+    data = f"{len(error)} drawn crystals"
+    found = {"mean error of sigma below 3 deg": error[sigma < 3.0], "in one sigma": error < sigma}
+    scores = {}
+    for name, values in found.items():
+        mean, half = float(values.mean()), 1.96 * float(values.std() / np.sqrt(len(values)))
+        scores[name] = Score(mean, mean - half, mean + half, data)
+    return scores
