@@ -25,6 +25,7 @@ from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
+from flatscope.report.atoms import draw_columns
 from flatscope.report.figures import Display, draw_overlay, to_display
 from flatscope.report.twist import draw_twist
 
@@ -216,6 +217,17 @@ def draw_twisted() -> None:
     Image.fromarray(np.hstack(tiles)).save(FIGURES / "twist.png")
 
 
+def draw_atoms(real: Path) -> None:
+    """A part of an ADF image, plain and with the columns that are found in it."""
+    path = real / "electron" / "wse2_ti" / "ti_wse2_adf2.dm4"
+    scan = flatscope.read(path, modality="electron")
+    table = flatscope.find_columns(scan, flatscope.ColumnParams("WSe2"))
+    nothing = replace(table, frame=table.frame[:0])
+    part = (600, 540, 1200, 990)
+    tiles = [np.asarray(draw_columns(scan, one).crop(part)) for one in (nothing, table)]
+    Image.fromarray(np.hstack(tiles)).save(FIGURES / "atoms.jpg", quality=85, subsampling=0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
@@ -234,6 +246,7 @@ def main() -> None:
     if options.real:
         draw_scenes(options.real)
         draw_before_after(options.real)
+        draw_atoms(options.real)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flatscope.electron.columns import ColumnParams, find_columns
     from flatscope.files.read import find_pictures, read
     from flatscope.micrograph import Calibration, Micrograph, MicrographError
     from flatscope.optical.flakes import FlakeParams, find_flakes
     from flatscope.optical.twist import TwistParams, measure_twist
-    from flatscope.results import FlakeTable, TwistTable
+    from flatscope.results import ColumnTable, FlakeTable, TwistTable
 
 __version__ = "0.1.0"
 
 # Where each public name lives. They are imported on first use: `import flatscope` must not pay for pandas or scipy.
 _HOMES = {
     "Calibration": "flatscope.micrograph",
+    "ColumnParams": "flatscope.electron.columns",
+    "ColumnTable": "flatscope.results",
     "FlakeParams": "flatscope.optical.flakes",
     "FlakeTable": "flatscope.results",
     "TwistParams": "flatscope.optical.twist",
@@ -28,6 +31,7 @@ _HOMES = {
     "measure_twist": "flatscope.optical.twist",
     "Micrograph": "flatscope.micrograph",
     "MicrographError": "flatscope.micrograph",
+    "find_columns": "flatscope.electron.columns",
     "find_flakes": "flatscope.optical.flakes",
     "find_pictures": "flatscope.files.read",
     "read": "flatscope.files.read",
@@ -35,6 +39,8 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "ColumnParams",
+    "ColumnTable",
     "FlakeParams",
     "FlakeTable",
     "Micrograph",
@@ -42,6 +48,7 @@ __all__ = [
     "TwistParams",
     "TwistTable",
     "__version__",
+    "find_columns",
     "find_flakes",
     "find_pictures",
     "measure_twist",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -77,10 +78,36 @@ TWIST_COLUMNS = (
 "hexagonal" (only the folded angle is defined), or why there is none: "too small", "truncated", "clipped", "layers not
 separable", in words in `reason`."""
 
+COLUMN_COLUMNS = (
+    "image",
+    "column_id",
+    "row_px",
+    "col_px",
+    "x_nm",
+    "y_nm",
+    "sigma_nm",
+    "species",
+    "species_p",
+    "intensity",
+    "sublattice",
+    "status",
+    "reason",
+    "intensity_sigma",
+    "sigma_px",
+)
+"""Columns of a column table, one row an atomic column.
+
+`x_nm` to the right and `y_nm` down from the centre of the first pixel; `sigma_nm` the 1-sigma error of either
+coordinate. `intensity` is the column's height over that of the usual column of its sublattice. `species` names the
+atoms ("W", "Se2", "Se" where one of two lacks, "other", "none"), `species_p` how sure that is. `status` is "ok",
+"doubtful" or "rejected", in words in `reason`."""
+
 STATUSES = ("accepted", "ambiguous", "rejected", "failed")
 """Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was
 not read."""
 
+ABOVE_NM = 1.0
+"""Empty space above and below a sheet of atoms."""
 THICK_LABEL = 254
 REJECTED_LABEL = 255
 
@@ -215,3 +242,74 @@ class TwistTable:
         columns = ["flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "quality", "reason"]
         head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.measured)} of {len(self)} measured</p>"
         return head + self.frame[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}")
+
+
+@dataclass(frozen=True)
+class ColumnTable:
+    """The atomic columns of one image.
+
+    Parameters
+    ----------
+    frame
+        One row a column, columns `COLUMN_COLUMNS`, from top to bottom.
+    vectors_px
+        Lattice vectors, shape (2, 2), each (rows, cols) in pixels.
+    strain
+        Percent against the mean lattice: along columns, along rows, shear. Shape (3, rows, cols), NaN where there is
+        no crystal. A scan's distortions are in it.
+    calibration
+        Pixel size by the material's lattice constant.
+    provenance
+        Settings, versions and notes.
+    """
+
+    frame: pd.DataFrame
+    vectors_px: NDArray[np.float64]
+    strain: NDArray[np.float64]
+    calibration: Calibration
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """The rows that count: ok and doubtful."""
+        return self.frame[self.frame["status"] != "rejected"]
+
+    def to_csv(self) -> str:
+        """The table as comma-separated text, columns in the documented order."""
+        text = io.StringIO()
+        self.frame.to_csv(text, index=False, columns=list(COLUMN_COLUMNS), float_format="%.6g")
+        return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        counts = self.found["species"].value_counts()
+        said = ", ".join(f"{count} {name}" for name, count in counts.items())
+        head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.found)} columns: {html.escape(said)}</p>"
+        return head + self.frame.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Atoms in a box.
+
+    Parameters
+    ----------
+    symbols
+        Elements, "X" where nobody knows.
+    positions_nm
+        Shape (n, 3): x to the right, y up, z towards the beam's source.
+    box_nm
+        Width and height of the field.
+    """
+
+    symbols: Sequence[str]
+    positions_nm: NDArray[np.float64]
+    box_nm: tuple[float, float]
+
+    @property
+    def cell_nm(self) -> tuple[float, float, float]:
+        """The box with empty space above and below."""
+        thickness = float(np.ptp(self.positions_nm[:, 2])) if len(self.symbols) else 0.0
+        return (*self.box_nm, thickness + 2.0 * ABOVE_NM)

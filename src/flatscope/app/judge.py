@@ -11,6 +11,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.flakes import choose_light, gather, settings_options
+from flatscope.app.settings import checked
 from flatscope.app.train import require_training
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
@@ -151,4 +152,65 @@ def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
     with show.progress("bilayers") as on_progress:
         scores = evaluate_twist(mix, count, seed=seed, network=network, on_progress=on_progress)
     show.print_scores(scores, as_json=as_json)
+    return 0
+
+
+@evaluate.command()
+@click.option("--image", type=click.Path(path_type=Path), help="An ADF-STEM image with marked columns.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="CSV: row_px, col_px, label (W, Se2, Ti_W, V_Se)."
+)
+@click.option("--material", default="MoS2", show_default=True)
+@click.option("--nm-per-px", type=float, default=None, help="Pixel size, where the file does not state it.")
+@click.option(
+    "--images", type=click.IntRange(1), default=10, show_default=True, help="Drawn ones, without --image."
+)
+@click.option("--seed", type=click.IntRange(0), default=11, show_default=True, help="Of the drawn images.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def columns(
+    image: Path | None,
+    labels: Path | None,
+    material: str,
+    nm_per_px: float | None,
+    as_json: bool,
+    **drawn: Any,
+) -> int:
+    """Compare atomic columns with expert labels, or with the truth of drawn ADF images at 3, 10 and 50 electrons a
+    pixel."""
+    from flatscope.electron.columns import ColumnParams
+    from flatscope.evaluation.columns import evaluate_labels, evaluate_localisation
+
+    if (image is None) != (labels is None):
+        raise click.UsageError("--image and --labels belong together")
+    params = checked(ColumnParams, material=material)
+    if image is not None and labels is not None:
+        show.print_scores(evaluate_labels(image, labels, params, nm_per_px=nm_per_px), as_json=as_json)
+        return 0
+    with show.progress("images") as on_progress:
+        scores = evaluate_localisation(material=params.material, on_progress=on_progress, **drawn)
+    if as_json:
+        click.echo(json.dumps([asdict(score) for score in scores]))
+        return 0
+    show.print_rows(
+        (
+            "e/px",
+            "sublattice",
+            "error pm",
+            "oracle pm",
+            "stated pm",
+            "bound pm",
+            "sublattice right",
+            "columns",
+        ),
+        [
+            (
+                f"{one.electrons_per_px:g}",
+                one.sublattice,
+                *(f"{value:.2f}" for value in (one.error_pm, one.oracle_pm, one.stated_pm, one.bound_pm)),
+                f"{one.sublattice_right:.4f}",
+                str(one.columns),
+            )
+            for one in scores
+        ],
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Decoding jpg, png, bmp and npy: bytes to numbers, without looking at what they mean."""
+"""Decoding jpg, png, bmp, npy and mrc: bytes to numbers, without looking at what they mean."""
 
 from __future__ import annotations
 
@@ -150,6 +150,25 @@ def decode_npy(data: bytes) -> Decoded:
         pixels = np.moveaxis(pixels, 0, 2)
         notes.append(f"shape {shape} was read as channels first")
     return Decoded(np.ascontiguousarray(pixels, dtype.newbyteorder("=")), notes)
+
+
+def decode_mrc(data: bytes) -> Decoded:
+    """Decode an MRC file of one image; its cell gives the pixel size."""
+    from mrcfile.mrcinterpreter import MrcInterpreter
+
+    with warnings.catch_warnings():
+        # mrcfile warns of headers that break the letter of the standard; what matters fails when it is read.
+        warnings.simplefilter("ignore")
+        # rows from the bottom up in the standard, but from the top down as microscopes write them
+        opened = MrcInterpreter(io.BytesIO(data), permissive=True)
+        pixels, size = np.array(opened.data), opened.voxel_size
+    notes = []
+    if pixels.ndim == 3:
+        notes.append(f"the first of {len(pixels)} images was read")
+        pixels = pixels[0]
+    sides = (float(size.y), float(size.x))
+    known = all(side > 0 for side in sides)
+    return Decoded(pixels, notes, (0.1 * sides[0], 0.1 * sides[1]) if known else None)
 
 
 def say_too_large(shape: Sequence[int] | None) -> str:

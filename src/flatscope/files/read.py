@@ -1,4 +1,4 @@
-"""Reading light micrographs: jpg, png, bmp, tif (OME and ImageJ too) and npy.
+"""Reading micrographs: jpg, png, bmp, tif (OME and ImageJ too) and npy; of electron microscopes also mrc and vendors'.
 
 What a file says is kept: 16-bit data stay 16 bit, gray stays gray, and the pixel size is taken where a microscope
 program wrote it. What had to be decided (a page chosen, an alpha channel dropped, a full scale guessed) is said in
@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatscope.files.decode import decode_npy, decode_with_pillow, say_too_large
+from flatscope.files.decode import decode_mrc, decode_npy, decode_with_pillow, say_too_large
 from flatscope.files.tiff import decode_tiff
+from flatscope.files.vendor import VENDOR_SUFFIXES, decode_vendor
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.units import nm_from_um, um_from_nm
 
-_Kind = Literal["bmp", "jpg", "npy", "png", "tif"]
+Modality = Literal["light", "electron"]
+_Kind = Literal["bmp", "jpg", "npy", "png", "tif", "mrc", "vendor"]
 
 _KINDS: dict[str, _Kind] = {
     ".bmp": "bmp",
@@ -34,8 +36,19 @@ _KINDS: dict[str, _Kind] = {
     ".tiff": "tif",
 }
 
+_ELECTRON_KINDS: dict[str, _Kind] = {
+    ".npy": "npy",
+    ".tif": "tif",
+    ".tiff": "tif",
+    ".png": "png",
+    ".mrc": "mrc",
+    **dict.fromkeys(VENDOR_SUFFIXES, "vendor"),
+}
+
 SUFFIXES = tuple(_KINDS)
-"""What `read` opens; capitals do not matter."""
+"""What `read` opens as light micrographs; capitals do not matter."""
+ELECTRON_SUFFIXES = tuple(_ELECTRON_KINDS)
+"""And as electron micrographs."""
 
 OWN_SUFFIXES = (".twist.png", ".layers.png", ".overlay.png", ".mask.png")
 """Endings of what flatscope or an annotator puts beside a picture: never taken for pictures in a folder."""
@@ -65,16 +78,20 @@ _FIRST_BYTES: tuple[tuple[bytes, _Kind], ...] = (
 )
 
 
-def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
+def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality = "light") -> Micrograph:
     """Open a picture.
 
     Parameters
     ----------
     path
-        A jpg, png, bmp, tif, tiff or npy file. The content decides the format; the suffix must be one of these.
+        A jpg, png, bmp, tif, tiff or npy file. The content decides the format; the suffix must be one of these. Of an
+        electron microscope also mrc and, with the extra `vendor`, dm3, dm4, emd and ser.
     um_per_px
         Pixel size in µm, above the file's own. Without it the size comes from OME-XML or an ImageJ calibration. The
         resolution of a JPEG, PNG or plain TIFF (dots per inch or cm) is about print and never taken.
+
+    modality
+        "electron" keeps numbers as they are, negative ones too, since a detector's zero is arbitrary.
 
     Returns
     -------
@@ -93,10 +110,13 @@ def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
     """
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
-    data = _read_bytes(path)
-    kind = _recognise(data, path)
+    kinds = _KINDS if modality == "light" else _ELECTRON_KINDS
+    data = _read_bytes(path, tuple(kinds))
+    kind = kinds[path.suffix.lower()]
+    if kind not in ("mrc", "vendor"):
+        kind = _recognise(data, path)
     try:
-        decoded = _DECODERS[kind](data)
+        decoded = decode_vendor(path) if kind == "vendor" else _DECODERS[kind](data)
     except MicrographError as error:
         raise MicrographError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
@@ -112,11 +132,14 @@ def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
         ) from error
 
     notes = decoded.notes
-    if kind != _KINDS[path.suffix.lower()]:
+    if kind != kinds[path.suffix.lower()]:
         notes.insert(0, f"named {path.suffix} but holds a {kind}")
     try:
         pixels = _drop_alpha(decoded.pixels, notes)
-        pixels, full_scale = _scale(pixels, decoded.bits, notes)
+        if modality == "light":
+            pixels, full_scale = _scale(pixels, decoded.bits, notes)
+        else:
+            full_scale = float(np.abs(pixels).max(initial=0)) or 1.0
     except MicrographError as error:
         raise MicrographError(f"{path}: {error}") from error
     return Micrograph(
@@ -129,13 +152,14 @@ def read(path: Path | str, *, um_per_px: float | None = None) -> Micrograph:
     )
 
 
-def find_pictures(inputs: Iterable[Path | str]) -> list[Path]:
+def find_pictures(inputs: Iterable[Path | str], *, modality: Modality = "light") -> list[Path]:
     """List the pictures that files, folders and globs name.
 
     Parameters
     ----------
     inputs
-        Files are taken as they are. Of folders (not their subfolders) and globs, those with one of `SUFFIXES`,
+        Files are taken as they are. Of folders (not their subfolders) and globs, those with one of `SUFFIXES` (or
+        `ELECTRON_SUFFIXES`),
         sorted by name, without hidden ones and without `NAME.layers.png`, `NAME.overlay.png` and `NAME.mask.png`.
 
     Returns
@@ -147,32 +171,33 @@ def find_pictures(inputs: Iterable[Path | str]) -> list[Path]:
     MicrographError
         If an input does not exist, or a folder or glob has no picture.
     """
+    suffixes = SUFFIXES if modality == "light" else ELECTRON_SUFFIXES
     found: dict[Path, None] = {}
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            listed = _only_pictures(_list_folder(path))
+            listed = _only_pictures(_list_folder(path), suffixes)
             if not listed:
                 raise MicrographError(
-                    f"{path}: the folder holds no pictures: flatscope reads {_suffix_list()}"
+                    f"{path}: the folder holds no pictures: flatscope reads {', '.join(suffixes)}"
                 )
         elif path.exists():
             listed = [path]
         elif glob.has_magic(str(item)):
-            listed = _only_pictures(Path(name) for name in glob.glob(str(item), recursive=True))
+            listed = _only_pictures(map(Path, glob.glob(str(item), recursive=True)), suffixes)
             if not listed:
-                raise MicrographError(f"{item}: no picture matches: flatscope reads {_suffix_list()}")
+                raise MicrographError(f"{item}: no picture matches: flatscope reads {', '.join(suffixes)}")
         else:
             raise MicrographError(f"{path}: no such file or folder: check the path")
         found.update(dict.fromkeys(listed))
     return list(found)
 
 
-def _only_pictures(paths: Iterable[Path]) -> list[Path]:
+def _only_pictures(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(
         path
         for path in paths
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in suffixes
         and not path.name.lower().endswith(OWN_SUFFIXES)
         and not path.name.startswith(".")  # macOS leaves ._photo.jpg beside photo.jpg on USB sticks
         and path.is_file()
@@ -186,16 +211,14 @@ def _list_folder(path: Path) -> list[Path]:
         raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
 
 
-def _suffix_list() -> str:
-    return ", ".join(SUFFIXES)
-
-
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, suffixes: tuple[str, ...]) -> bytes:
     if path.is_dir():
         raise MicrographError(f"{path}: is a folder, not a picture: name a file in it")
-    if path.suffix.lower() not in SUFFIXES and path.exists():
+    if path.suffix.lower() not in suffixes:
+        if not path.exists():
+            raise MicrographError(f"{path}: no such file: check the path")
         raise MicrographError(
-            f"{path}: {path.suffix or 'no suffix'} is not read: convert it to one of {_suffix_list()}"
+            f"{path}: {path.suffix or 'no suffix'} is not read: convert it to one of {', '.join(suffixes)}"
         )
     try:
         data = path.read_bytes()
@@ -315,4 +338,5 @@ _DECODERS = {
     "bmp": decode_with_pillow,
     "npy": decode_npy,
     "tif": decode_tiff,
+    "mrc": decode_mrc,
 }

@@ -122,6 +122,21 @@ def draw_distributions(
     return _to_png(figure)
 
 
+def draw_map(maps: Mapping[str, NDArray[np.floating]], *, label: str) -> bytes:
+    """Maps of one quantity about zero, a panel each on a common scale, gray where nothing is known; a PNG file."""
+    from matplotlib import colormaps
+
+    known = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
+    limit = float(np.quantile(np.abs(known), 0.99)) if len(known) else 1.0
+    colours = colormaps["RdBu_r"].with_extremes(bad="0.7")
+    figure, axes = _panels(len(maps))
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        shown = axis.imshow(values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.set(title=name, xticks=(), yticks=())
+    figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
+    return _to_png(figure)
+
+
 def make_histogram(values: NDArray[np.floating], *, upto: float, label: str) -> bytes:
     """How often values from 0 to `upto` occur, in thirty bins, as a PNG file."""
     figure, (axis,) = _panels(1)

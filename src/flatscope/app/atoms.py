@@ -1,0 +1,125 @@
+"""`flatscope atoms`: from electron micrographs to tables and models of their atomic columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+
+from flatscope.app import show
+from flatscope.app.batch import name_apart
+from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
+from flatscope.app.settings import checked
+from flatscope.electron.columns import ColumnParams, build_model, find_columns
+from flatscope.electron.crystals import CRYSTALS
+from flatscope.files.read import find_pictures, read
+from flatscope.files.structures import to_cif, to_xyz
+from flatscope.files.write import write_atomic
+from flatscope.micrograph import MicrographError
+from flatscope.report.atoms import draw_columns, draw_strain
+from flatscope.report.figures import encode_png
+from flatscope.report.study import make_study_page
+from flatscope.results import ColumnTable
+from flatscope.units import um_from_nm
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--modality", type=click.Choice(["stem"]), default="stem", show_default=True, help="ADF-STEM images."
+)
+@click.option("--material", default="MoS2", show_default=True, help=f"One of {', '.join(CRYSTALS)}.")
+@click.option(
+    "--nm-per-px", type=float, default=None, help="Pixel size; the lattice of the material corrects it."
+)
+@click.option(
+    "--brighter",
+    default="auto",
+    show_default=True,
+    help="Sublattice that is the brighter one: metal or chalcogen.",
+)
+def atoms(
+    inputs: tuple[str, ...], out: Path, modality: str, material: str, nm_per_px: float | None, brighter: str
+) -> int:
+    """Find and name every atomic column in images of a monolayer (npy, tif, png, mrc; with the extra vendor also dm3,
+    dm4, emd, ser).
+
+    Writes columns.csv (one row a column), NAME.columns.png (rings around the columns), NAME.xyz and NAME.cif (the
+    atomic model), report.html and run.json.
+    """
+    del modality
+    params = checked(ColumnParams, material=material, brighter=brighter)
+    paths = find_pictures(inputs, modality="electron")
+    tables: dict[str, ColumnTable] = {}
+    figures: dict[str, bytes] = {}
+    failed = 0
+    try:
+        with show.progress("images") as on_progress:
+            for done, (path, (name, stem)) in enumerate(zip(paths, name_apart(paths), strict=True), start=1):
+                try:
+                    size = None if nm_per_px is None else um_from_nm(nm_per_px)
+                    micrograph = read(path, um_per_px=size, modality="electron")
+                    table = find_columns(micrograph, params)
+                except MicrographError as error:
+                    failed += 1
+                    click.echo(f"flatscope: {error}", err=True)
+                    continue
+                for note in table.provenance.notes:
+                    click.echo(f"{name}: {note}", err=True)
+                table.frame["image"] = name
+                tables[name] = table
+                overlay = encode_png(draw_columns(micrograph, table))
+                write_atomic(out / f"{stem}.columns.png", overlay)
+                model = build_model(table, params, shape=micrograph.shape)
+                write_atomic(out / f"{stem}.xyz", to_xyz(model, comment=f"flatscope, {name}, {material}"))
+                write_atomic(out / f"{stem}.cif", to_cif(model, name=stem))
+                figures[f"{name}: columns"] = overlay
+                figures[f"{name}: strain, distortions of the scan included"] = draw_strain(table.strain)
+                on_progress(done, len(paths))
+    finally:
+        # Also after Ctrl-C or on a full disk: what is finished can be read.
+        if tables:
+            _write(out, tables, figures)
+    if not tables:
+        return EXIT_BAD_INPUT
+    rows = [_summarise(name, table) for name, table in tables.items()]
+    show.print_rows(tuple(rows[0]), [tuple(row.values()) for row in rows])
+    click.echo(f"report: {out / 'report.html'}")
+    return EXIT_SOME_FAILED if failed else EXIT_FINE
+
+
+def _write(out: Path, tables: dict[str, ColumnTable], figures: dict[str, bytes]) -> None:
+    frames = [table.to_csv() for table in tables.values()]
+    head = frames[0].split("\n", 1)[0] + "\n"
+    write_atomic(out / "columns.csv", head + "".join(text.split("\n", 1)[1] for text in frames))
+    record = {name: asdict(table.provenance) for name, table in tables.items()}
+    write_atomic(out / "run.json", json.dumps(record, indent=2, default=str))
+    notes = [f"{name}: {note}" for name, table in tables.items() for note in table.provenance.notes]
+    notes.append(
+        "Rings: orange and blue for the two sublattices, red where the species is doubtful. Positions in nm count "
+        "from the centre of the first pixel, by the lattice constant of the material. Strain is that against the mean "
+        "lattice; drift and flyback of a scan look the same."
+    )
+    rows = [_summarise(name, table) for name, table in tables.items()]
+    write_atomic(out / "report.html", make_study_page("Atomic columns", rows, figures, notes=notes))
+
+
+def _summarise(name: str, table: ColumnTable) -> dict[str, str]:
+    found = table.found
+    counts = pd.Series(found["species"]).value_counts()
+    lengths = np.hypot(*table.vectors_px.T)
+    return {
+        "image": name,
+        "columns": str(len(found)),
+        "species": ", ".join(f"{count} {species}" for species, count in counts.items()),
+        "doubtful": str(int((found["status"] == "doubtful").sum())),
+        "rejected": str(len(table) - len(found)),
+        "nm/px": f"{table.calibration.pixel_size_nm[0]:.5f}",
+        "lattice px": f"{lengths.mean():.3f}",
+        "sigma pm": f"{1e3 * found['sigma_nm'].median():.1f}" if len(found) else "",
+    }

@@ -1,0 +1,1 @@
+"""The electron-microscope wing: crystals, images of them with known truth, and what real images show."""

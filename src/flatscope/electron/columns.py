@@ -1,0 +1,438 @@
+"""Every atomic column of a monolayer in an ADF-STEM image: where it is, on which sublattice, and what stands there.
+
+The lattice is followed through the image by its phase, so that every site is known before a column is looked for; then
+all columns are fitted together as Gaussians on a background, which gives positions with errors and intensities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
+from scipy.spatial import cKDTree
+
+import flatscope
+from flatscope.electron.crystals import Crystal, find_crystal
+from flatscope.electron.lattice import (
+    Lattice,
+    NoLatticeError,
+    Phases,
+    blur,
+    find_honeycomb,
+    find_lattice,
+    fold_cell,
+    map_phases,
+    measure_strain,
+    place_sites,
+)
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
+
+Float = NDArray[np.float64]
+
+_OFF_SHARE, _WRONG_SHARE = 0.03, 0.45
+"""A pixel size off by more than the first is corrected with a note, by more than the second it is another material."""
+_REACH_SIGMA, _MARGIN_PX = 2.5, 1
+"""A column is fitted on a square of this many widths to either side, and drawn on a little more."""
+_ROUNDS, _DAMPING, _MOST_STEP = 12, 0.7, 0.3
+"""Improvements of the joint fit, the share of each that is taken, and the largest step in pixels."""
+_LARGEST_SHIFT = 0.35
+"""Columns farther than this from their site, as a share of the distance to the next one, ran away."""
+_BACKGROUND_CELLS = 1.0
+"""The background is smooth over a Gaussian of this many lattice constants (1 sigma)."""
+_NEIGHBOURS = 30
+"""So many columns of the same sublattice tell how bright a perfect one is."""
+_PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
+"""How often a column is perfect, lacks one of two atoms, holds something else, or nothing."""
+_NOISE_FACTOR = 1.3
+"""Noise of neighbouring pixels is not independent."""
+_LEAST_P = 0.8
+"""Columns whose species is less sure than this are doubtful."""
+_SATURATED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class ColumnParams:
+    """Settings of `find_columns`.
+
+    Parameters
+    ----------
+    material
+        One of `flatscope.electron.crystals.CRYSTALS`.
+    brighter
+        "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
+    """
+
+    material: str = "MoS2"
+    brighter: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        names = ("auto", *find_crystal(self.material).sublattices)
+        if self.brighter not in names:
+            raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(names)}")
+
+
+def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) -> ColumnTable:
+    """Find and name the atomic columns of a monolayer in an ADF-STEM image.
+
+    Parameters
+    ----------
+    micrograph
+        Gray; bright where atoms are.
+    params
+        The material.
+
+    Returns
+    -------
+    One row a column, its position with a 1-sigma error in nm by the material's lattice constant.
+
+    Raises
+    ------
+    MicrographError
+        If the image shows no hexagonal lattice, or one that is not this material's at the stated pixel size.
+
+    Notes
+    -----
+    The sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in medium-angle
+    images, the table's notes say so and `ColumnParams.brighter` settles it. Fails where crystals overlap.
+    """
+    crystal = find_crystal(params.material)
+    image, notes = _prepare(micrograph)
+    try:
+        lattice = find_lattice(image)
+    except NoLatticeError as error:
+        raise MicrographError(f"{micrograph.source}: {error}") from None
+    calibration, more = _calibrate(micrograph, lattice, crystal)
+    phases = map_phases(image, lattice)
+    places, bright = find_honeycomb(fold_cell(image, phases))
+    first, unsure = _which_is_brighter(crystal, params, bright)
+    positions, sublattice = _sites(phases, places, first)
+    spacing = lattice.constant_px / np.sqrt(3.0)
+    fit = fit_columns(image, positions, spacing)
+    frame = _name(fit, positions, sublattice, crystal, shape=image.shape)
+    frame["image"] = micrograph.name
+    pixel_nm = calibration.pixel_size_nm[0]
+    frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
+    frame["sigma_nm"] = frame["sigma_px"] * pixel_nm
+    frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
+    frame["column_id"] = np.arange(1, len(frame) + 1)
+    provenance = Provenance(
+        flatscope.__version__,
+        micrograph.name,
+        micrograph.sha256,
+        "",
+        "",
+        {"columns": asdict(params)},
+        notes=(*micrograph.notes, *notes, *more, *unsure),
+    )
+    return ColumnTable(
+        frame[list(COLUMN_COLUMNS)], lattice.vectors, measure_strain(phases), calibration, provenance
+    )
+
+
+def _prepare(micrograph: Micrograph) -> tuple[Float, tuple[str, ...]]:
+    if not micrograph.is_gray:
+        raise MicrographError(f"{micrograph.source}: is coloured: an ADF image has one channel")
+    pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
+    image = np.asarray(pixels, float)
+    low, high = float(image.min()), float(image.max())
+    if high <= low:
+        raise MicrographError(f"{micrograph.source}: all pixels are {low:g}: nothing to see")
+    top = float((image >= high).mean())
+    notes = (f"{top:.0%} of the pixels are saturated",) if top > _SATURATED_SHARE else ()
+    return (image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12), notes
+
+
+def _calibrate(
+    micrograph: Micrograph, lattice: Lattice, crystal: Crystal
+) -> tuple[Calibration, tuple[str, ...]]:
+    """Pixel size by the lattice; the stated one is compared with it."""
+    size = crystal.lattice_nm / lattice.constant_px
+    made = Calibration((size, size), "lattice", 0.01)
+    if micrograph.calibration is None:
+        return made, (f"pixel size {size:.5f} nm by the lattice of {crystal.name}, as the file states none",)
+    stated = float(np.mean(micrograph.calibration.pixel_size_nm))
+    off = stated / size - 1.0
+    if abs(off) > _WRONG_SHARE:
+        raise MicrographError(
+            f"{micrograph.source}: its lattice constant is {stated * lattice.constant_px:.3f} nm at {stated:.4f} nm a "
+            f"pixel, {crystal.name} has {crystal.lattice_nm:.3f} nm: check --material and --nm-per-px"
+        )
+    if abs(off) > _OFF_SHARE:
+        return made, (
+            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used",
+        )
+    return made, ()
+
+
+def _which_is_brighter(crystal: Crystal, params: ColumnParams, bright: Float) -> tuple[int, tuple[str, ...]]:
+    """Which sublattice the brighter site is, 0 or 1, and what is unsure about that."""
+    if params.brighter != "auto":
+        return crystal.sublattices.index(params.brighter), ()
+    if crystal.first == crystal.second:
+        return 0, ()
+    ratio = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
+    if ratio > _ALIKE:
+        names = " or ".join(crystal.sublattices)
+        return 0, (
+            f"both sublattices are about as bright (1 to {ratio:.2f}): the brighter one is taken for the "
+            f"{crystal.sublattices[0]}; --brighter {names} settles it",
+        )
+    return 0, ()
+
+
+_ALIKE = 0.8
+"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
+
+
+def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np.int64]]:
+    """Positions of all sites, and the sublattice (0 or 1) of each."""
+    found = [place_sites(phases, place)[0] for place in places]
+    kinds = [np.full(len(found[0]), first), np.full(len(found[1]), 1 - first)]
+    return np.vstack(found), np.concatenate(kinds)
+
+
+@dataclass(frozen=True)
+class ColumnFit:
+    """Gaussians fitted to all columns together.
+
+    Parameters
+    ----------
+    positions
+        Shape (n, 2), (row, col) in pixels.
+    heights
+        Shape (n,), above the background.
+    position_sigma, height_sigma
+        1-sigma errors, shape (n,); the first is that of either coordinate.
+    width_px
+        Of all columns (1 sigma).
+    background
+        Shape of the image.
+    residual
+        What is left of it.
+    """
+
+    positions: Float
+    heights: Float
+    position_sigma: Float
+    height_sigma: Float
+    width_px: float
+    background: Float
+    residual: Float
+
+
+def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
+    """Fit all columns together.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols).
+    positions
+        Where to start, shape (n, 2).
+    spacing_px
+        Distance of neighbouring columns: the scale of widths, shifts and the background.
+
+    Notes
+    -----
+    Each column's height and place are improved on what all others leave, again and again: a block Gauss–Newton fit.
+    Errors follow from the scatter of the residual around each column and are those of independent pixels.
+    """
+    width = _find_width(image, positions, spacing_px)
+    return _fit(image, positions, width, spacing_px, rounds=_ROUNDS)
+
+
+def _find_width(image: Float, positions: Float, spacing: float) -> float:
+    """The common width that leaves least, found on a part of a large image."""
+    side = int(min(*image.shape, 40.0 * spacing))
+    top, left = ((length - side) // 2 for length in image.shape)
+    corner = np.array([top, left])
+    inside = ((positions >= corner) & (positions < corner + side)).all(1)
+    part, near = image[top : top + side, left : left + side], positions[inside] - corner
+    if len(near) < 4:
+        part, near = image, positions
+
+    def left_over(width: float) -> float:
+        return float(np.square(_fit(part, near, width, spacing, rounds=4).residual).mean())
+
+    found = optimize.minimize_scalar(
+        left_over,
+        bounds=(0.15 * spacing, 0.55 * spacing),
+        method="bounded",
+        options={"xatol": 0.01 * spacing},
+    )
+    return float(found.x)
+
+
+def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: int) -> ColumnFit:
+    reach = int(np.ceil(_REACH_SIGMA * width)) + _MARGIN_PX
+    offsets = np.arange(-reach, reach + 1)
+    rows, cols = image.shape
+    smooth = _BACKGROUND_CELLS * np.sqrt(3.0) * spacing
+    positions = start.copy()
+    base = np.rint(start).astype(int)
+    down = base[:, 0, None, None] + offsets[None, :, None]
+    across = base[:, 1, None, None] + offsets[None, None, :]
+    inside = (down >= 0) & (down < rows) & (across >= 0) & (across < cols)
+    index = np.where(inside, down * cols + across, 0).reshape(len(start), -1)
+    weight, full = inside.reshape(len(start), -1).astype(float), inside.shape
+    background = blur(ndimage.minimum_filter(image, int(spacing) | 1), smooth)
+    heights = (image - background)[np.clip(base[:, 0], 0, rows - 1), np.clip(base[:, 1], 0, cols - 1)].clip(
+        0.0
+    )
+    for step in range(rounds + 1):
+        dy = (down - positions[:, 0, None, None]) / width
+        dx = (across - positions[:, 1, None, None]) / width
+        shape = np.exp(-0.5 * (dy**2 + dx**2)).reshape(len(start), -1) * weight
+        model = np.bincount(index.ravel(), (heights[:, None] * shape).ravel(), image.size).reshape(
+            image.shape
+        )
+        background = blur(image - model, smooth)
+        residual = image - model - background
+        turned = [np.broadcast_to(along, full).reshape(shape.shape) for along in (dy, dx)]
+        slopes = np.stack([shape, *(heights[:, None] / width * along * shape for along in turned)], axis=1)
+        normal = slopes @ slopes.transpose(0, 2, 1)
+        normal += 1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3) + 1e-12 * np.eye(3)
+        left = residual.ravel()[index] * weight
+        if step == rounds:
+            break
+        change = np.linalg.solve(normal, (slopes @ left[..., None]))[..., 0]
+        heights = heights + _DAMPING * change[:, 0]
+        positions = positions + np.clip(_DAMPING * change[:, 1:], -_MOST_STEP, _MOST_STEP)
+        shift = positions - start
+        far = np.hypot(*shift.T) / (_LARGEST_SHIFT * spacing)
+        positions = start + shift / np.maximum(far, 1.0)[:, None]
+    variance = (left**2 * shape).sum(1) / np.maximum(shape.sum(1), 1e-9)
+    covariance = np.linalg.inv(normal) * variance[:, None, None]
+    errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0))
+    return ColumnFit(
+        positions,
+        heights,
+        np.sqrt(0.5 * (errors[:, 1] ** 2 + errors[:, 2] ** 2)),
+        errors[:, 0],
+        width,
+        background,
+        residual,
+    )
+
+
+def _name(
+    fit: ColumnFit, sites: Float, sublattice: NDArray[np.int64], crystal: Crystal, *, shape: tuple[int, ...]
+) -> pd.DataFrame:
+    """What stands in each column, by its height over that of its neighbours on the same sublattice."""
+    frame = pd.DataFrame(
+        {
+            "row_px": fit.positions[:, 0],
+            "col_px": fit.positions[:, 1],
+            "sigma_px": fit.position_sigma,
+            "sublattice": np.array(crystal.sublattices)[sublattice],
+            "species": "",
+            "species_p": 0.0,
+            "intensity": 0.0,
+            "intensity_sigma": 0.0,
+            "status": "ok",
+            "reason": "",
+        }
+    )
+    for kind in (0, 1):
+        mine = np.flatnonzero(sublattice == kind)
+        if len(mine) == 0:
+            continue
+        heights = fit.heights[mine]
+        count = min(_NEIGHBOURS, len(mine))
+        _, near = cKDTree(fit.positions[mine]).query(fit.positions[mine], k=count)
+        usual = np.median(heights[near.reshape(len(mine), -1)], axis=1)
+        ratio = heights / np.maximum(usual, 1e-9)
+        noise = fit.height_sigma[mine] / np.maximum(usual, 1e-9)
+        names, p = _judge(ratio, noise, crystal, kind)
+        frame.loc[mine, "species"] = names
+        frame.loc[mine, "species_p"] = p
+        frame.loc[mine, "intensity"] = ratio
+        frame.loc[mine, "intensity_sigma"] = noise
+    unsure = frame["species_p"] < _LEAST_P
+    frame.loc[unsure, "status"], frame.loc[unsure, "reason"] = "doubtful", "its brightness fits two species"
+    other = ~unsure & (frame["species"] == OTHER)
+    frame.loc[other, "status"], frame.loc[other, "reason"] = (
+        "doubtful",
+        "too bright or too dim for the material",
+    )
+    empty = frame["species"] == NOTHING
+    frame.loc[empty, "status"], frame.loc[empty, "reason"] = "rejected", "no atom is seen on this site"
+    spacing = fit.width_px * _REACH_SIGMA
+    away = np.hypot(*(fit.positions - sites).T)
+    ran = away > 0.99 * _LARGEST_SHIFT * _nearest(sites)
+    frame.loc[ran, "status"], frame.loc[ran, "reason"] = "rejected", "the fit ran away from its site"
+    rim = ((fit.positions < 0.5 * spacing) | (fit.positions > np.array(shape) - 1.0 - 0.5 * spacing)).any(1)
+    frame.loc[rim, "status"], frame.loc[rim, "reason"] = "rejected", "cut by the border"
+    return frame
+
+
+OTHER, NOTHING = "other", "none"
+"""Species of a column that is none of the material's, and of a site without an atom."""
+
+
+def _nearest(positions: Float) -> float:
+    """Median distance of a site to the next one."""
+    if len(positions) < 2:
+        return np.inf
+    return float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1]))
+
+
+def _judge(ratio: Float, noise: Float, crystal: Crystal, kind: int) -> tuple[NDArray[Any], Float]:
+    """The likeliest species of each column and its probability, from heights relative to the usual one."""
+    element, atoms = (crystal.first, crystal.second)[kind]
+    spread = max(1.4826 * float(np.median(np.abs(ratio - np.median(ratio)))), 0.02)
+
+    def chance(prior: float, mean: float, sigma: Float | float) -> Float:
+        return np.asarray(prior / sigma * np.exp(-0.5 * ((ratio - mean) / sigma) ** 2))
+
+    density = {crystal.species[kind]: chance(_PRIORS["whole"], 1.0, spread)}
+    if atoms == 2:
+        density[element] = chance(_PRIORS["part"], 0.5, spread)
+    # Columns of one kind scatter by more than noise; where there is nothing, there is only noise.
+    density[NOTHING] = chance(_PRIORS["none"], 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
+    # What else may stand there has any brightness up to three times the usual one.
+    density[OTHER] = np.full_like(ratio, _PRIORS["other"] * np.sqrt(2.0 * np.pi) / 3.0)
+    p = np.stack(list(density.values()))
+    p /= p.sum(0)
+    return np.array(list(density))[p.argmax(0)], p.max(0)
+
+
+def build_model(table: ColumnTable, params: ColumnParams, *, shape: tuple[int, int]) -> Atoms:
+    """The atoms that stand in the columns found.
+
+    Parameters
+    ----------
+    table
+        See `find_columns`.
+    params
+        The material.
+    shape
+        Of the image.
+
+    Notes
+    -----
+    An image tells nothing of heights: pairs stand where the perfect crystal has them, and a lone atom of a pair on the
+    side of the source. What is neither is "X".
+    """
+    crystal = find_crystal(params.material)
+    half = 0.5 * crystal.pair_nm
+    symbols, places = [], []
+    width, height = (side * table.calibration.pixel_size_nm[0] for side in (shape[1], shape[0]))
+    for row in table.found.to_dict("records"):
+        kind = crystal.sublattices.index(str(row["sublattice"]))
+        element, atoms = (crystal.first, crystal.second)[kind]
+        levels = (
+            (half, -half)
+            if row["species"] == crystal.species[kind] and atoms == 2
+            else (half * (atoms == 2),)
+        )
+        for level in levels:
+            symbols.append(element if row["species"] != OTHER else "X")
+            places.append((float(row["x_nm"]), height - float(row["y_nm"]), level))
+    return Atoms(symbols, np.reshape(places, (-1, 3)).astype(float), (width, height))

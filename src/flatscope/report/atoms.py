@@ -1,0 +1,49 @@
+"""Atomic columns drawn over their image, and maps of what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from flatscope.micrograph import Micrograph
+from flatscope.report.figures import Colour
+from flatscope.report.study import draw_map
+from flatscope.results import ColumnTable
+
+_COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233))
+_DOUBTFUL: Colour = (240, 60, 60)
+_LEAST_SIDE_PX = 1200
+"""Small images are enlarged, so that rings around columns leave them visible."""
+
+
+def draw_columns(micrograph: Micrograph, table: ColumnTable) -> Image.Image:
+    """Rings around all columns: orange and blue for the two sublattices, red where doubtful; rejected ones have none.
+
+    Returns
+    -------
+    RGB image, enlarged by a whole number if it is small.
+    """
+    pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
+    low, high = np.quantile(pixels, (0.002, 0.998))
+    gray = np.clip((pixels - low) / max(float(high - low), 1e-12) * 255.0, 0.0, 255.0).astype(np.uint8)
+    scale = max(-(-_LEAST_SIDE_PX // max(gray.shape)), 1)
+    picture = Image.fromarray(gray).resize((gray.shape[1] * scale, gray.shape[0] * scale)).convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    radius = 0.16 * scale * float(np.hypot(*table.vectors_px[0]))
+    names = sorted(set(table.frame["sublattice"]), reverse=True)
+    for row in table.found.to_dict("records"):
+        x, y = ((float(row[key]) + 0.5) * scale for key in ("col_px", "row_px"))
+        colour = (
+            _DOUBTFUL if row["status"] == "doubtful" else _COLOURS[names.index(str(row["sublattice"])) % 2]
+        )
+        pen.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), outline=colour, width=max(scale // 2, 1)
+        )
+    return picture
+
+
+def draw_strain(strain: NDArray[np.float64]) -> bytes:
+    """Maps of strain (3, rows, cols) in percent, as a PNG file."""
+    names = ("along columns (x)", "along rows (y)", "shear")
+    return draw_map(dict(zip(names, strain, strict=True)), label="strain / %")
