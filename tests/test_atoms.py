@@ -262,8 +262,10 @@ def test_sublattices_as_bright_as_each_other_are_said_to_be_unsure() -> None:
     image = picture(sheet("WSe2"), power=1.05)
     table = find_columns(as_micrograph(image), ColumnParams("WSe2"))
     assert any("about as bright" in note and "--brighter" in note for note in table.provenance.notes)
+    assert not table.sublattices_sure and (table.frame["status"] != "ok").all()
     turned = find_columns(as_micrograph(image), ColumnParams("WSe2", brighter="chalcogen"))
     assert (turned.frame["sublattice"] != table.frame["sublattice"]).all()
+    assert turned.sublattices_sure and (turned.frame["status"] == "ok").mean() > 0.8
 
 
 @pytest.mark.parametrize(
@@ -371,6 +373,30 @@ def test_atoms_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     rings = np.asarray(Image.open(tmp_path / "o" / "good.columns.png"))
     assert (rings == (230, 159, 0)).all(-1).sum() > 500 and (rings == (86, 180, 233)).all(-1).sum() > 500
     assert run([*command[:1], str(tmp_path / "in" / "noise.npy"), *command[2:]]) == 2
+
+
+def test_another_detector_of_the_same_scan_tells_the_sublattices(tmp_path: Path, capsys: Any) -> None:
+    """At medium angles selenium pairs may be brighter than tungsten; of another crystal nothing is taken over."""
+    crystal = sheet("WSe2")
+    medium = picture(crystal, power=0.8, seed=2)
+    np.save(tmp_path / "medium.npy", medium)
+    np.save(tmp_path / "high.npy", picture(crystal))
+    np.save(tmp_path / "turned.npy", picture(sheet("WSe2", turn=40.0)))
+    frames = []
+    for other in ("turned", "high"):
+        inputs = [str(tmp_path / f"{name}.npy") for name in ("medium", other)]
+        assert run(["atoms", *inputs, "--material", "WSe2", "--out", str(tmp_path / other)]) == 0
+        frame = pd.read_csv(tmp_path / other / "columns.csv")
+        frames.append(frame[frame["image"] == "medium.npy"])
+    assert "medium.npy: sublattices are those of high.npy" in capsys.readouterr().err
+    true = crystal.sites_nm / PIXEL_NM
+    right = []
+    for frame in frames:
+        pairs = match_points(frame[["row_px", "col_px"]].to_numpy(float), true[inner(true)], 3.0)
+        kinds = crystal.sublattice[inner(true)]
+        right.append(np.mean([(frame["sublattice"].iloc[i] == "metal") == (kinds[j] == 0) for i, j in pairs]))
+    assert right == [0.0, 1.0]
+    assert (frames[0]["status"] != "ok").all() and (frames[1]["status"] == "ok").mean() > 0.7
 
 
 def test_models_can_be_read_by_others(tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ class ColumnTable:
     strain
         Percent against the mean lattice: along columns, along rows, shear. Shape (3, rows, cols), NaN where there is
         no crystal. A scan's distortions are in it.
+    sublattices_sure
+        Whether brightness tells the sublattices apart, or the user did.
     calibration
         Pixel size by the material's lattice constant.
     provenance
@@ -266,6 +268,7 @@ class ColumnTable:
     frame: pd.DataFrame
     vectors_px: NDArray[np.float64]
     strain: NDArray[np.float64]
+    sublattices_sure: bool
     calibration: Calibration
     provenance: Provenance
 

@@ -53,6 +53,11 @@ _NOISE_FACTOR = 1.3
 _LEAST_P = 0.8
 """Columns whose species is less sure than this are doubtful."""
 _SATURATED_SHARE = 0.01
+_ALIKE = 0.8
+"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
+ALIKE = "both sublattices are about as bright, the brighter one is taken for the first"
+_SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
+"""Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
     Notes
     -----
     The sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in medium-angle
-    images, the table's notes say so and `ColumnParams.brighter` settles it. Fails where crystals overlap.
+    images, all columns are doubtful until `ColumnParams.brighter` settles it. Fails where crystals overlap.
     """
     crystal = find_crystal(params.material)
     image, notes = _prepare(micrograph)
@@ -110,11 +115,20 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
     calibration, more = _calibrate(micrograph, lattice, crystal)
     phases = map_phases(image, lattice)
     places, bright = find_honeycomb(fold_cell(image, phases))
-    first, unsure = _which_is_brighter(crystal, params, bright)
+    first = 0 if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
+    alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
+    sure = params.brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
     positions, sublattice = _sites(phases, places, first)
     spacing = lattice.constant_px / np.sqrt(3.0)
     fit = fit_columns(image, positions, spacing)
     frame = _name(fit, positions, sublattice, crystal, shape=image.shape)
+    if not sure:
+        kept = frame["status"] == "ok"
+        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
+        more = (
+            *more,
+            f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it",
+        )
     frame["image"] = micrograph.name
     pixel_nm = calibration.pixel_size_nm[0]
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
@@ -128,11 +142,30 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
         "",
         "",
         {"columns": asdict(params)},
-        notes=(*micrograph.notes, *notes, *more, *unsure),
+        notes=(*micrograph.notes, *notes, *more),
     )
     return ColumnTable(
-        frame[list(COLUMN_COLUMNS)], lattice.vectors, measure_strain(phases), calibration, provenance
+        frame[list(COLUMN_COLUMNS)], lattice.vectors, measure_strain(phases), sure, calibration, provenance
     )
+
+
+def share_sites(one: ColumnTable, other: ColumnTable) -> bool:
+    """Whether two images show the same columns at the same pixels, as those of two detectors in one scan do."""
+    places = [table.frame[["row_px", "col_px"]].to_numpy(float) for table in (one, other)]
+    if min(map(len, places)) < 2:
+        return False
+    gap, _ = cKDTree(places[0]).query(places[1])
+    return bool(np.quantile(gap, _SAME_QUANTILE) < _SAME_SHARE * _nearest(places[0]))
+
+
+def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
+    """The brighter sublattice of an image by another one of the same columns whose sublattices are clear."""
+    places = [one.frame[["row_px", "col_px"]].to_numpy(float) for one in (table, sure)]
+    _, nearest = cKDTree(places[1]).query(places[0])
+    theirs = sure.frame["sublattice"].to_numpy()[nearest]
+    swapped = float(np.mean(theirs != table.frame["sublattice"].to_numpy())) > 0.5
+    first, second = find_crystal(str(table.provenance.settings["columns"]["material"])).sublattices
+    return second if swapped else first
 
 
 def _prepare(micrograph: Micrograph) -> tuple[Float, tuple[str, ...]]:
@@ -168,26 +201,6 @@ def _calibrate(
             f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used",
         )
     return made, ()
-
-
-def _which_is_brighter(crystal: Crystal, params: ColumnParams, bright: Float) -> tuple[int, tuple[str, ...]]:
-    """Which sublattice the brighter site is, 0 or 1, and what is unsure about that."""
-    if params.brighter != "auto":
-        return crystal.sublattices.index(params.brighter), ()
-    if crystal.first == crystal.second:
-        return 0, ()
-    ratio = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
-    if ratio > _ALIKE:
-        names = " or ".join(crystal.sublattices)
-        return 0, (
-            f"both sublattices are about as bright (1 to {ratio:.2f}): the brighter one is taken for the "
-            f"{crystal.sublattices[0]}; --brighter {names} settles it",
-        )
-    return 0, ()
-
-
-_ALIKE = 0.8
-"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
 
 
 def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np.int64]]:

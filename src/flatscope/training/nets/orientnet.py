@@ -54,8 +54,10 @@ class OrientNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Natural parameters, (n, 4)."""
-        given: Tensor = self.head(self.body(x).mean((2, 3)))
-        return given
+        raw: Tensor = self.head(self.body(x).mean((2, 3)))
+        # A clean outline's sharpness is ten thousand times that of a ragged one: its cube root is learned.
+        six = raw[:, :2] * (raw[:, :2] ** 2).sum(1, keepdim=True)
+        return torch.cat([six, raw[:, 2:]], dim=1)
 
     @staticmethod
     def loss(answers: Tensor, truth: Tensor) -> Tensor:
