@@ -280,6 +280,45 @@ def test_what_is_no_scan(image: np.ndarray, words: str) -> None:
         find_columns(Micrograph(image, source="scan"))
 
 
+def test_filtered_images_state_larger_errors_and_say_so() -> None:
+    image = picture(sheet("WSe2"), electrons=10.0)
+    plain = find_columns(as_micrograph(image), ColumnParams("WSe2"))
+    smooth = find_columns(as_micrograph(ndimage.gaussian_filter(image, 1.5)), ColumnParams("WSe2"))
+    assert not plain.provenance.notes and any("lower limits" in note for note in smooth.provenance.notes)
+    ratio = smooth.found["sigma_px"].median() / plain.found["sigma_px"].median()
+    assert ratio > 0.4
+
+
+def test_nothing_is_found_where_there_is_no_crystal() -> None:
+    """Half of the field empty, and a patch burnt out."""
+    image = picture(sheet("WSe2"))
+    rng = np.random.default_rng(0)
+    image[:, 120:] = rng.poisson(image.mean() / 4, image[:, 120:].shape)
+    table = find_columns(as_micrograph(image), ColumnParams("WSe2"))
+    assert (table.found["col_px"] > 120 + 2 * 9.5).sum() == 0
+    assert any("shows no such lattice" in note for note in table.provenance.notes)
+    assert np.isfinite(table.frame["intensity"]).all() and table.frame["intensity"].abs().max() < 20
+    image = picture(sheet("WSe2"))
+    image[60:120, 60:120] = image.max()
+    frame = find_columns(as_micrograph(image), ColumnParams("WSe2")).found
+    assert not (
+        frame["row_px"].between(62, 117) & frame["col_px"].between(62, 117) & (frame["status"] == "ok")
+    ).any()
+
+
+def test_graphene_is_refused_where_sublattices_differ_and_a_distorted_scan_is_said() -> None:
+    image = picture(sheet("MoS2"))
+    with pytest.raises(MicrographError, match="those of graphene do not: check --material"):
+        find_columns(as_micrograph(image, None), ColumnParams("graphene"))
+    wide = ndimage.zoom(image, (1.0, 1.1), order=1)
+    notes = find_columns(as_micrograph(wide, None), ColumnParams("MoS2")).provenance.notes
+    assert any("the scan is distorted" in note for note in notes)
+    stated = find_columns(as_micrograph(picture(sheet("WSe2")), 0.0193), ColumnParams("WSe2"))
+    assert any(
+        "MoS2 would fit better" in note or "WS2 would fit better" in note for note in stated.provenance.notes
+    )
+
+
 def test_saturated_pixels_are_said() -> None:
     image = picture(sheet("WSe2"))
     cut = np.minimum(image, np.quantile(image, 0.95))
@@ -402,7 +441,7 @@ def test_another_detector_of_the_same_scan_tells_the_sublattices(tmp_path: Path,
 def test_models_can_be_read_by_others(tmp_path: Path) -> None:
     ase_io = pytest.importorskip("ase.io")
     np.save(tmp_path / "a.npy", picture(sheet("MoS2")))
-    assert run(["atoms", str(tmp_path / "a.npy"), "--out", str(tmp_path / "o")]) == 0
+    assert run(["atoms", str(tmp_path / "a.npy"), "--material", "MoS2", "--out", str(tmp_path / "o")]) == 0
     atoms, again = (ase_io.read(tmp_path / "o" / f"a.{kind}") for kind in ("xyz", "cif"))
     assert len(atoms) == len(again)
     gap = atoms.get_positions()[:, :2] - again.get_positions()[:, :2]

@@ -18,6 +18,7 @@ from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
 from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
 from flatscope.training.nets.fcn import FCN  # noqa: E402
 from flatscope.training.nets.lraspp import LRASPP  # noqa: E402
+from flatscope.training.nets.resnet import ResNet18  # noqa: E402
 from flatscope.training.nets.unet import SaitoUNet, YangUNet  # noqa: E402
 
 NETS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
@@ -93,6 +94,44 @@ def test_weights_start_as_he_says(name: str) -> None:
     if name not in SMALL:
         assert len(ratios) > 10
     assert ratios == pytest.approx([1.0] * len(ratios), abs=0.05)
+
+
+def test_resnet_18_for_one_number() -> None:
+    """As many weights as published, less the thousand classes; exported it says the same."""
+    net = supervised.seeded(ResNet18, seed=1).eval()
+    published, classes = 11_689_512, 513_000
+    assert sum(parameter.numel() for parameter in net.parameters()) == published - classes + 513
+    kernel = net.body[0].weight.detach()
+    assert float(kernel.std() * np.sqrt(kernel[0].numel() / 2.0)) == pytest.approx(1.0, abs=0.05)
+    x = np.random.default_rng(0).random((1, 3, 96, 160), np.float32)
+    wanted = answer(net, x)
+    assert wanted.shape == (1, 1)
+    assert np.abs(run_onnx(to_onnx(net), x) - wanted).max() < 1e-4 * max(1.0, float(np.abs(wanted).max()))
+
+
+class _Mean(nn.Module):
+    """A line through the mean brightness, judged by its own loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.line(x.mean((1, 2, 3))[:, None])
+
+    loss = staticmethod(ResNet18.loss)
+
+
+def test_a_net_with_its_own_loss_learns_one_number() -> None:
+    """Three times the share of bright pixels, from pictures and numbers."""
+    rng = np.random.default_rng(0)
+    share = rng.uniform(0.0, 1.0, 64).astype(np.float32)
+    pictures = (rng.random((64, 32, 32, 1)) < share[:, None, None, None]).astype(np.uint8) * 255
+    plan = supervised.Plan(lr=0.05, steps=400, batch=16, schedule="poly", warmup=5)
+    net = supervised.seeded(_Mean, seed=0)
+    net = supervised.fit(net, pictures, 3.0 * share, plan, augment=_as_it_is)
+    found = answer(net, supervised.to_tensor(pictures).numpy())[:, 0]
+    assert np.abs(found - 3.0 * share).max() < 0.25
 
 
 def _squares(count: int) -> tuple[np.ndarray, np.ndarray]:

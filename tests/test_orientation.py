@@ -15,7 +15,7 @@ from flatscope.app.cli import run
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import BilayerParams, cut_triangle, draw_bilayer, draw_sample
 from flatscope.optical.orientation import CROP_PX, crop_layer, orient_by_edges, orient_by_network
-from flatscope.optical.twist import measure_twist
+from flatscope.optical.twist import TwistParams, measure_twist
 
 NOTHING = np.zeros((300, 300), bool)
 
@@ -63,7 +63,7 @@ def test_the_network_is_less_sure_of_less_outline(network: Network) -> None:
 
 def test_twist_by_the_network(network: Network) -> None:
     layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
-    row = measure_twist(layers, network=network).frame.iloc[0]
+    row = measure_twist(layers, TwistParams(method="network"), network=network).frame.iloc[0]
     assert row["method"] == "network" and row["quality"] == "ok"
     assert row["twist_deg"] == pytest.approx(40.0, abs=3.0)
 

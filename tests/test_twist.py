@@ -97,9 +97,23 @@ def test_what_hides_an_outline_does_not_bend_the_angle() -> None:
     ],
 )
 def test_no_number_where_none_is_defined(layers: np.ndarray, quality: str) -> None:
-    row = only_row(layers)
+    """The last two show two edges of a layer each."""
+    row = only_row(layers, method="edges")
     assert row["quality"] == quality and row["reason"]
     assert row[["twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        paint((150.0, 20.0, 0.0, (200, 425)), (60.0, 45.0, 0.0, (200, 425))),
+        paint((150.0, 30.0, 0.0, (200, 20)), (90.0, 55.0, 0.0, (200, 5))),
+    ],
+)
+def test_the_network_reads_two_edges_where_three_are_not_seen(layers: np.ndarray) -> None:
+    row = only_row(layers)
+    assert row["quality"] == "ok" and "network" in row["method"]
+    assert abs(row["twist_deg"] - 25.0) < 3.0 * row["sigma_deg"] and row["sigma_deg"] < 2.8
 
 
 def test_pictures_without_a_second_layer() -> None:

@@ -33,7 +33,7 @@ from flatscope.units import um_from_nm
 @click.option(
     "--modality", type=click.Choice(["stem"]), default="stem", show_default=True, help="ADF-STEM images."
 )
-@click.option("--material", default="MoS2", show_default=True, help=f"One of {', '.join(CRYSTALS)}.")
+@click.option("--material", required=True, help=f"One of {', '.join(CRYSTALS)}.")
 @click.option(
     "--nm-per-px", type=float, default=None, help="Pixel size; the lattice of the material corrects it."
 )
@@ -41,7 +41,7 @@ from flatscope.units import um_from_nm
     "--brighter",
     default="auto",
     show_default=True,
-    help="Sublattice that is the brighter one: metal or chalcogen.",
+    help="Sublattice that is the brighter one: metal or chalcogen (a or b in hBN).",
 )
 def atoms(
     inputs: tuple[str, ...], out: Path, modality: str, material: str, nm_per_px: float | None, brighter: str
@@ -137,9 +137,9 @@ def _write(out: Path, answers: dict[str, _Answer]) -> None:
     write_atomic(out / "run.json", json.dumps(record, indent=2, default=str))
     notes = [f"{name}: {note}" for name, table in tables.items() for note in table.provenance.notes]
     notes.append(
-        "Rings: orange and blue for the two sublattices, red where the species is doubtful. Positions in nm count "
-        "from the centre of the first pixel, by the lattice constant of the material. Strain is that against the mean "
-        "lattice; drift and flyback of a scan look the same."
+        "Rings: orange and blue for the two sublattices, red where doubtful; gray crosses: rejected. Positions in nm "
+        "count from the centre of the first pixel, by the lattice constant of the material. Strain is against the "
+        "mean lattice; drift and flyback of a scan look the same."
     )
     rows = [_summarise(name, table) for name, table in tables.items()]
     write_atomic(out / "report.html", make_study_page("Atomic columns", rows, figures, notes=notes))
@@ -148,7 +148,8 @@ def _write(out: Path, answers: dict[str, _Answer]) -> None:
 def _summarise(name: str, table: ColumnTable) -> dict[str, str]:
     found = table.found
     counts = pd.Series(found["species"]).value_counts()
-    lengths = np.hypot(*table.vectors_px.T)
+    first, second = table.vectors_px
+    lengths = np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
     return {
         "image": name,
         "columns": str(len(found)),

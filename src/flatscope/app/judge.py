@@ -17,6 +17,7 @@ from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.files.read import find_pictures
 from flatscope.inference.runtime import Network
+from flatscope.optical.orientation import METHODS
 
 
 @click.group()
@@ -135,10 +136,10 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
 @click.option("--seed", type=click.IntRange(0), default=5, show_default=True, help="Of the bilayers.")
 @click.option(
     "--method",
-    type=click.Choice(["edges", "network"]),
-    default="edges",
+    type=click.Choice(METHODS),
+    default="auto",
     show_default=True,
-    help="Reads how a layer lies.",
+    help="How a layer's orientation is told.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
@@ -148,9 +149,8 @@ def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
     """
     from flatscope.evaluation.twist import evaluate_twist
 
-    network = Network.load("orientation", task="orientation") if method == "network" else None
     with show.progress("bilayers") as on_progress:
-        scores = evaluate_twist(mix, count, seed=seed, network=network, on_progress=on_progress)
+        scores = evaluate_twist(mix, count, seed=seed, method=method, on_progress=on_progress)
     show.print_scores(scores, as_json=as_json)
     return 0
 

@@ -23,6 +23,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.materials import MATERIALS
+from flatscope.optical.orientation import METHODS
 from flatscope.optical.twist import TwistParams, measure_twist
 from flatscope.report.figures import Display, encode_png, to_display
 from flatscope.report.study import make_study_page
@@ -47,24 +48,25 @@ _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint
 @click.option("--weights", default="flakes", show_default=True, help="Shipped weights, or an .onnx file.")
 @click.option(
     "--method",
-    type=click.Choice(["edges", "network"]),
-    default="edges",
+    type=click.Choice(METHODS),
+    default="auto",
     show_default=True,
-    help="Reads how a layer lies: by its straight edges, or by a network.",
+    help="How a layer's orientation is told: by its straight edges, by a network, or by the surer of both.",
 )
 @click.option(
     "--fold", type=click.Choice(["60", "30"]), default="60", show_default=True, help="Range of angles."
 )
-def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, **options: Any) -> int:
+def twist(
+    inputs: tuple[str, ...], out: Path, labels: bool, material: str, method: str, **options: Any
+) -> int:
     """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
 
     Writes twist.csv (one row a second layer; without an angle it has the reason), NAME.twist.png (outlines, axes and
     angles) and report.html. Angles lie in [0, 60]°: 0° where both layers point the same way, 60° where they point
     opposite ways; --fold 30 counts θ and 60° − θ as one.
     """
-    params = checked(TwistParams, material=material)
+    params = checked(TwistParams, material=material, method=method)
     fold = options.pop("fold")
-    network = Network.load("orientation", task="orientation") if options.pop("method") == "network" else None
     look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
     paths = _find_label_images(inputs) if labels else find_pictures(inputs)
     tables: list[TwistTable] = []
@@ -79,7 +81,7 @@ def twist(inputs: tuple[str, ...], out: Path, labels: bool, material: str, **opt
                     failed += 1
                     click.echo(f"flatscope: {error}", err=True)
                     continue
-                table = measure_twist(layers, params, network=network, calibration=calibration, image=name)
+                table = measure_twist(layers, params, calibration=calibration, image=name)
                 if fold == "30":  # the angle stands in twist_fold30_deg alone
                     table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
                 tables.append(table)
@@ -202,7 +204,7 @@ def _tell(frame: pd.DataFrame, pictures: int, out: Path) -> None:
                     f"{row['col_px']:.0f}",
                     f"{value:.2f}°",
                     f"{row['sigma_deg']:.2f}°",
-                    _words(row["moire_nm"]),
+                    f"{_words(row['moire_nm'])} ± {_words(row['moire_sigma_nm'])}",
                     row["quality"],
                 )
                 for value, row in zip(angle, good.to_dict("records"), strict=True)

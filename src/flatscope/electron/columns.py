@@ -6,17 +6,18 @@ all columns are fitted together as Gaussians on a background, which gives positi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import fft, ndimage, optimize
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.crystals import Crystal, find_crystal
+from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
@@ -40,7 +41,7 @@ _REACH_SIGMA, _MARGIN_PX = 2.5, 1
 """A column is fitted on a square of this many widths to either side, and drawn on a little more."""
 _ROUNDS, _DAMPING, _MOST_STEP = 12, 0.7, 0.3
 """Improvements of the joint fit, the share of each that is taken, and the largest step in pixels."""
-_LARGEST_SHIFT = 0.35
+_LARGEST_SHIFT = 0.45
 """Columns farther than this from their site, as a share of the distance to the next one, ran away."""
 _BACKGROUND_CELLS = 1.0
 """The background is smooth over a Gaussian of this many lattice constants (1 sigma)."""
@@ -53,6 +54,15 @@ _NOISE_FACTOR = 1.3
 _LEAST_P = 0.8
 """Columns whose species is less sure than this are doubtful."""
 _SATURATED_SHARE = 0.01
+_MANY_REJECTED, _MUCH_BARE, _DISTORTED = 0.15, 0.03, 1.05
+"""Shares of rejected sites and of a field without lattice that are worth a note, and a ratio of lattice vectors."""
+_BLOCK = 8
+_CORRELATED = 1.5
+"""Factor of the errors that is worth a note."""
+_LEAST_USUAL = 0.3
+"""Where the usual column is dimmer than this part of the whole image's there is no crystal."""
+_LARGEST_SIGMA = 0.12
+"""Columns whose place is less certain, in distances to the next one, are doubtful."""
 _ALIKE = 0.8
 """Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
 ALIKE = "both sublattices are about as bright, the brighter one is taken for the first"
@@ -106,6 +116,10 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
     The sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in medium-angle
     images, all columns are doubtful until `ColumnParams.brighter` settles it. Fails where crystals overlap.
     """
+    if not isinstance(micrograph, Micrograph):
+        raise TypeError(
+            f"find_columns wants a Micrograph, not {type(micrograph).__name__}: see flatscope.read"
+        )
     crystal = find_crystal(params.material)
     image, notes = _prepare(micrograph)
     try:
@@ -115,13 +129,30 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
     calibration, more = _calibrate(micrograph, lattice, crystal)
     phases = map_phases(image, lattice)
     places, bright = find_honeycomb(fold_cell(image, phases))
+    more = (*more, *_warn_of(phases, crystal))
     first = 0 if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
     alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
+    if crystal.first == crystal.second and alike < _ALIKE:
+        raise MicrographError(
+            f"{micrograph.source}: its two sublattices differ in brightness (1 to {alike:.2f}), those of "
+            f"{crystal.name} do not: check --material"
+        )
     sure = params.brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
     positions, sublattice = _sites(phases, places, first)
     spacing = lattice.constant_px / np.sqrt(3.0)
     fit = fit_columns(image, positions, spacing)
-    frame = _name(fit, positions, sublattice, crystal, shape=image.shape)
+    frame = _name(fit, positions, sublattice, crystal, image=image)
+    lost = float((frame["status"] == "rejected").mean())
+    if fit.correlated > _CORRELATED:
+        more = (
+            *more,
+            "neighbouring pixels are alike, as after filtering or resampling: stated errors are lower limits",
+        )
+    if lost > _MANY_REJECTED:
+        more = (
+            *more,
+            f"{lost:.0%} of the sites are rejected: another grain, a second layer or something else in the field?",
+        )
     if not sure:
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
@@ -197,10 +228,32 @@ def _calibrate(
             f"pixel, {crystal.name} has {crystal.lattice_nm:.3f} nm: check --material and --nm-per-px"
         )
     if abs(off) > _OFF_SHARE:
+        wanted = stated * lattice.constant_px
+        nearest = min(CRYSTALS.values(), key=lambda one: abs(np.log(one.lattice_nm / wanted)))
+        other = f"; if it were right, {nearest.name} would fit better" if nearest.name != crystal.name else ""
         return made, (
-            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used",
+            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}",
         )
     return made, ()
+
+
+def _warn_of(phases: Phases, crystal: Crystal) -> tuple[str, ...]:
+    """What a reader of the table should know of the lattice."""
+    notes = []
+    bare = 1.0 - float(phases.crystal.mean())
+    if bare > _MUCH_BARE:
+        notes.append(f"{bare:.0%} of the field shows no such lattice and is left out")
+    first, second = phases.lattice.vectors
+    # The shortest three directions of a hexagonal lattice.
+    lengths = np.hypot(*np.array([first, second, first + second, first - second]).T)
+    lengths = np.sort(lengths)[:3] / phases.lattice.constant_px * crystal.lattice_nm
+    if lengths[2] > _DISTORTED * lengths[0]:
+        said = ", ".join(f"{length:.3f}" for length in lengths)
+        notes.append(
+            f"the scan is distorted: lattice vectors of {said} nm where {crystal.name} has three of "
+            f"{crystal.lattice_nm:.3f}; positions in nm and the model are as distorted"
+        )
+    return tuple(notes)
 
 
 def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np.int64]]:
@@ -228,6 +281,8 @@ class ColumnFit:
         Shape of the image.
     residual
         What is left of it.
+    correlated
+        By how much correlated noise makes the errors of positions larger; in them already.
     """
 
     positions: Float
@@ -237,6 +292,7 @@ class ColumnFit:
     width_px: float
     background: Float
     residual: Float
+    correlated: float
 
 
 def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
@@ -254,7 +310,7 @@ def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
     Notes
     -----
     Each column's height and place are improved on what all others leave, again and again: a block Gauss–Newton fit.
-    Errors follow from the scatter of the residual around each column and are those of independent pixels.
+    Errors follow from the scatter of the residual around each column, and from how far it is correlated.
     """
     width = _find_width(image, positions, spacing_px)
     return _fit(image, positions, width, spacing_px, rounds=_ROUNDS)
@@ -322,7 +378,8 @@ def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: in
         positions = start + shift / np.maximum(far, 1.0)[:, None]
     variance = (left**2 * shape).sum(1) / np.maximum(shape.sum(1), 1e-9)
     covariance = np.linalg.inv(normal) * variance[:, None, None]
-    errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0))
+    factors = _correlation(residual, width)
+    errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * factors
     return ColumnFit(
         positions,
         heights,
@@ -331,11 +388,42 @@ def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: in
         width,
         background,
         residual,
+        float(factors[1:].max()),
     )
 
 
+def _correlation(residual: Float, width: float) -> Float:
+    """By how much errors of height, row and column exceed those of independent pixels, shape (3,), at least 1.
+
+    What a column's height or place takes up is the noise in a band of frequencies; filtered or resampled images, and
+    detectors that lag, have more of it there than elsewhere.
+    """
+    # Medians over blocks of frequencies: what the Gaussians leave of the columns themselves stands in single ones.
+    window = np.outer(*(np.hanning(side) for side in residual.shape))
+    power = _blocks(np.abs(fft.fft2(residual * window)) ** 2, np.median)
+    offsets = [np.minimum(np.arange(side), side - np.arange(side)) / width for side in residual.shape]
+    below, right = (
+        np.where(np.arange(side) * 2 < side, 1.0, -1.0) * offset
+        for side, offset in zip(residual.shape, offsets, strict=True)
+    )
+    shape = np.exp(-0.5 * (offsets[0][:, None] ** 2 + offsets[1][None] ** 2))
+    factors = []
+    for template in (shape, shape * below[:, None], shape * right[None]):
+        band = _blocks(np.abs(fft.fft2(template)) ** 2, np.mean)
+        factors.append(float((band * power).sum() / band.sum() / max(float(power.mean()), 1e-300)))
+    return np.sqrt(np.maximum(factors, 1.0))
+
+
+def _blocks(power: Float, of: Callable[..., Any]) -> Float:
+    """A statistic of each block of 8×8 frequencies."""
+    rows, cols = (max(side // _BLOCK, 1) for side in power.shape)
+    high, wide = (min(side, _BLOCK) for side in power.shape)
+    cut = power[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
+    return np.asarray(of(cut, axis=(1, 3)))
+
+
 def _name(
-    fit: ColumnFit, sites: Float, sublattice: NDArray[np.int64], crystal: Crystal, *, shape: tuple[int, ...]
+    fit: ColumnFit, sites: Float, sublattice: NDArray[np.int64], crystal: Crystal, *, image: Float
 ) -> pd.DataFrame:
     """What stands in each column, by its height over that of its neighbours on the same sublattice."""
     frame = pd.DataFrame(
@@ -352,6 +440,7 @@ def _name(
             "reason": "",
         }
     )
+    bare = np.zeros(len(frame), bool)
     for kind in (0, 1):
         mine = np.flatnonzero(sublattice == kind)
         if len(mine) == 0:
@@ -360,8 +449,11 @@ def _name(
         count = min(_NEIGHBOURS, len(mine))
         _, near = cKDTree(fit.positions[mine]).query(fit.positions[mine], k=count)
         usual = np.median(heights[near.reshape(len(mine), -1)], axis=1)
-        ratio = heights / np.maximum(usual, 1e-9)
-        noise = fit.height_sigma[mine] / np.maximum(usual, 1e-9)
+        everywhere = max(float(np.median(heights)), 1e-9)
+        bare[mine] = usual < _LEAST_USUAL * everywhere
+        usual = np.maximum(usual, _LEAST_USUAL * everywhere)
+        ratio = heights / usual
+        noise = fit.height_sigma[mine] / usual
         names, p = _judge(ratio, noise, crystal, kind)
         frame.loc[mine, "species"] = names
         frame.loc[mine, "species_p"] = p
@@ -374,13 +466,23 @@ def _name(
         "doubtful",
         "too bright or too dim for the material",
     )
+    vague = fit.position_sigma > _LARGEST_SIGMA * _nearest(sites)
+    frame.loc[vague, "status"], frame.loc[vague, "reason"] = "doubtful", "its place is uncertain"
     empty = frame["species"] == NOTHING
     frame.loc[empty, "status"], frame.loc[empty, "reason"] = "rejected", "no atom is seen on this site"
-    spacing = fit.width_px * _REACH_SIGMA
+    frame.loc[bare, "status"], frame.loc[bare, "reason"] = "rejected", "no crystal here"
+    flat = ndimage.maximum_filter(image, 3) == ndimage.minimum_filter(image, 3)
+    row, col = (
+        np.clip(np.rint(place).astype(int), 0, side - 1)
+        for place, side in zip(sites.T, image.shape, strict=True)
+    )
+    frame.loc[flat[row, col], "status"] = "rejected"
+    frame.loc[flat[row, col], "reason"] = "the pixels here are all alike: saturated or blank"
+    rim_px = 0.5 * _REACH_SIGMA * fit.width_px
     away = np.hypot(*(fit.positions - sites).T)
     ran = away > 0.99 * _LARGEST_SHIFT * _nearest(sites)
     frame.loc[ran, "status"], frame.loc[ran, "reason"] = "rejected", "the fit ran away from its site"
-    rim = ((fit.positions < 0.5 * spacing) | (fit.positions > np.array(shape) - 1.0 - 0.5 * spacing)).any(1)
+    rim = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
     frame.loc[rim, "status"], frame.loc[rim, "reason"] = "rejected", "cut by the border"
     return frame
 

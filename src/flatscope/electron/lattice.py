@@ -22,7 +22,7 @@ _LEAST_PERIOD_PX, _LEAST_PERIODS = 2.3, 6
 """Planes closer than the first are not resolved; an image must show so many."""
 _LEAST_POWER = 60.0
 """A Bragg peak's power over the median at its frequency; noise of a megapixel reaches about 20."""
-_MOST_PEAKS = 60
+_MOST_PEAKS = 200
 _ANGLE_DEG, _LENGTH_RATIO, _CLOSURE = 12.0, 1.2, 0.05
 """How far two reciprocal vectors may be from 60° and from equal length, as scans distort; and their difference from a
 third peak, as a share of their length."""
@@ -148,11 +148,17 @@ def find_lattice(image: NDArray[np.floating]) -> Lattice:
     tops = np.argwhere((over == ndimage.maximum_filter(over, 5)) & (over > _LEAST_POWER))
     tops = tops[np.argsort(over[tuple(tops.T)])[::-1][:_MOST_PEAKS]]
     if len(tops) < 6:
-        raise NoLatticeError(f"no lattice: {len(tops)} Bragg peaks rise from the noise, a hexagon has six")
+        raise NoLatticeError(
+            f"no lattice: {len(tops)} Bragg peaks rise from the noise, a hexagon has six; the field must hold "
+            f"{_LEAST_PERIODS} lattice planes or more"
+        )
     places = (np.array([_top_of(power, row, col) for row, col in tops]) - shape // 2) / shape
     found = _pick(places, over[tuple(tops.T)])
     if found is None:
-        raise NoLatticeError(f"no lattice: {len(tops)} Bragg peaks, but no three of them 60° apart")
+        raise NoLatticeError(
+            f"no lattice: {len(tops)} Bragg peaks, but no three of them about 60° apart and as long: no hexagon, or "
+            "a scan distorted by more than a fifth"
+        )
     return found
 
 

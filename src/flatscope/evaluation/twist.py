@@ -25,7 +25,7 @@ from flatscope.optical.bilayers import (
 )
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.scenes import SceneParams, draw_scene
-from flatscope.optical.twist import measure_twist
+from flatscope.optical.twist import TwistParams, measure_twist
 
 MICROGRAPHS = BilayerParams(
     shape=(768, 768), radius_px=(50.0, 150.0), ratio=(0.25, 0.6), cut=(0.0, 0.25), cut_share=1.0, bulge=0.01
@@ -88,7 +88,7 @@ def evaluate_twist(
     count: int,
     *,
     seed: int = 5,
-    network: Network | None = None,
+    method: str = "auto",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TwistScores:
     """Score `measure_twist` on artificial bilayers.
@@ -101,14 +101,14 @@ def evaluate_twist(
         How many are drawn, about six in each micrograph; those with a second layer below 400 px do not count.
     seed
         Settings were chosen on seeds 2 and 4; keep it apart.
-    network
-        For orientations by a network in place of edges.
+    method
+        How a layer's orientation is told, see `TwistParams`.
     """
     read = _read_micrographs if mix == "micrographs" else _read_masks
     truths: list[Bilayer] = []
     readings: list[Reading] = []
     spent = 0.0
-    for found, seconds in read(mix, count, seed=seed, network=network):
+    for found, seconds in read(mix, count, seed=seed, params=TwistParams(method=method)):
         for truth, reading in found:
             if int((truth.layers == 2).sum()) >= LEAST_TOP_PX:
                 truths.append(truth)
@@ -156,9 +156,9 @@ def _ratio(sums: NDArray[np.float64]) -> float:
     return float(sums[1] / sums[0]) if sums[0] else float("nan")
 
 
-def read_mask(layers: Layers, *, network: Network | None = None) -> Reading:
+def read_mask(layers: Layers, params: TwistParams) -> Reading:
     """What flatscope says of the largest second layer."""
-    frame = measure_twist(layers, network=network).frame
+    frame = measure_twist(layers, params).frame
     if len(frame) == 0:
         return Reading()
     row = frame.loc[frame["area_2l_px"].idxmax()]
@@ -182,27 +182,27 @@ Found = tuple[list[tuple[Bilayer, Reading]], float]
 """Bilayers of a picture with what is said of each, and the seconds that took."""
 
 
-def _read_masks(mix: str, count: int, *, seed: int, network: Network | None) -> Iterator[Found]:
+def _read_masks(mix: str, count: int, *, seed: int, params: TwistParams) -> Iterator[Found]:
     for index in range(count):
         drawn = draw_bilayer(np.random.default_rng([seed, index]), MIXES[mix])
         if int((drawn.layers == 2).sum()) < LEAST_TOP_PX:
             continue
         begun = time.perf_counter()
-        reading = read_mask(drawn.layers, network=network)
+        reading = read_mask(drawn.layers, params)
         yield [(drawn, reading)], time.perf_counter() - begun
 
 
-def _read_micrographs(mix: str, count: int, *, seed: int, network: Network | None) -> Iterator[Found]:
+def _read_micrographs(mix: str, count: int, *, seed: int, params: TwistParams) -> Iterator[Found]:
     finder = Network.load("flakes")
-    params = FlakeParams("MoS2", oxide_nm=_OXIDE_NM, min_area_px=LEAST_TOP_PX // 2)
+    flakes = FlakeParams("MoS2", oxide_nm=_OXIDE_NM, min_area_px=LEAST_TOP_PX // 2)
     for index in range(-(-count // _A_PICTURE)):
         rng = np.random.default_rng([seed, index])
         crystals, drawn = draw_sample(rng, MIXES[mix], count=_A_PICTURE)
         plan = SceneParams(shape=crystals.shape, material="MoS2", oxide_nm=_OXIDE_NM, clean=True)
         scene = draw_scene(rng, plan, crystals=crystals)
         begun = time.perf_counter()
-        table = find_flakes(Micrograph(scene.pixels, source=f"scene {index}"), params, network=finder)
-        frame = measure_twist(table, network=network).frame
+        table = find_flakes(Micrograph(scene.pixels, source=f"scene {index}"), flakes, network=finder)
+        frame = measure_twist(table, params).frame
         seconds = time.perf_counter() - begun
         found = []
         for bilayer in drawn:

@@ -110,6 +110,8 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     """
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
+    if modality not in ("light", "electron"):
+        raise MicrographError(f"modality {modality!r}: choose light or electron")
     kinds = _KINDS if modality == "light" else _ELECTRON_KINDS
     data = _read_bytes(path, tuple(kinds))
     kind = kinds[path.suffix.lower()]

@@ -47,6 +47,10 @@ _SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.2, 0.85, 0.25
 bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
 _MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""
+METHODS = ("auto", "edges", "network")
+"""Ways to tell how a crystal lies; "auto" is the surer of both."""
+_AGREE_SIGMA = 3.0
+"""Edges and network that are farther apart than so many errors contradict each other."""
 CROP_PX = 64
 """Side of what the network sees."""
 _MARGIN_SHARE, _MARGIN_PX = 0.15, 3.0
@@ -67,11 +71,39 @@ class Orientation:
         1-sigma error.
     three_fold
         Whether it can be told from the one turned by 60°, as it cannot for a hexagon.
+    method
+        "edges" or "network".
     """
 
     corner_deg: float
     sigma_deg: float
     three_fold: bool
+    method: str
+
+
+def orient(mask: Mask, hidden: Mask, *, method: str, network: Network) -> Orientation | None:
+    """Orientation of a crystal by one method, or by the surer of both; None where there is none.
+
+    Parameters
+    ----------
+    mask, hidden
+        See `orient_by_edges`.
+    method
+        One of `METHODS`. Where both disagree by far more than they state, edges have taken something else for a
+        crystal's, and the network counts.
+    network
+        Of the task "orientation".
+    """
+    if method == "edges":
+        return orient_by_edges(mask, hidden)
+    seen = orient_by_network(mask, hidden, network=network)
+    straight = None if method == "network" else orient_by_edges(mask, hidden)
+    if straight is None:
+        return seen
+    apart = abs((straight.corner_deg - seen.corner_deg + 30.0) % 60.0 - 30.0)
+    if apart > _AGREE_SIGMA * np.hypot(straight.sigma_deg, seen.sigma_deg):
+        return seen
+    return min(straight, seen, key=lambda one: one.sigma_deg)
 
 
 def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
@@ -113,7 +145,7 @@ def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
     corner = fit.centre + (60.0 if far >= near else 0.0)
     told = abs(far - near) >= _LEAST_ASYMMETRY * (far + near)
     scale = _SIGMA_SCALE_ROUGH if fit.scatter > _ROUGH_PX2 else _SIGMA_SCALE_SMOOTH
-    return Orientation(corner % 120.0, scale * sigma, bool(told))
+    return Orientation(corner % 120.0, scale * sigma, bool(told), "edges")
 
 
 def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
@@ -162,7 +194,7 @@ def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientat
     # Of a von Mises distribution: (1 − R)-like spread for any sharpness, 1 / √κ for a large one.
     sigma = np.rad2deg(1.0 / np.sqrt(max(sharpness, 1e-6))) / 6.0
     corner = np.rad2deg(angle) + (0.0 if logit >= 0 else 60.0)
-    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT))
+    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT), "network")
 
 
 def _rival_deg(fits: list[tuple[float, _Fit]], points: int) -> float:

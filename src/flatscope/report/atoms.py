@@ -13,12 +13,14 @@ from flatscope.results import ColumnTable
 
 _COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233))
 _DOUBTFUL: Colour = (240, 60, 60)
+_REJECTED: Colour = (150, 150, 150)
 _LEAST_SIDE_PX = 1200
 """Small images are enlarged, so that rings around columns leave them visible."""
 
 
 def draw_columns(micrograph: Micrograph, table: ColumnTable) -> Image.Image:
-    """Rings around all columns: orange and blue for the two sublattices, red where doubtful; rejected ones have none.
+    """Rings around all columns: orange and blue for the two sublattices, red where doubtful; gray crosses where a site
+    was rejected.
 
     Returns
     -------
@@ -32,8 +34,12 @@ def draw_columns(micrograph: Micrograph, table: ColumnTable) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     radius = 0.16 * scale * float(np.hypot(*table.vectors_px[0]))
     names = sorted(set(table.frame["sublattice"]), reverse=True)
-    for row in table.found.to_dict("records"):
+    for row in table.frame.to_dict("records"):
         x, y = ((float(row[key]) + 0.5) * scale for key in ("col_px", "row_px"))
+        if row["status"] == "rejected":
+            pen.line((x - radius / 2, y, x + radius / 2, y), fill=_REJECTED)
+            pen.line((x, y - radius / 2, x, y + radius / 2), fill=_REJECTED)
+            continue
         colour = (
             _DOUBTFUL if row["status"] == "doubtful" else _COLOURS[names.index(str(row["sublattice"])) % 2]
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,9 @@ from PIL import Image
 from flatscope.evaluation.metrics import Interval
 from flatscope.evaluation.papers import part_of
 from flatscope.evaluation.twist import LEAST_TOP_PX, MIXES, Reading, fold, read_by_moments, read_mask, share
-from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import Bilayer, BilayerParams, Layers, draw_bilayer
+from flatscope.optical.orientation import METHODS
+from flatscope.optical.twist import TwistParams
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,8 +66,8 @@ class Size:
 
 
 SIZES = {
-    "quick": Size(64, 1000, 200, 120),
-    "cpu": Size(96, 6000, 1200, 1000),
+    "quick": Size(64, 500, 80, 80),
+    "cpu": Size(96, 4000, 800, 500),
     "full": Size(512, 50000, 47000, 1000),
 }
 
@@ -107,7 +109,6 @@ def run(
         Called with (steps done, steps in all).
     """
     chosen = SIZES[size]
-    network = Network.load("orientation", task="orientation")
     lines = []
     for number, mix in enumerate(TESTED):
         net = _train(
@@ -121,8 +122,7 @@ def run(
             "third moments": read_by_moments,
             RULE: read_by_triangles,
             REGRESSOR: lambda layers, net=net: read_by_regressor(layers, net, chosen.side_px),  # type: ignore[misc]
-            "flatscope, edges": read_mask,
-            "flatscope, network": lambda layers: read_mask(layers, network=network),
+            **{f"flatscope, {name}": partial(read_mask, params=TwistParams(method=name)) for name in METHODS},
         }
         lines += [
             replace(line, a_second=_pictures_a_second(net)) if line.method == REGRESSOR else line
