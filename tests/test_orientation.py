@@ -36,6 +36,12 @@ def network() -> Network:
     return Network.load("orientation", task="orientation", threads=1)
 
 
+def test_the_shipped_network_says_what_it_said(network: Network) -> None:
+    """A triangle with a tenth of its corners cut, turned by 33°, which is −26.85° modulo 60 to it."""
+    crop = crop_layer(crystal(33.0, cut=0.1), NOTHING).transpose(2, 0, 1).astype(np.float32) / 255
+    np.testing.assert_allclose(network.run(crop[None])[0], (-407.49, -139.45, -1.1786, 4.8088), rtol=2e-3)
+
+
 @pytest.mark.parametrize("turn", [0.0, 13.0, 44.0, 71.0, 119.0])
 @pytest.mark.parametrize("cut", [0.0, 0.15])
 def test_both_ways_find_the_corner(network: Network, turn: float, cut: float) -> None:
