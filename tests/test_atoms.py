@@ -14,8 +14,9 @@ from PIL import Image
 from scipy import ndimage
 
 from flatscope.app.cli import run
-from flatscope.electron.columns import ColumnParams, build_model, find_columns, fit_columns
+from flatscope.electron.columns import ColumnParams, build_model, find_columns
 from flatscope.electron.crystals import CRYSTALS, NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.fitting import fit_columns
 from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.lattice import (
     NoLatticeError,

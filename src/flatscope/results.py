@@ -276,6 +276,13 @@ class ColumnTable:
         return len(self.frame)
 
     @property
+    def lattice_px(self) -> float:
+        """Mean length of the three shortest lattice vectors."""
+        first, second = self.vectors_px
+        lengths = np.hypot(*np.array([first, second, first + second, first - second]).T)
+        return float(np.sort(lengths)[:3].mean())
+
+    @property
     def found(self) -> pd.DataFrame:
         """The rows that count: ok and doubtful."""
         return self.frame[self.frame["status"] != "rejected"]

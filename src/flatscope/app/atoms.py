@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-import numpy as np
 import pandas as pd
 
 from flatscope.app import show
@@ -148,8 +147,6 @@ def _write(out: Path, answers: dict[str, _Answer]) -> None:
 def _summarise(name: str, table: ColumnTable) -> dict[str, str]:
     found = table.found
     counts = pd.Series(found["species"]).value_counts()
-    first, second = table.vectors_px
-    lengths = np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
     return {
         "image": name,
         "columns": str(len(found)),
@@ -157,6 +154,6 @@ def _summarise(name: str, table: ColumnTable) -> dict[str, str]:
         "doubtful": str(int((found["status"] == "doubtful").sum())),
         "rejected": str(len(table) - len(found)),
         "nm/px": f"{table.calibration.pixel_size_nm[0]:.5f}",
-        "lattice px": f"{lengths.mean():.3f}",
+        "lattice px": f"{table.lattice_px:.3f}",
         "sigma pm": f"{1e3 * found['sigma_nm'].median():.1f}" if len(found) else "",
     }

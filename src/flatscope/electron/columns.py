@@ -6,23 +6,22 @@ all columns are fitted together as Gaussians on a background, which gives positi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import fft, ndimage, optimize
+from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import flatscope
 from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
+from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
     Phases,
-    blur,
     find_honeycomb,
     find_lattice,
     fold_cell,
@@ -37,14 +36,8 @@ Float = NDArray[np.float64]
 
 _OFF_SHARE, _WRONG_SHARE = 0.03, 0.45
 """A pixel size off by more than the first is corrected with a note, by more than the second it is another material."""
-_REACH_SIGMA, _MARGIN_PX = 2.5, 1
-"""A column is fitted on a square of this many widths to either side, and drawn on a little more."""
-_ROUNDS, _DAMPING, _MOST_STEP = 12, 0.7, 0.3
-"""Improvements of the joint fit, the share of each that is taken, and the largest step in pixels."""
-_LARGEST_SHIFT = 0.45
-"""Columns farther than this from their site, as a share of the distance to the next one, ran away."""
-_BACKGROUND_CELLS = 1.0
-"""The background is smooth over a Gaussian of this many lattice constants (1 sigma)."""
+_REL_SIGMA = 0.01
+"""Of a pixel size by the lattice: scans are not calibrated the same along rows and columns."""
 _NEIGHBOURS = 30
 """So many columns of the same sublattice tell how bright a perfect one is."""
 _PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
@@ -56,7 +49,6 @@ _LEAST_P = 0.8
 _SATURATED_SHARE = 0.01
 _MANY_REJECTED, _MUCH_BARE, _DISTORTED = 0.15, 0.03, 1.05
 """Shares of rejected sites and of a field without lattice that are worth a note, and a ratio of lattice vectors."""
-_BLOCK = 8
 _CORRELATED = 1.5
 """Factor of the errors that is worth a note."""
 _LEAST_USUAL = 0.3
@@ -121,16 +113,16 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
             f"find_columns wants a Micrograph, not {type(micrograph).__name__}: see flatscope.read"
         )
     crystal = find_crystal(params.material)
-    image, notes = _prepare(micrograph)
+    notes = list(micrograph.notes)
+    image = _prepare(micrograph, notes)
     try:
         lattice = find_lattice(image)
     except NoLatticeError as error:
         raise MicrographError(f"{micrograph.source}: {error}") from None
-    calibration, more = _calibrate(micrograph, lattice, crystal)
+    calibration = _calibrate(micrograph, lattice, crystal, notes)
     phases = map_phases(image, lattice)
     places, bright = find_honeycomb(fold_cell(image, phases))
-    more = (*more, *_warn_of(phases, crystal))
-    first = 0 if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
+    _warn_of_lattice(phases, crystal, notes)
     alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
     if crystal.first == crystal.second and alike < _ALIKE:
         raise MicrographError(
@@ -138,42 +130,24 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
             f"{crystal.name} do not: check --material"
         )
     sure = params.brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
+    first = 0 if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
     positions, sublattice = _sites(phases, places, first)
-    spacing = lattice.constant_px / np.sqrt(3.0)
-    fit = fit_columns(image, positions, spacing)
+    fit = fit_columns(image, positions, lattice.constant_px / np.sqrt(3.0))
     frame = _name(fit, positions, sublattice, crystal, image=image)
-    lost = float((frame["status"] == "rejected").mean())
-    if fit.correlated > _CORRELATED:
-        more = (
-            *more,
-            "neighbouring pixels are alike, as after filtering or resampling: stated errors are lower limits",
-        )
-    if lost > _MANY_REJECTED:
-        more = (
-            *more,
-            f"{lost:.0%} of the sites are rejected: another grain, a second layer or something else in the field?",
-        )
+    _warn_of_columns(fit, frame, notes)
     if not sure:
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
-        more = (
-            *more,
-            f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it",
-        )
+        notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
     frame["image"] = micrograph.name
     pixel_nm = calibration.pixel_size_nm[0]
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
     frame["sigma_nm"] = frame["sigma_px"] * pixel_nm
     frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
     frame["column_id"] = np.arange(1, len(frame) + 1)
+    settings = {"columns": asdict(params)}
     provenance = Provenance(
-        flatscope.__version__,
-        micrograph.name,
-        micrograph.sha256,
-        "",
-        "",
-        {"columns": asdict(params)},
-        notes=(*micrograph.notes, *notes, *more),
+        flatscope.__version__, micrograph.name, micrograph.sha256, "", "", settings, notes=tuple(notes)
     )
     return ColumnTable(
         frame[list(COLUMN_COLUMNS)], lattice.vectors, measure_strain(phases), sure, calibration, provenance
@@ -199,7 +173,8 @@ def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
     return second if swapped else first
 
 
-def _prepare(micrograph: Micrograph) -> tuple[Float, tuple[str, ...]]:
+def _prepare(micrograph: Micrograph, notes: list[str]) -> Float:
+    """The image with its darkest pixel at 0 and its bright ones at 1."""
     if not micrograph.is_gray:
         raise MicrographError(f"{micrograph.source}: is coloured: an ADF image has one channel")
     pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
@@ -208,52 +183,59 @@ def _prepare(micrograph: Micrograph) -> tuple[Float, tuple[str, ...]]:
     if high <= low:
         raise MicrographError(f"{micrograph.source}: all pixels are {low:g}: nothing to see")
     top = float((image >= high).mean())
-    notes = (f"{top:.0%} of the pixels are saturated",) if top > _SATURATED_SHARE else ()
-    return (image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12), notes
+    if top > _SATURATED_SHARE:
+        notes.append(f"{top:.0%} of the pixels are saturated")
+    return np.asarray((image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12))
 
 
-def _calibrate(
-    micrograph: Micrograph, lattice: Lattice, crystal: Crystal
-) -> tuple[Calibration, tuple[str, ...]]:
+def _calibrate(micrograph: Micrograph, lattice: Lattice, crystal: Crystal, notes: list[str]) -> Calibration:
     """Pixel size by the lattice; the stated one is compared with it."""
     size = crystal.lattice_nm / lattice.constant_px
-    made = Calibration((size, size), "lattice", 0.01)
     if micrograph.calibration is None:
-        return made, (f"pixel size {size:.5f} nm by the lattice of {crystal.name}, as the file states none",)
+        notes.append(f"pixel size {size:.5f} nm by the lattice of {crystal.name}, as the file states none")
+        return Calibration((size, size), "lattice", _REL_SIGMA)
     stated = float(np.mean(micrograph.calibration.pixel_size_nm))
     off = stated / size - 1.0
+    wanted = stated * lattice.constant_px
     if abs(off) > _WRONG_SHARE:
         raise MicrographError(
-            f"{micrograph.source}: its lattice constant is {stated * lattice.constant_px:.3f} nm at {stated:.4f} nm a "
+            f"{micrograph.source}: its lattice constant is {wanted:.3f} nm at {stated:.4f} nm a "
             f"pixel, {crystal.name} has {crystal.lattice_nm:.3f} nm: check --material and --nm-per-px"
         )
     if abs(off) > _OFF_SHARE:
-        wanted = stated * lattice.constant_px
         nearest = min(CRYSTALS.values(), key=lambda one: abs(np.log(one.lattice_nm / wanted)))
         other = f"; if it were right, {nearest.name} would fit better" if nearest.name != crystal.name else ""
-        return made, (
-            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}",
+        notes.append(
+            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}"
         )
-    return made, ()
+    return Calibration((size, size), "lattice", _REL_SIGMA)
 
 
-def _warn_of(phases: Phases, crystal: Crystal) -> tuple[str, ...]:
+def _warn_of_lattice(phases: Phases, crystal: Crystal, notes: list[str]) -> None:
     """What a reader of the table should know of the lattice."""
-    notes = []
     bare = 1.0 - float(phases.crystal.mean())
     if bare > _MUCH_BARE:
         notes.append(f"{bare:.0%} of the field shows no such lattice and is left out")
-    first, second = phases.lattice.vectors
-    # The shortest three directions of a hexagonal lattice.
-    lengths = np.hypot(*np.array([first, second, first + second, first - second]).T)
-    lengths = np.sort(lengths)[:3] / phases.lattice.constant_px * crystal.lattice_nm
+    lengths = phases.lattice.lengths_px / phases.lattice.constant_px * crystal.lattice_nm
     if lengths[2] > _DISTORTED * lengths[0]:
         said = ", ".join(f"{length:.3f}" for length in lengths)
         notes.append(
             f"the scan is distorted: lattice vectors of {said} nm where {crystal.name} has three of "
             f"{crystal.lattice_nm:.3f}; positions in nm and the model are as distorted"
         )
-    return tuple(notes)
+
+
+def _warn_of_columns(fit: ColumnFit, frame: pd.DataFrame, notes: list[str]) -> None:
+    """And of the columns."""
+    if fit.correlated > _CORRELATED:
+        notes.append(
+            "neighbouring pixels are alike, as after filtering or resampling: stated errors are lower limits"
+        )
+    lost = float((frame["status"] == "rejected").mean())
+    if lost > _MANY_REJECTED:
+        notes.append(
+            f"{lost:.0%} of the sites are rejected: another grain, a second layer or something else in the field?"
+        )
 
 
 def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np.int64]]:
@@ -261,165 +243,6 @@ def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np
     found = [place_sites(phases, place)[0] for place in places]
     kinds = [np.full(len(found[0]), first), np.full(len(found[1]), 1 - first)]
     return np.vstack(found), np.concatenate(kinds)
-
-
-@dataclass(frozen=True)
-class ColumnFit:
-    """Gaussians fitted to all columns together.
-
-    Parameters
-    ----------
-    positions
-        Shape (n, 2), (row, col) in pixels.
-    heights
-        Shape (n,), above the background.
-    position_sigma, height_sigma
-        1-sigma errors, shape (n,); the first is that of either coordinate.
-    width_px
-        Of all columns (1 sigma).
-    background
-        Shape of the image.
-    residual
-        What is left of it.
-    correlated
-        By how much correlated noise makes the errors of positions larger; in them already.
-    """
-
-    positions: Float
-    heights: Float
-    position_sigma: Float
-    height_sigma: Float
-    width_px: float
-    background: Float
-    residual: Float
-    correlated: float
-
-
-def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
-    """Fit all columns together.
-
-    Parameters
-    ----------
-    image
-        Shape (rows, cols).
-    positions
-        Where to start, shape (n, 2).
-    spacing_px
-        Distance of neighbouring columns: the scale of widths, shifts and the background.
-
-    Notes
-    -----
-    Each column's height and place are improved on what all others leave, again and again: a block Gauss–Newton fit.
-    Errors follow from the scatter of the residual around each column, and from how far it is correlated.
-    """
-    width = _find_width(image, positions, spacing_px)
-    return _fit(image, positions, width, spacing_px, rounds=_ROUNDS)
-
-
-def _find_width(image: Float, positions: Float, spacing: float) -> float:
-    """The common width that leaves least, found on a part of a large image."""
-    side = int(min(*image.shape, 40.0 * spacing))
-    top, left = ((length - side) // 2 for length in image.shape)
-    corner = np.array([top, left])
-    inside = ((positions >= corner) & (positions < corner + side)).all(1)
-    part, near = image[top : top + side, left : left + side], positions[inside] - corner
-    if len(near) < 4:
-        part, near = image, positions
-
-    def left_over(width: float) -> float:
-        return float(np.square(_fit(part, near, width, spacing, rounds=4).residual).mean())
-
-    found = optimize.minimize_scalar(
-        left_over,
-        bounds=(0.15 * spacing, 0.55 * spacing),
-        method="bounded",
-        options={"xatol": 0.01 * spacing},
-    )
-    return float(found.x)
-
-
-def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: int) -> ColumnFit:
-    reach = int(np.ceil(_REACH_SIGMA * width)) + _MARGIN_PX
-    offsets = np.arange(-reach, reach + 1)
-    rows, cols = image.shape
-    smooth = _BACKGROUND_CELLS * np.sqrt(3.0) * spacing
-    positions = start.copy()
-    base = np.rint(start).astype(int)
-    down = base[:, 0, None, None] + offsets[None, :, None]
-    across = base[:, 1, None, None] + offsets[None, None, :]
-    inside = (down >= 0) & (down < rows) & (across >= 0) & (across < cols)
-    index = np.where(inside, down * cols + across, 0).reshape(len(start), -1)
-    weight, full = inside.reshape(len(start), -1).astype(float), inside.shape
-    background = blur(ndimage.minimum_filter(image, int(spacing) | 1), smooth)
-    heights = (image - background)[np.clip(base[:, 0], 0, rows - 1), np.clip(base[:, 1], 0, cols - 1)].clip(
-        0.0
-    )
-    for step in range(rounds + 1):
-        dy = (down - positions[:, 0, None, None]) / width
-        dx = (across - positions[:, 1, None, None]) / width
-        shape = np.exp(-0.5 * (dy**2 + dx**2)).reshape(len(start), -1) * weight
-        model = np.bincount(index.ravel(), (heights[:, None] * shape).ravel(), image.size).reshape(
-            image.shape
-        )
-        background = blur(image - model, smooth)
-        residual = image - model - background
-        turned = [np.broadcast_to(along, full).reshape(shape.shape) for along in (dy, dx)]
-        slopes = np.stack([shape, *(heights[:, None] / width * along * shape for along in turned)], axis=1)
-        normal = slopes @ slopes.transpose(0, 2, 1)
-        normal += 1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3) + 1e-12 * np.eye(3)
-        left = residual.ravel()[index] * weight
-        if step == rounds:
-            break
-        change = np.linalg.solve(normal, (slopes @ left[..., None]))[..., 0]
-        heights = heights + _DAMPING * change[:, 0]
-        positions = positions + np.clip(_DAMPING * change[:, 1:], -_MOST_STEP, _MOST_STEP)
-        shift = positions - start
-        far = np.hypot(*shift.T) / (_LARGEST_SHIFT * spacing)
-        positions = start + shift / np.maximum(far, 1.0)[:, None]
-    variance = (left**2 * shape).sum(1) / np.maximum(shape.sum(1), 1e-9)
-    covariance = np.linalg.inv(normal) * variance[:, None, None]
-    factors = _correlation(residual, width)
-    errors = np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)) * factors
-    return ColumnFit(
-        positions,
-        heights,
-        np.sqrt(0.5 * (errors[:, 1] ** 2 + errors[:, 2] ** 2)),
-        errors[:, 0],
-        width,
-        background,
-        residual,
-        float(factors[1:].max()),
-    )
-
-
-def _correlation(residual: Float, width: float) -> Float:
-    """By how much errors of height, row and column exceed those of independent pixels, shape (3,), at least 1.
-
-    What a column's height or place takes up is the noise in a band of frequencies; filtered or resampled images, and
-    detectors that lag, have more of it there than elsewhere.
-    """
-    # Medians over blocks of frequencies: what the Gaussians leave of the columns themselves stands in single ones.
-    window = np.outer(*(np.hanning(side) for side in residual.shape))
-    power = _blocks(np.abs(fft.fft2(residual * window)) ** 2, np.median)
-    offsets = [np.minimum(np.arange(side), side - np.arange(side)) / width for side in residual.shape]
-    below, right = (
-        np.where(np.arange(side) * 2 < side, 1.0, -1.0) * offset
-        for side, offset in zip(residual.shape, offsets, strict=True)
-    )
-    shape = np.exp(-0.5 * (offsets[0][:, None] ** 2 + offsets[1][None] ** 2))
-    factors = []
-    for template in (shape, shape * below[:, None], shape * right[None]):
-        band = _blocks(np.abs(fft.fft2(template)) ** 2, np.mean)
-        factors.append(float((band * power).sum() / band.sum() / max(float(power.mean()), 1e-300)))
-    return np.sqrt(np.maximum(factors, 1.0))
-
-
-def _blocks(power: Float, of: Callable[..., Any]) -> Float:
-    """A statistic of each block of 8×8 frequencies."""
-    rows, cols = (max(side // _BLOCK, 1) for side in power.shape)
-    high, wide = (min(side, _BLOCK) for side in power.shape)
-    cut = power[: rows * high, : cols * wide].reshape(rows, high, cols, wide)
-    return np.asarray(of(cut, axis=(1, 3)))
 
 
 def _name(
@@ -478,9 +301,9 @@ def _name(
     )
     frame.loc[flat[row, col], "status"] = "rejected"
     frame.loc[flat[row, col], "reason"] = "the pixels here are all alike: saturated or blank"
-    rim_px = 0.5 * _REACH_SIGMA * fit.width_px
+    rim_px = 0.5 * REACH_SIGMA * fit.width_px
     away = np.hypot(*(fit.positions - sites).T)
-    ran = away > 0.99 * _LARGEST_SHIFT * _nearest(sites)
+    ran = away > 0.99 * LARGEST_SHIFT * _nearest(sites)
     frame.loc[ran, "status"], frame.loc[ran, "reason"] = "rejected", "the fit ran away from its site"
     rim = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
     frame.loc[rim, "status"], frame.loc[rim, "reason"] = "rejected", "cut by the border"
