@@ -56,8 +56,8 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="flatscope", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Two-dimensional crystals under a microscope: flakes, layers and twist angles in light micrographs, atomic columns in
-    electron micrographs, each with how sure it is.
+    """Two-dimensional crystals under a microscope: flakes, layers and twist angles in light micrographs, atomic columns
+    in electron micrographs, each with how sure it is.
 
     Start with: flatscope flakes photo.jpg --material graphene --oxide-nm 90 --um-per-px 0.15 --out results
     """
