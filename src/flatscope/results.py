@@ -244,6 +244,12 @@ class TwistTable:
         return head + self.frame[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}")
 
 
+def shortest_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lengths of the three shortest vectors of a lattice, given two; equal in a hexagonal one."""
+    first, second = vectors
+    return np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
+
+
 @dataclass(frozen=True)
 class ColumnTable:
     """The atomic columns of one image.
@@ -278,9 +284,7 @@ class ColumnTable:
     @property
     def lattice_px(self) -> float:
         """Mean length of the three shortest lattice vectors."""
-        first, second = self.vectors_px
-        lengths = np.hypot(*np.array([first, second, first + second, first - second]).T)
-        return float(np.sort(lengths)[:3].mean())
+        return float(shortest_vectors(self.vectors_px).mean())
 
     @property
     def found(self) -> pd.DataFrame:

@@ -30,7 +30,12 @@ from flatscope.units import um_from_nm
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option(
-    "--modality", type=click.Choice(["stem"]), default="stem", show_default=True, help="ADF-STEM images."
+    "--modality",
+    type=click.Choice(["stem"]),
+    default="stem",
+    show_default=True,
+    expose_value=False,
+    help="ADF-STEM images, the only ones so far.",
 )
 @click.option("--material", required=True, help=f"One of {', '.join(CRYSTALS)}.")
 @click.option(
@@ -42,9 +47,7 @@ from flatscope.units import um_from_nm
     show_default=True,
     help="Sublattice that is the brighter one: metal or chalcogen (a or b in hBN).",
 )
-def atoms(
-    inputs: tuple[str, ...], out: Path, modality: str, material: str, nm_per_px: float | None, brighter: str
-) -> int:
+def atoms(inputs: tuple[str, ...], out: Path, material: str, nm_per_px: float | None, brighter: str) -> int:
     """Find and name every atomic column in images of a monolayer (npy, tif, png, mrc; with the extra vendor also dm3,
     dm4, emd, ser).
 
@@ -54,7 +57,6 @@ def atoms(
     Writes columns.csv (one row a column), NAME.columns.png (rings around the columns), NAME.xyz and NAME.cif (the
     atomic model), report.html and run.json.
     """
-    del modality
     params = checked(ColumnParams, material=material, brighter=brighter)
     paths = find_pictures(inputs, modality="electron")
     size = None if nm_per_px is None else um_from_nm(nm_per_px)

@@ -30,7 +30,7 @@ from flatscope.electron.lattice import (
     place_sites,
 )
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
-from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
+from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance, shortest_vectors
 
 Float = NDArray[np.float64]
 
@@ -216,7 +216,7 @@ def _warn_of_lattice(phases: Phases, crystal: Crystal, notes: list[str]) -> None
     bare = 1.0 - float(phases.crystal.mean())
     if bare > _MUCH_BARE:
         notes.append(f"{bare:.0%} of the field shows no such lattice and is left out")
-    lengths = phases.lattice.lengths_px / phases.lattice.constant_px * crystal.lattice_nm
+    lengths = shortest_vectors(phases.lattice.vectors) / phases.lattice.constant_px * crystal.lattice_nm
     if lengths[2] > _DISTORTED * lengths[0]:
         said = ", ".join(f"{length:.3f}" for length in lengths)
         notes.append(

@@ -69,12 +69,6 @@ class Lattice:
         """Lattice vectors in pixels, shape (2, 2), each (rows, cols)."""
         return np.asarray(np.linalg.inv(self.reciprocal).T)
 
-    @property
-    def lengths_px(self) -> Float:
-        """Lengths of the three shortest lattice vectors, shortest first; equal in an undistorted scan."""
-        first, second = self.vectors
-        return np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
-
 
 @dataclass(frozen=True)
 class Phases:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -158,7 +159,10 @@ def _ratio(sums: NDArray[np.float64]) -> float:
 
 def read_mask(layers: Layers, params: TwistParams) -> Reading:
     """What flatscope says of the largest second layer."""
-    frame = measure_twist(layers, params).frame
+    return _largest(measure_twist(layers, params).frame)
+
+
+def _largest(frame: pd.DataFrame) -> Reading:
     if len(frame) == 0:
         return Reading()
     row = frame.loc[frame["area_2l_px"].idxmax()]
@@ -209,13 +213,7 @@ def _read_micrographs(mix: str, count: int, *, seed: int, params: TwistParams) -
             row, col = ndimage.center_of_mass(bilayer.layers == 2) if (bilayer.layers == 2).any() else (0, 0)
             reach = 0.5 * np.sqrt((bilayer.layers == 2).sum())
             near = frame[np.hypot(frame["row_px"] - row, frame["col_px"] - col) < reach]
-            reading = Reading()
-            if len(near):
-                one = near.loc[near["area_2l_px"].idxmax()]
-                reading = Reading(
-                    float(one["twist_deg"]), float(one["twist_fold30_deg"]), float(one["sigma_deg"])
-                )
-            found.append((bilayer, reading))
+            found.append((bilayer, _largest(near)))
         yield found, seconds
 
 

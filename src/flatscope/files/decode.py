@@ -159,7 +159,6 @@ def decode_mrc(data: bytes) -> Decoded:
     with warnings.catch_warnings():
         # mrcfile warns of headers that break the letter of the standard; what matters fails when it is read.
         warnings.simplefilter("ignore")
-        # rows from the bottom up in the standard, but from the top down as microscopes write them
         opened = MrcInterpreter(io.BytesIO(data), permissive=True)
         pixels, size = np.array(opened.data), opened.voxel_size
     notes = []

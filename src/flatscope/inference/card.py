@@ -139,6 +139,8 @@ class Card:
         if x.ndim != 3 or x.shape[2] != len(self.channels):
             wanted = f"(rows, cols, {len(self.channels)})"
             raise ValueError(f"contrast of shape {x.shape} does not fit network {self.name}: give {wanted}")
+        if self.normalisation == PLAIN:
+            return np.ascontiguousarray(np.moveaxis(x, 2, 0))
         result = np.empty((x.shape[2], *x.shape[:2]), dtype=np.float32)
         np.divide(np.moveaxis(x, 2, 0), np.float32(self.scale), out=result)
         np.arcsinh(result, out=result)

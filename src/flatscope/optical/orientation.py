@@ -186,15 +186,26 @@ def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientat
     ----------
     The four numbers that it gives are explained in `flatscope.training.nets.orientnet`.
     """
-    crop = crop_layer(mask, hidden).transpose(2, 0, 1).astype(np.float32) / np.float32(255.0)
-    six_cos, six_sin, three_cos, three_sin = map(float, network.run(crop[None])[0])
-    sharpness = float(np.hypot(six_cos, six_sin))
+    crop = network.card.normalise(crop_layer(mask, hidden) / np.float32(255.0))
+    (angle,), (sigma,), (logit,) = decode_density(network.run(crop[None]))
+    corner = angle + (0.0 if logit >= 0 else 60.0)
+    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT), "network")
+
+
+def decode_density(answers: NDArray[np.float32]) -> tuple[Float, Float, Float]:
+    """Direction of a corner modulo 60° and its error, both in degrees, and the log odds against a turn by 60°.
+
+    Parameters
+    ----------
+    answers
+        Of the network, shape (n, 4).
+    """
+    six_cos, six_sin, three_cos, three_sin = np.asarray(answers, float).T
     angle = np.arctan2(six_sin, six_cos) / 6.0
     logit = 2.0 * (three_cos * np.cos(3.0 * angle) + three_sin * np.sin(3.0 * angle))
-    # Of a von Mises distribution: (1 − R)-like spread for any sharpness, 1 / √κ for a large one.
-    sigma = np.rad2deg(1.0 / np.sqrt(max(sharpness, 1e-6))) / 6.0
-    corner = np.rad2deg(angle) + (0.0 if logit >= 0 else 60.0)
-    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT), "network")
+    # The width of a sharp von Mises distribution is 1 / √κ, here of six times the angle.
+    sigma = 1.0 / (6.0 * np.sqrt(np.maximum(np.hypot(six_cos, six_sin), 1e-6)))
+    return np.rad2deg(angle), np.rad2deg(sigma), logit
 
 
 def _rival_deg(fits: list[tuple[float, _Fit]], points: int) -> float:

@@ -115,7 +115,9 @@ def measure_twist(
         for layer in ("1l", "2l"):
             frame[f"area_{layer}_um2"] = frame[f"area_{layer}_px"] * calibration.pixel_area_um2
     frame = frame.sort_values(["sigma_deg", "area_2l_px"], ascending=[True, False], ignore_index=True)
-    provenance = Provenance(flatscope.__version__, image, "", "", "", {"twist": asdict(params)})
+    weights = f"{network.card.name} {network.card.version}"
+    settings = {"twist": asdict(params)}
+    provenance = Provenance(flatscope.__version__, image, "", weights, network.sha256, settings)
     return TwistTable(frame, calibration, provenance)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from flatscope.files.write import write_atomic
 from flatscope.inference.card import PLAIN, Card, Score
 from flatscope.optical.bilayers import BilayerParams, draw_bilayer
-from flatscope.optical.orientation import CROP_PX, crop_layer
+from flatscope.optical.orientation import CROP_PX, crop_layer, decode_density
 from flatscope.optical.twist import find_stacks
 from flatscope.training import data, supervised
 from flatscope.training.nets.orientnet import OUTPUTS, OrientNet
@@ -131,7 +131,8 @@ def train(
     Parameters
     ----------
     recipe
-        `scenes_train` and `scenes_val` count bilayers; `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `widths` and
+        As many bilayers as `scenes_train` and `scenes_val` together are drawn, and as many layers as `scenes_val` held
+        out; `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `widths` and
         `max_minutes` hold, the rest does not.
     out
         Folder for the drawn crystals and a checkpoint; a run that was cut off goes on from both.
@@ -208,9 +209,8 @@ def _score(net: nn.Module, crystals: Crystals) -> dict[str, Score]:
         parts = np.array_split(np.arange(len(crystals.crops)), max(len(crystals.crops) // 256, 1))
         made = [net(supervised.to_tensor(crystals.crops[part])).numpy() for part in parts]
     answers = np.concatenate(made)
-    angle = np.rad2deg(np.arctan2(answers[:, 1], answers[:, 0])) / 6.0
+    angle, sigma, _ = decode_density(answers)
     error = np.abs((angle - crystals.corners_deg + 30.0) % 60.0 - 30.0)
-    sigma = np.rad2deg(1.0 / np.sqrt(np.hypot(answers[:, 0], answers[:, 1]))) / 6.0
     data = f"{len(error)} drawn crystals"
     found = {"mean error modulo 60, degrees": error, "in one sigma": error < sigma}
     scores = {}

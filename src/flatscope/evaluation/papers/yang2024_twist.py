@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,6 @@ from flatscope.evaluation.twist import LEAST_TOP_PX, MIXES, Reading, fold, read_
 from flatscope.optical.bilayers import Bilayer, BilayerParams, Layers, draw_bilayer
 from flatscope.optical.orientation import METHODS
 from flatscope.optical.twist import TwistParams
-
-if TYPE_CHECKING:
-    from torch import nn
 
 DOI = "10.1021/acs.nanolett.3c04815"
 RULE, REGRESSOR = "enclosing triangles (published rule)", "ResNet-18 (published)"
@@ -78,8 +75,8 @@ class Line:
 
     `coverage` is the share of the bilayers (second layer of 400 px or more) that it answers for, `in_one_sigma` and
     `in_two_sigma` the shares of its errors within what it states, None if it states none. `a_second` counts masks of
-    512×512 px, one after the other. `curve` is the mean error of
-    the surest answers against their share of all bilayers.
+    512×512 px, one after the other. `curve` is the mean error of the surest answers against their share of all
+    bilayers.
     """
 
     mix: str
@@ -159,14 +156,12 @@ def read_by_triangles(layers: Layers) -> Reading:
     return Reading(folded_deg=min(turn, 60.0 - turn))
 
 
-def read_by_regressor(layers: Layers, net: nn.Module, side_px: int) -> Reading:
+def read_by_regressor(layers: Layers, net: Any, side_px: int) -> Reading:
     """What the trained network says."""
-    import torch
+    from flatscope.training.supervised import answer, to_tensor
 
-    from flatscope.training.supervised import to_tensor
-
-    with torch.inference_mode():
-        return Reading(folded_deg=float(net(to_tensor(_scale(layers, side_px)[None]))[0, 0]))
+    x = to_tensor(_scale(layers, side_px)[None]).numpy()
+    return Reading(folded_deg=float(answer(net, x)[0, 0]))
 
 
 def _train(
@@ -175,7 +170,7 @@ def _train(
     *,
     checkpoint: Path | None,
     on_progress: Callable[[int, int], None] | None,
-) -> nn.Module:
+) -> Any:
     from flatscope.training import data, supervised
     from flatscope.training.nets.resnet import ResNet18
 
@@ -191,7 +186,7 @@ def _train(
         pictures,
         angles,
         plan,
-        # a folded angle is the same in the mirror and after any turn
+        # a twist is the same after any turn
         augment=lambda rng, picture, angle: (np.rot90(picture, int(rng.integers(4))), angle),
         checkpoint=checkpoint,
         on_progress=on_progress,
@@ -228,17 +223,16 @@ def _compare(mix: str, count: int, methods: dict[str, Callable[[Layers], Reading
     return [_judge(mix, name, true, readings[name], len(drawn) / spent[name]) for name in methods]
 
 
-def _pictures_a_second(net: nn.Module) -> float:
+def _pictures_a_second(net: Any) -> float:
     """Of the regressor at the published size, 512×512 px, whatever it was trained at; median of some runs."""
-    import torch
+    from flatscope.training.supervised import answer
 
-    x = torch.zeros(1, 1, _PUBLISHED_PX, _PUBLISHED_PX)
+    x = np.zeros((1, 1, _PUBLISHED_PX, _PUBLISHED_PX), np.float32)
     seconds = []
-    with torch.inference_mode():
-        for _ in range(_RUNS):
-            begun = time.perf_counter()
-            net(x)
-            seconds.append(time.perf_counter() - begun)
+    for _ in range(_RUNS):
+        begun = time.perf_counter()
+        answer(net, x)
+        seconds.append(time.perf_counter() - begun)
     return 1.0 / float(np.median(seconds))
 
 
