@@ -141,3 +141,62 @@ class Micrograph:
         if scaled.ndim == 2:
             return np.repeat(scaled[..., None], 3, axis=2)
         return scaled
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Several images of one field: a focal series or a movie.
+
+    Parameters
+    ----------
+    frames
+        Shape (images, rows, cols), in the file's own data type.
+    calibration
+        Pixel size, or None where nobody knows it.
+    source
+        File name, or a word for where the array came from.
+    sha256
+        Digest of the file, or of the pixels for an array; made on first use if not given.
+    notes
+        What the reader had to decide.
+
+    Raises
+    ------
+    MicrographError
+        If the array is no stack of gray images, or holds NaN.
+    """
+
+    frames: NDArray[Any]
+    calibration: Calibration | None = None
+    source: str = "array"
+    sha256: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        frames = self.frames
+        if frames.ndim != 3 or not len(frames):
+            raise MicrographError(
+                f"{self.source}: an array of shape {frames.shape} is no stack: expected (images, rows, cols)"
+            )
+        # What holds of one image holds of all of them.
+        first = Micrograph(
+            frames.reshape(-1, frames.shape[2]) if min(frames.shape[1:]) >= SMALLEST_SIDE_PX else frames[0],
+            calibration=self.calibration,
+            source=self.source,
+            sha256=self.sha256,
+        )
+        if not self.sha256:
+            object.__setattr__(self, "sha256", first.sha256)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of an image."""
+        return self.frames.shape[1], self.frames.shape[2]
+
+    @property
+    def name(self) -> str:
+        """The file name without its folder."""
+        return Path(self.source).name

@@ -18,6 +18,18 @@ from scipy.spatial import cKDTree
 import flatscope
 from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
+from flatscope.electron.focal import (
+    FIRST,
+    PIXEL_NM,
+    SECOND,
+    Reading,
+    align,
+    find_drift,
+    normalise,
+    read_columns,
+    resample,
+)
+from flatscope.electron.focal import OTHER as OTHER_CLASS
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
@@ -29,7 +41,9 @@ from flatscope.electron.lattice import (
     measure_strain,
     place_sites,
 )
-from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.electron.specimens import DEFOCUS_NM, STEP_NM
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance, shortest_vectors
 
 Float = NDArray[np.float64]
@@ -61,6 +75,11 @@ ALIKE = "both sublattices are about as bright, the brighter one is taken for the
 _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 """Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
+_COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.01, 0.05
+"""Of focal series: the largest pixel, the least drift that is said and taken out, and what a column needs beside it."""
+_SAME_LATTICE, _BOND_REACH = 1.3, 1.35
+"""Lattice constants within this ratio are one; columns within so many bonds are neighbours."""
+
 
 @dataclass(frozen=True)
 class ColumnParams:
@@ -72,10 +91,16 @@ class ColumnParams:
         One of `flatscope.electron.crystals.CRYSTALS`.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
+    defocus_nm
+        Of each image of a focal series, in the order of the file, positive for underfocus; empty where they ascend.
+    weights
+        Name or file of the network that reads focal series.
     """
 
     material: str = "MoS2"
     brighter: str = "auto"
+    defocus_nm: tuple[float, ...] = ()
+    weights: str = "columns"
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -84,15 +109,19 @@ class ColumnParams:
             raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(names)}")
 
 
-def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) -> ColumnTable:
-    """Find and name the atomic columns of a monolayer in an ADF-STEM image.
+def find_columns(
+    image: Micrograph | Stack, params: ColumnParams = ColumnParams(), *, network: Network | None = None
+) -> ColumnTable:
+    """Find and name the atomic columns of a monolayer in an ADF-STEM image or an HRTEM focal series.
 
     Parameters
     ----------
-    micrograph
-        Gray; bright where atoms are.
+    image
+        A gray ADF-STEM image, bright where atoms are; or a `Stack` of three HRTEM images at different defocus.
     params
         The material.
+    network
+        Loaded already, for focal series; None loads `ColumnParams.weights`.
 
     Returns
     -------
@@ -101,17 +130,25 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
     Raises
     ------
     MicrographError
-        If the image shows no hexagonal lattice, or one that is not this material's at the stated pixel size.
+        If the image shows no hexagonal lattice, or one that is not this material's at the stated pixel size; if a
+        series has not three images, or not as many values of defocus.
 
     Notes
     -----
-    The sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in medium-angle
-    images, all columns are doubtful until `ColumnParams.brighter` settles it. Fails where crystals overlap.
+    In ADF-STEM the sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in
+    medium-angle images, all columns are doubtful until `ColumnParams.brighter` settles it. In a focal series a network
+    names every column (see docs/training.md for what it was trained on). Both fail where crystals overlap.
     """
-    if not isinstance(micrograph, Micrograph):
+    if isinstance(image, Stack):
+        return _find_in_series(image, params, network)
+    if not isinstance(image, Micrograph):
         raise TypeError(
-            f"find_columns wants a Micrograph, not {type(micrograph).__name__}: see flatscope.read"
+            f"find_columns wants a Micrograph or a Stack, not {type(image).__name__}: see flatscope.read"
         )
+    return _find_in_scan(image, params)
+
+
+def _find_in_scan(micrograph: Micrograph, params: ColumnParams) -> ColumnTable:
     crystal = find_crystal(params.material)
     notes = list(micrograph.notes)
     image = _prepare(micrograph, notes)
@@ -139,19 +176,205 @@ def find_columns(micrograph: Micrograph, params: ColumnParams = ColumnParams()) 
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
         notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
-    frame["image"] = micrograph.name
+    provenance = Provenance(
+        flatscope.__version__,
+        micrograph.name,
+        micrograph.sha256,
+        "",
+        "",
+        {"columns": asdict(params)},
+        notes=tuple(notes),
+    )
+    return ColumnTable(
+        _finish(frame, micrograph.name, calibration),
+        lattice.vectors,
+        measure_strain(phases),
+        sure,
+        calibration,
+        provenance,
+    )
+
+
+def _finish(frame: pd.DataFrame, name: str, calibration: Calibration) -> pd.DataFrame:
+    """Rows from top to bottom, with their place in nm and a number."""
+    frame["image"] = name
     pixel_nm = calibration.pixel_size_nm[0]
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
     frame["sigma_nm"] = frame["sigma_px"] * pixel_nm
     frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
     frame["column_id"] = np.arange(1, len(frame) + 1)
-    settings = {"columns": asdict(params)}
+    return frame[list(COLUMN_COLUMNS)]
+
+
+def _find_in_series(series: Stack, params: ColumnParams, network: Network | None) -> ColumnTable:
+    crystal = find_crystal(params.material)
+    network = network or Network.load(params.weights, task="columns")
+    notes = list(series.notes)
+    images = _order(series, params, network, notes)
+    lattice, clearest = _find_shortest(images, series.source)
+    calibration = _calibrate(series, lattice, crystal, notes)
+    pixel_nm = calibration.pixel_size_nm[0]
+    if pixel_nm > _COARSEST_NM:
+        raise MicrographError(
+            f"{series.source}: pixels of {pixel_nm:.3f} nm do not resolve columns: at most {_COARSEST_NM} nm"
+        )
+    shifts = find_drift(images, lattice)
+    farthest = float(np.hypot(*shifts.T).max()) * pixel_nm
+    if farthest > _NOTED_DRIFT_NM:
+        notes.append(f"the images lie up to {farthest:.2f} nm apart: moved onto the middle one")
+        images = align(images, shifts).astype(float)
+    wanted = float(network.card.pixel_size_nm or PIXEL_NM)
+    factor = wanted / pixel_nm
+    seen = normalise(resample(images, factor), pixel_nm=wanted)
+    reading = read_columns(network, seen)
+    frame = _name_series(reading, crystal, shape=seen.shape[1:], margin=np.abs(shifts).max() / factor)
+    frame["row_px"], frame["col_px"] = ((frame[name] + 0.5) * factor - 0.5 for name in ("row_px", "col_px"))
+    frame["sigma_px"] *= factor
+    phases = map_phases(images[clearest], lattice)
+    _warn_of_lattice(phases, crystal, notes)
     provenance = Provenance(
-        flatscope.__version__, micrograph.name, micrograph.sha256, "", "", settings, notes=tuple(notes)
+        flatscope.__version__,
+        series.name,
+        series.sha256,
+        network.card.name,
+        network.sha256,
+        {"columns": asdict(params)},
+        notes=tuple(notes),
     )
     return ColumnTable(
-        frame[list(COLUMN_COLUMNS)], lattice.vectors, measure_strain(phases), sure, calibration, provenance
+        _finish(frame, series.name, calibration),
+        lattice.vectors,
+        measure_strain(phases),
+        True,
+        calibration,
+        provenance,
     )
+
+
+def _order(series: Stack, params: ColumnParams, network: Network, notes: list[str]) -> Float:
+    """The images as floats in ascending order of defocus, after a look at whether they can be read at all."""
+    source, wanted = series.source, len(network.card.channels)
+    if network.card.material and network.card.material != find_crystal(params.material).name:
+        raise MicrographError(
+            f"{source}: the weights {network.card.name} know {network.card.material}, not {params.material}: train "
+            f"your own with flatscope train columns, and pass them by --weights"
+        )
+    if len(series) != wanted:
+        raise MicrographError(f"{source}: holds {len(series)} images: a focal series of {wanted} is read")
+    if params.defocus_nm and len(params.defocus_nm) != len(series):
+        raise MicrographError(
+            f"{source}: {len(params.defocus_nm)} values of defocus for {len(series)} images: give one an image"
+        )
+    frames = np.asarray(series.frames, float)
+    for number, frame in enumerate(frames, start=1):
+        if frame.max() <= frame.min():
+            raise MicrographError(
+                f"{source}: all pixels of image {number} are {frame.min():g}: nothing to see"
+            )
+        if frame.mean() <= 0.0:
+            raise MicrographError(
+                f"{source}: image {number} has a mean of {frame.mean():g}: counts or intensities are needed, "
+                "background not subtracted"
+            )
+        top = float((frame >= frame.max()).mean())
+        if top > _SATURATED_SHARE:
+            raise MicrographError(f"{source}: {top:.0%} of the pixels of image {number} are saturated")
+    if not params.defocus_nm:
+        notes.append(
+            "the images are taken to stand in ascending order of defocus: --defocus-nm says so, or not"
+        )
+        return frames
+    low, high = DEFOCUS_NM[0] - STEP_NM[1], DEFOCUS_NM[1] + STEP_NM[1]
+    ordered = np.sort(params.defocus_nm)
+    steps = np.diff(ordered)
+    if (
+        ordered[0] < low
+        or ordered[-1] > high
+        or steps.min() < STEP_NM[0] - 0.5
+        or steps.max() > STEP_NM[1] + 0.5
+    ):
+        notes.append(
+            f"the network knows series from {low:g} to {high:g} nm in steps of {STEP_NM[0]:g} to {STEP_NM[1]:g}: "
+            "this one lies outside, check its columns by eye"
+        )
+    return frames[np.argsort(params.defocus_nm)]
+
+
+def _find_shortest(images: Float, source: str) -> tuple[Lattice, int]:
+    """The lattice of a series and the image that shows it best: where a focus hides the first Bragg peaks, the next
+    ones look like a lattice that is too fine."""
+    found: list[tuple[Lattice, int]] = []
+    reason = ""
+    for index, image in enumerate(images):
+        try:
+            found.append((find_lattice(image), index))
+        except NoLatticeError as error:
+            reason = str(error)
+    if not found:
+        raise MicrographError(f"{source}: {reason}")
+    longest = max(lattice.constant_px for lattice, _ in found)
+    alike = [one for one in found if one[0].constant_px > longest / _SAME_LATTICE]
+    return max(alike, key=lambda one: one[0].power)
+
+
+def _name_series(
+    reading: Reading, crystal: Crystal, *, shape: tuple[int, ...], margin: float
+) -> pd.DataFrame:
+    """Rows of a column table from what a network says, in its own pixels."""
+    names = np.array(["", *crystal.species, crystal.second[0], OTHER])
+    called = reading.p[:, 1:].argmax(1) + 1
+    sublattice = _vote(reading.positions, (called != FIRST).astype(int), called == OTHER_CLASS)
+    usual = (
+        np.stack(
+            [
+                np.median(reading.contrast[called == kind], axis=0)
+                if (called == kind).any()
+                else np.ones(len(reading.contrast[0]))
+                for kind in (FIRST, SECOND)
+            ]
+        )
+        if len(called)
+        else np.ones((2, 1))
+    )
+    template = usual[sublattice]
+    frame = pd.DataFrame(
+        {
+            "row_px": reading.positions[:, 0],
+            "col_px": reading.positions[:, 1],
+            "sigma_px": reading.sigma,
+            "sublattice": np.array(crystal.sublattices)[sublattice],
+            "species": names[called],
+            "species_p": reading.p[np.arange(len(called)), called],
+            "intensity": (reading.contrast * template).sum(1) / np.maximum((template**2).sum(1), 1e-9),
+            "intensity_sigma": np.nan,
+            "status": "ok",
+            "reason": "",
+        }
+    )
+    for rows, status, reason in (
+        (called == OTHER_CLASS, "doubtful", "neither of the material's columns"),
+        (
+            frame["species_p"].to_numpy() < _LEAST_P,
+            "doubtful",
+            "two kinds of column, or none, are about as likely",
+        ),
+        (reading.sigma > _LARGEST_SIGMA * _nearest(reading.positions), "doubtful", "its place is uncertain"),
+    ):
+        frame.loc[rows, "status"], frame.loc[rows, "reason"] = status, reason
+    rim = _RIM_NM / PIXEL_NM + margin
+    cut = ((reading.positions < rim) | (reading.positions > np.array(shape[-2:]) - 1.0 - rim)).any(1)
+    frame.loc[cut, "status"], frame.loc[cut, "reason"] = "rejected", "cut by the border"
+    return frame
+
+
+def _vote(positions: Float, kinds: NDArray[np.int64], unknown: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Sublattice of each column: its own kind's, unless most of its nearest neighbours stand on that one."""
+    if len(positions) < 4:
+        return kinds
+    gap, near = cKDTree(positions).query(positions, k=4)
+    close = (gap[:, 1:] < _BOND_REACH * np.median(gap[:, 1])) & ~unknown[near[:, 1:]]
+    same = (close & (kinds[near[:, 1:]] == kinds[:, None])).sum(1)
+    return np.where(same > 0.5 * np.maximum(close.sum(1), 1), 1 - kinds, kinds)
 
 
 def share_sites(one: ColumnTable, other: ColumnTable) -> bool:
@@ -188,7 +411,9 @@ def _prepare(micrograph: Micrograph, notes: list[str]) -> Float:
     return np.asarray((image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12))
 
 
-def _calibrate(micrograph: Micrograph, lattice: Lattice, crystal: Crystal, notes: list[str]) -> Calibration:
+def _calibrate(
+    micrograph: Micrograph | Stack, lattice: Lattice, crystal: Crystal, notes: list[str]
+) -> Calibration:
     """Pixel size by the lattice; the stated one is compared with it."""
     size = crystal.lattice_nm / lattice.constant_px
     if micrograph.calibration is None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+Float: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+Keep: TypeAlias = Callable[[Float], Mask]
+"""Which of some places, shape (n, 2), lie inside."""
 
 NUMBERS = {
     "B": 5, "C": 6, "N": 7, "O": 8, "Si": 14, "S": 16, "Ti": 22, "V": 23, "Cr": 24, "Fe": 26, "Se": 34, "Nb": 41,
@@ -14,6 +22,15 @@ NUMBERS = {
 }  # fmt: skip
 """Atomic numbers of what these crystals hold."""
 _VACANCIES = ("first", "one", "both")
+_GAPS_NM = {True: 0.615, False: 0.335}
+"""From a sheet to the next one below, of dichalcogenides (Böker et al. 2001, doi:10.1103/PhysRevB.64.235305) and of
+graphene and hBN."""
+_ADATOM_NM, _SUPPORT_NM = 0.15, 0.34
+"""A lone atom's height over the topmost ones, and the distance to a support (van der Waals)."""
+_CARBON_PER_NM3 = 100.0
+"""Amorphous carbon of 2 g/cm³."""
+_CLOSEST = 0.45
+"""Sites of two grains are no closer than this share of the lattice constant."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,26 @@ class SheetParams:
         "both" (a pair, or the atom of the second sublattice).
     dopant, dopant_share
         Element on that share of the sites of the first sublattice.
+    second_dopant, second_share
+        Element in place of one atom on that share of the sites of the second sublattice: oxygen on sulphur.
+    antisites
+        Share of the sites of either sublattice that hold what belongs on the other one.
+    adatom, adatoms_per_nm2
+        Element of lone atoms on top of the sheet, and how many there are.
+    holes, hole_nm
+        Number of holes and their mean radius.
+    edge
+        Whether the crystal ends at a line through the field, vacuum beyond.
+    grain_deg
+        Misorientation of a second grain beyond a wavy line through the field; None for one grain.
+    twist_deg
+        Angle of a second sheet below the first against it; None for a single sheet.
+    support
+        "", or the crystal of a perfect sheet below.
+    tilt_deg, tilt_axis_deg
+        Tilt about an axis in the sheet.
+    patches
+        Number of patches of amorphous carbon on top, a nanometre or so wide and thick.
     """
 
     material: str = "MoS2"
@@ -118,20 +155,37 @@ class SheetParams:
     vacancies: Mapping[str, float] = field(default_factory=dict)
     dopant: str = ""
     dopant_share: float = 0.0
+    second_dopant: str = ""
+    second_share: float = 0.0
+    antisites: float = 0.0
+    adatom: str = "C"
+    adatoms_per_nm2: float = 0.0
+    holes: int = 0
+    hole_nm: float = 0.4
+    edge: bool = False
+    grain_deg: float | None = None
+    twist_deg: float | None = None
+    support: str = ""
+    tilt_deg: float = 0.0
+    tilt_axis_deg: float = 0.0
+    patches: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         find_crystal(self.material)
+        if self.support:
+            find_crystal(self.support)
         unknown = sorted(set(self.vacancies) - set(_VACANCIES))
         if unknown:
             raise ValueError(f"vacancies of kind {', '.join(unknown)}: choose from {', '.join(_VACANCIES)}")
-        if self.dopant and self.dopant not in NUMBERS:
-            raise ValueError(f"unknown element {self.dopant!r}: flatscope knows {', '.join(NUMBERS)}")
+        for element in (self.dopant, self.second_dopant, self.adatom):
+            if element and element not in NUMBERS:
+                raise ValueError(f"unknown element {element!r}: flatscope knows {', '.join(NUMBERS)}")
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A monolayer with everything that is true about it.
+    """A monolayer, or two, with everything that is true about it.
 
     Parameters
     ----------
@@ -140,22 +194,72 @@ class Sheet:
     positions_nm
         Shape (n, 3): down the rows, along the columns, and up towards the source; the sheet lies about 0.
     sites_nm
-        Shape (m, 2): every site of the perfect crystal in the field.
+        Shape (m, 2): every site of the perfect crystal in the field, and every lone atom on top of it.
     sublattice
-        Shape (m,): 0 or 1.
+        Shape (m,): 0 or 1, -1 of a lone atom.
     species
-        What stands on each site: "Mo", "S2", "S" where one of a pair lacks, a dopant's symbol, or "" for nothing.
+        What stands on each site: "Mo", "S2", "S" where one of a pair lacks, "OS" where another element stands in for
+        it, a dopant's symbol, or "" for nothing.
+    buried
+        Shape (m,): which sites lie under amorphous carbon.
     """
 
     numbers: NDArray[np.int64]
-    positions_nm: NDArray[np.float64]
-    sites_nm: NDArray[np.float64]
+    positions_nm: Float
+    sites_nm: Float
     sublattice: NDArray[np.int64]
     species: NDArray[np.str_]
+    buried: Mask = field(default_factory=lambda: np.zeros(0, bool))
+
+    def __post_init__(self) -> None:
+        """Nothing is buried unless somebody says so."""
+        if len(self.buried) != len(self.species):
+            object.__setattr__(self, "buried", np.zeros(len(self.species), bool))
+
+
+@dataclass(frozen=True)
+class Defect:
+    """A site that does not hold what it should.
+
+    Parameters
+    ----------
+    kind
+        In the usual notation: "V_S", "V_S2", "V_Mo", "W_Mo", "O_S", "Mo_S2", "S2_Mo", or "C" for a lone atom.
+    row_nm, col_nm
+        Where.
+    """
+
+    kind: str
+    row_nm: float
+    col_nm: float
+
+
+def list_defects(sheet: Sheet, material: str) -> list[Defect]:
+    """Every defect of a sheet of a material, in the order of its sites."""
+    crystal = find_crystal(material)
+    defects = []
+    for (row, col), kind, name in zip(sheet.sites_nm, sheet.sublattice, sheet.species, strict=True):
+        if kind >= 0 and name == crystal.species[kind]:
+            continue
+        defects.append(Defect(_name_defect(str(name), int(kind), crystal), float(row), float(col)))
+    return defects
+
+
+def _name_defect(name: str, kind: int, crystal: Crystal) -> str:
+    if kind < 0:
+        return name
+    element, atoms = (crystal.first, crystal.second)[kind]
+    if name == "":
+        return f"V_{crystal.species[kind]}"
+    if atoms == 2 and name == element:
+        return f"V_{element}"
+    if atoms == 2 and name.endswith(element) and name != element:
+        return f"{name.removesuffix(element)}_{element}"
+    return f"{name}_{crystal.species[kind]}"
 
 
 def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -> Sheet:
-    """Build a monolayer with vacancies and dopants at random sites.
+    """Build a monolayer, or two, with defects at random sites.
 
     Parameters
     ----------
@@ -165,19 +269,72 @@ def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -
         What to build.
     """
     crystal = find_crystal(params.material)
-    angle = np.deg2rad(params.turn_deg)
-    # Down the rows is against the usual direction of turning.
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    vectors = crystal.lattice_nm * np.array([[0.0, 1.0], [-0.5 * np.sqrt(3.0), 0.5]]) @ turn.T
     field_nm = np.array(params.field_nm)
-    reach = int(np.ceil(1.5 * np.hypot(*field_nm) / crystal.lattice_nm)) + 2
-    cells = np.stack(np.meshgrid(*(np.arange(-reach, reach + 1),) * 2, indexing="ij")).reshape(2, -1).T
-    corners = cells @ vectors + 0.5 * field_nm + np.array(params.shift_nm)
-    # The second site lies in the middle of one of the cell's two triangles.
-    sites = np.vstack([corners, corners + (vectors[0] + vectors[1]) / 3.0])
-    kinds = np.repeat([0, 1], len(corners))
-    inside = ((sites >= 0.0) & (sites < field_nm)).all(1)
-    sites, kinds = sites[inside], kinds[inside]
+    keep = _draw_outline(rng, params)
+    layers = [_build_layer(rng, params, params.turn_deg, keep=keep)]
+    if params.twist_deg is not None:
+        below = _build_layer(rng, params, params.turn_deg + params.twist_deg, keep=keep)
+        below.positions_nm[:, 2] -= _GAPS_NM[crystal.is_dichalcogenide]
+        layers.append(below)
+    numbers = [layer.numbers for layer in layers]
+    places = [layer.positions_nm for layer in layers]
+    sites, kinds, species = (
+        np.concatenate([getattr(layer, name) for layer in layers])
+        for name in ("sites_nm", "sublattice", "species")
+    )
+    count = rng.poisson(params.adatoms_per_nm2 * float(field_nm.prod())) if params.adatoms_per_nm2 else 0
+    if count:
+        lone = rng.random((count, 2)) * field_nm
+        lone = lone[keep(lone)]
+        numbers.append(np.full(len(lone), NUMBERS[params.adatom]))
+        places.append(np.column_stack([lone, np.full(len(lone), 0.5 * crystal.pair_nm + _ADATOM_NM)]))
+        sites, kinds = np.vstack([sites, lone]), np.concatenate([kinds, np.full(len(lone), -1)])
+        species = np.concatenate([species, np.full(len(lone), params.adatom)])
+    buried = np.zeros(len(sites), bool)
+    for _ in range(params.patches):
+        centre, radius = rng.random(2) * field_nm, rng.uniform(0.3, 0.8)
+        thick = rng.uniform(0.8, 2.0)
+        atoms = rng.random((rng.poisson(_CARBON_PER_NM3 * np.pi * radius**2 * thick), 3))
+        angle, away = 2.0 * np.pi * atoms[:, 0], radius * np.sqrt(atoms[:, 1])
+        up = 0.5 * crystal.pair_nm + _ADATOM_NM + thick * atoms[:, 2]
+        numbers.append(np.full(len(atoms), NUMBERS["C"]))
+        places.append(
+            np.column_stack([centre[0] + away * np.sin(angle), centre[1] + away * np.cos(angle), up])
+        )
+        buried |= np.hypot(*(sites - centre).T) < radius
+    if params.support:
+        under = find_crystal(params.support)
+        plain = SheetParams(params.support, params.field_nm, shift_nm=tuple(rng.random(2) * under.lattice_nm))
+        carrier = _build_layer(
+            rng, plain, float(rng.uniform(0.0, 60.0)), keep=lambda sites: sites[:, 0] > -1.0
+        )
+        lowest = min(float(layer.positions_nm[:, 2].min(initial=0.0)) for layer in layers)
+        carrier.positions_nm[:, 2] += lowest - 0.5 * under.pair_nm - _SUPPORT_NM
+        numbers.append(carrier.numbers)
+        places.append(carrier.positions_nm)
+    positions = np.vstack(places)
+    if params.tilt_deg:
+        sites, positions = _tilt(sites, positions, params)
+    return Sheet(np.concatenate(numbers), positions, sites, kinds, species, buried)
+
+
+def _build_layer(rng: np.random.Generator, params: SheetParams, turn_deg: float, *, keep: Keep) -> Sheet:
+    """One sheet about height 0, with its vacancies, dopants and antisites."""
+    crystal = find_crystal(params.material)
+    sites, kinds = _place_sites(crystal, params, turn_deg)
+    if params.grain_deg is not None:
+        others, other_kinds = _place_sites(crystal, params, turn_deg + params.grain_deg)
+        side = _draw_line(rng, params.field_nm)
+        mine, theirs = side(sites), ~side(others)
+        theirs[theirs] &= (
+            cKDTree(sites[mine]).query(others[theirs])[0] > _CLOSEST * crystal.lattice_nm
+            if mine.any()
+            else True
+        )
+        sites = np.vstack([sites[mine], others[theirs]])
+        kinds = np.concatenate([kinds[mine], other_kinds[theirs]])
+    kept = keep(sites)
+    sites, kinds = sites[kept], kinds[kept]
     species = np.array(crystal.species, dtype="<U4")[kinds]
     if params.dopant:
         species[(kinds == 0) & (rng.random(len(sites)) < params.dopant_share)] = params.dopant
@@ -188,14 +345,106 @@ def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -
     if atoms == 2:
         species[(kinds == 1) & (chance < shares[1])] = element
     species[(kinds == 1) & (chance >= shares[1]) & (chance < shares[1] + shares[2])] = ""
-    numbers, places = [], []
+    if params.second_dopant:
+        hit = (kinds == 1) & (rng.random(len(sites)) < params.second_share)
+        species[hit] = params.second_dopant + (element if atoms == 2 else "")
+    if params.antisites:
+        hit = rng.random(len(sites)) < params.antisites
+        species[hit] = np.array(crystal.species[::-1], dtype="<U4")[kinds[hit]]
+    return Sheet(*_fill(sites, species, kinds, crystal), sites, kinds, species)
+
+
+def _place_sites(crystal: Crystal, params: SheetParams, turn_deg: float) -> tuple[Float, NDArray[np.int64]]:
+    """Every site of the perfect crystal in the field, and its sublattice."""
+    angle = np.deg2rad(turn_deg)
+    # Down the rows is against the usual direction of turning.
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    vectors = crystal.lattice_nm * np.array([[0.0, 1.0], [-0.5 * np.sqrt(3.0), 0.5]]) @ turn.T
+    field_nm = np.array(params.field_nm)
+    reach = int(np.ceil(0.6 * np.hypot(*field_nm) / crystal.lattice_nm)) + 3
+    cells = np.stack(np.meshgrid(*(np.arange(-reach, reach + 1),) * 2, indexing="ij")).reshape(2, -1).T
+    # Shifts by whole cells leave the crystal as it is, and the middle of the cells in the field.
+    shift = np.array(params.shift_nm) @ np.linalg.inv(vectors)
+    corners = (cells + shift - np.rint(shift)) @ vectors + 0.5 * field_nm
+    # The second site lies in the middle of one of the cell's two triangles.
+    sites = np.vstack([corners, corners + (vectors[0] + vectors[1]) / 3.0])
+    kinds = np.repeat([0, 1], len(corners))
+    inside = ((sites >= 0.0) & (sites < field_nm)).all(1)
+    return sites[inside], kinds[inside]
+
+
+def _fill(
+    sites: Float, species: NDArray[np.str_], kinds: NDArray[np.int64], crystal: Crystal
+) -> tuple[NDArray[np.int64], Float]:
+    """Atomic numbers and positions of what stands on the sites."""
+    numbers: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    places: list[Float] = [np.zeros((0, 3))]
     half = 0.5 * crystal.pair_nm
-    for name, kind, (row, col) in zip(species, kinds, sites, strict=True):
-        pair = kind == 1 and atoms == 2
-        levels = (half, -half) if name.endswith("2") else ((half,) if pair else (0.0,))
-        for level in levels if name else ():
-            numbers.append(NUMBERS[name.removesuffix("2")])
-            places.append((row, col, level))
-    return Sheet(
-        np.array(numbers, np.int64), np.reshape(places, (-1, 3)).astype(float), sites, kinds, species
-    )
+    for name in np.unique(species):
+        for kind in (0, 1):
+            here = sites[(species == name) & (kinds == kind)]
+            pair = crystal.is_dichalcogenide and (kind == 1 or len(_split(str(name))) == 2)
+            for element, level in zip(_split(str(name)), (half, -half) if pair else (0.0,), strict=False):
+                numbers.append(np.full(len(here), NUMBERS[element], np.int64))
+                places.append(np.column_stack([here, np.full(len(here), level)]))
+    return np.concatenate(numbers), np.vstack(places)
+
+
+def _split(name: str) -> list[str]:
+    """Elements of a column from the top down: "S2" is S, S; "OS" is O, S."""
+    atoms = re.findall(r"([A-Z][a-z]?)(\d?)", name)
+    return [element for element, count in atoms for _ in range(int(count or 1))]
+
+
+def _draw_line(rng: np.random.Generator, field_nm: tuple[float, float]) -> Keep:
+    """One side of a wavy line through the middle part of a field."""
+    angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
+    normal, along = np.array([np.sin(angle), np.cos(angle)]), np.array([np.cos(angle), -np.sin(angle)])
+    middle = np.array(field_nm) * rng.uniform(0.3, 0.7, 2)
+    height, length = rng.uniform(0.0, 0.3), rng.uniform(1.0, 4.0)
+
+    def side(sites: Float) -> Mask:
+        away = sites - middle
+        wave = height * np.sin(2.0 * np.pi * (away @ along) / length + phase)
+        return np.asarray(away @ normal > wave)
+
+    return side
+
+
+def _draw_outline(rng: np.random.Generator, params: SheetParams) -> Keep:
+    """Where there is a crystal: on one side of an edge, and outside holes."""
+    side = _draw_line(rng, params.field_nm) if params.edge else None
+    holes = [
+        (
+            rng.random(2) * np.array(params.field_nm),
+            params.hole_nm * rng.uniform(0.5, 1.5),
+            rng.normal(size=4),
+        )
+        for _ in range(params.holes)
+    ]
+
+    def keep(sites: Float) -> Mask:
+        kept = np.ones(len(sites), bool) if side is None else side(sites)
+        for centre, radius, wave in holes:
+            away = sites - centre
+            angle = np.arctan2(*away.T)
+            turns = np.stack([np.cos(2 * angle), np.sin(2 * angle), np.cos(3 * angle), np.sin(3 * angle)])
+            kept &= np.hypot(*away.T) > radius * (1.0 + 0.15 * (wave @ turns))
+        return kept
+
+    return keep
+
+
+def _tilt(sites: Float, positions: Float, params: SheetParams) -> tuple[Float, Float]:
+    """Everything turned about an axis through the middle of the field; sites seen from above."""
+    axis, tilt = np.deg2rad([params.tilt_axis_deg, params.tilt_deg])
+    middle = 0.5 * np.array(params.field_nm)
+    normal = np.array([np.cos(axis), np.sin(axis)])
+
+    def turned(places: Float, heights: Float) -> tuple[Float, Float]:
+        away = (places - middle) @ normal
+        moved = (np.cos(tilt) - 1.0) * away + np.sin(tilt) * heights
+        return places + moved[:, None] * normal, np.cos(tilt) * heights - np.sin(tilt) * away
+
+    seen, height = turned(positions[:, :2], positions[:, 2])
+    return turned(sites, np.zeros(len(sites)))[0], np.column_stack([seen, height])

@@ -19,6 +19,9 @@ from flatscope.micrograph import MicrographError
 MAX_PIXELS = 178_956_970
 """Largest picture (about 13,000 px a side); the limit at which Pillow too suspects a decompression bomb."""
 
+_MOST_LAST = 16
+"""An array whose third side is shorter holds its images along that one."""
+
 # Pillow's modes that are no array of gray, RGB or RGBA values, and what they become.
 _PLAIN_MODES = {
     "P": "RGB",
@@ -131,7 +134,8 @@ def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def decode_npy(data: bytes) -> Decoded:
+def decode_npy(data: bytes, *, stack: bool = False) -> Decoded:
+    """Decode an array of one picture, or of a stack of images."""
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -145,15 +149,24 @@ def decode_npy(data: bytes) -> Decoded:
             f"is damaged or truncated ({there} of {claimed} bytes): copy or export it again"
         )
     pixels = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran else "C")
-    notes = []
-    if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] > 4:
+    notes: list[str] = []
+    if stack:
+        pixels = _put_images_first(pixels, notes)
+    elif pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] > 4:
         pixels = np.moveaxis(pixels, 0, 2)
         notes.append(f"shape {shape} was read as channels first")
     return Decoded(np.ascontiguousarray(pixels, dtype.newbyteorder("=")), notes)
 
 
-def decode_mrc(data: bytes) -> Decoded:
-    """Decode an MRC file of one image; its cell gives the pixel size."""
+def _put_images_first(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    if pixels.ndim == 3 and pixels.shape[2] < min(pixels.shape[:2]) and pixels.shape[2] < _MOST_LAST:
+        notes.append(f"shape {pixels.shape} was read as images last")
+        return np.moveaxis(pixels, 2, 0)
+    return pixels
+
+
+def decode_mrc(data: bytes, *, stack: bool = False) -> Decoded:
+    """Decode an MRC file of one image, or of a stack of them; its cell gives the pixel size."""
     from mrcfile.mrcinterpreter import MrcInterpreter
 
     with warnings.catch_warnings():
@@ -162,7 +175,7 @@ def decode_mrc(data: bytes) -> Decoded:
         opened = MrcInterpreter(io.BytesIO(data), permissive=True)
         pixels, size = np.array(opened.data), opened.voxel_size
     notes = []
-    if pixels.ndim == 3:
+    if pixels.ndim == 3 and not stack:
         notes.append(f"the first of {len(pixels)} images was read")
         pixels = pixels[0]
     sides = (float(size.y), float(size.x))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flatscope.files.decode import decode_mrc, decode_npy, decode_with_pillow, say_too_large
-from flatscope.files.tiff import decode_tiff
+from flatscope.files.decode import Decoded, decode_mrc, decode_npy, decode_with_pillow, say_too_large
+from flatscope.files.tiff import decode_tiff, decode_tiff_stack
 from flatscope.files.vendor import VENDOR_SUFFIXES, decode_vendor
-from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.units import nm_from_um, um_from_nm
 
 Modality = Literal["light", "electron"]
@@ -108,31 +109,12 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     MicrographError
         If there is no such file, it is no picture, is damaged, too small or too large, or has NaN pixels.
     """
-    path = Path(path)
-    given = _calibrate_by_user(um_per_px)
     if modality not in ("light", "electron"):
         raise MicrographError(f"modality {modality!r}: choose light or electron")
+    path = Path(path)
+    given = _calibrate_by_user(um_per_px)
     kinds = _KINDS if modality == "light" else _ELECTRON_KINDS
-    data = _read_bytes(path, tuple(kinds))
-    kind = kinds[path.suffix.lower()]
-    if kind not in ("mrc", "vendor"):
-        kind = _recognise(data, path)
-    try:
-        decoded = decode_vendor(path) if kind == "vendor" else _DECODERS[kind](data)
-    except MicrographError as error:
-        raise MicrographError(f"{path}: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise MicrographError(f"{path}: {say_too_large(None)}") from error
-    except MemoryError as error:
-        raise MicrographError(f"{path}: does not fit into memory: cut it into parts") from error
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow and tifffile raise nearly anything, AttributeError included
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise MicrographError(
-            f"{path}: is damaged or truncated ({detail}): copy or export it again"
-        ) from error
-
+    data, kind, decoded = _decode(path, kinds, _DECODERS)
     notes = decoded.notes
     if kind != kinds[path.suffix.lower()]:
         notes.insert(0, f"named {path.suffix} but holds a {kind}")
@@ -152,6 +134,67 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
         sha256=hashlib.sha256(data).hexdigest(),
         notes=tuple(notes),
     )
+
+
+def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
+    """Open a stack of electron micrographs: a focal series or a movie.
+
+    Parameters
+    ----------
+    path
+        A npy, tif or mrc file or, with the extra `vendor`, dm3, dm4, emd or ser.
+    um_per_px
+        Pixel size in µm, above the file's own.
+
+    Returns
+    -------
+    Images as they are in the file, shape (images, rows, cols); one image is a stack of one.
+
+    Raises
+    ------
+    MicrographError
+        If there is no such file, it holds no images, is damaged or too large, or has NaN pixels.
+    """
+    path = Path(path)
+    given = _calibrate_by_user(um_per_px)
+    data, _, decoded = _decode(path, _ELECTRON_KINDS, _STACK_DECODERS)
+    frames = decoded.pixels
+    if frames.dtype.kind == "b":
+        frames = frames.astype(np.uint8)
+    return Stack(
+        frames if frames.ndim != 2 else frames[None],
+        calibration=_calibrate(given, decoded.pixel_size_nm, decoded.notes),
+        source=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        notes=tuple(decoded.notes),
+    )
+
+
+def _decode(
+    path: Path, kinds: dict[str, _Kind], decoders: dict[str, Callable[..., Decoded]]
+) -> tuple[bytes, _Kind, Decoded]:
+    """A file's bytes, what kind it is, and what it holds."""
+    data = _read_bytes(path, tuple(kinds))
+    kind = kinds[path.suffix.lower()]
+    if kind not in ("mrc", "vendor"):
+        kind = _recognise(data, path)
+    try:
+        if kind not in decoders:
+            raise MicrographError(f"a {kind} picture is no stack: give npy, tif or mrc")
+        return data, kind, decoders[kind](path if kind == "vendor" else data)
+    except MicrographError as error:
+        raise MicrographError(f"{path}: {error}") from error
+    except Image.DecompressionBombError as error:
+        raise MicrographError(f"{path}: {say_too_large(None)}") from error
+    except MemoryError as error:
+        raise MicrographError(f"{path}: does not fit into memory: cut it into parts") from error
+    except (
+        Exception
+    ) as error:  # damaged files make Pillow and tifffile raise nearly anything, AttributeError included
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise MicrographError(
+            f"{path}: is damaged or truncated ({detail}): copy or export it again"
+        ) from error
 
 
 def find_pictures(inputs: Iterable[Path | str], *, modality: Modality = "light") -> list[Path]:
@@ -334,11 +377,19 @@ def _calibrate(
     return given
 
 
-_DECODERS = {
+_DECODERS: dict[str, Callable[..., Decoded]] = {
     "jpg": decode_with_pillow,
     "png": decode_with_pillow,
     "bmp": decode_with_pillow,
     "npy": decode_npy,
     "tif": decode_tiff,
     "mrc": decode_mrc,
+    "vendor": decode_vendor,
+}
+_STACK_DECODERS: dict[str, Callable[..., Decoded]] = {
+    "png": decode_with_pillow,
+    "npy": partial(decode_npy, stack=True),
+    "tif": decode_tiff_stack,
+    "mrc": partial(decode_mrc, stack=True),
+    "vendor": partial(decode_vendor, stack=True),
 }

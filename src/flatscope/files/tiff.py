@@ -20,6 +20,9 @@ from flatscope.units import nm_from
 if TYPE_CHECKING:
     import tifffile
 
+_MOST_VALUES = 2_000_000_000
+"""Of a stack."""
+
 
 def decode_tiff(data: bytes) -> Decoded:
     """Decode the first picture of a TIFF: one page, or three that are its channels."""
@@ -41,6 +44,29 @@ def decode_tiff(data: bytes) -> Decoded:
         if size and orientation >= 5:
             size = size[::-1]
         return Decoded(pixels, notes, size, _stated_bits(tif))
+
+
+def decode_tiff_stack(data: bytes) -> Decoded:
+    """Decode every page of a TIFF as an image of a stack."""
+    import tifffile
+
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        series = tif.series[0]
+        if math.prod(series.shape) > _MOST_VALUES:
+            raise MicrographError(f"a stack of shape {series.shape} is too large: cut it into parts")
+        ends = [
+            offset + count
+            for page in tif.pages
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ]
+        if ends and max(ends) > len(data):
+            raise MicrographError(_say_truncated(len(data), max(ends)))
+        pixels = np.asarray(series.asarray())
+        if not series.axes.endswith("YX"):
+            raise MicrographError(f"is coloured or has axes {series.axes}: save gray images as pages")
+        size = _ome_pixel_size(tif) if tif.is_ome else _imagej_pixel_size(tif)
+        return Decoded(pixels.reshape(-1, *pixels.shape[-2:]), [], size)
 
 
 def _choose_pages(tif: tifffile.TiffFile, size: int) -> tuple[list[int], list[str]]:

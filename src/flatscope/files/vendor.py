@@ -17,8 +17,8 @@ VENDOR_SUFFIXES = tuple(_READERS)
 """What `decode_vendor` opens."""
 
 
-def decode_vendor(path: Path) -> Decoded:
-    """Read the first image of a dm3, dm4, emd or ser file, with its pixel size.
+def decode_vendor(path: Path, *, stack: bool = False) -> Decoded:
+    """Read the first image of a dm3, dm4, emd or ser file, or the first stack, with its pixel size.
 
     Raises
     ------
@@ -35,9 +35,16 @@ def decode_vendor(path: Path) -> Decoded:
     if not images:
         raise MicrographError("holds no image")
     first = images[0]
-    notes = [f"the first of {len(images)} images was read"] if len(images) > 1 else []
     pixels = np.asarray(first["data"])
-    if pixels.ndim > 2:
+    alike = [entry["data"] for entry in images if np.shape(entry["data"]) == pixels.shape]
+    notes = []
+    if stack and pixels.ndim == 2:
+        pixels = np.stack([np.asarray(image) for image in alike])
+    elif stack:
+        pixels = pixels.reshape(-1, *pixels.shape[-2:])
+    elif len(images) > 1:
+        notes.append(f"the first of {len(images)} images was read")
+    if pixels.ndim > 2 and not stack:
         notes.append(f"the first frame of a stack of shape {pixels.shape} was read")
         pixels = pixels.reshape(-1, *pixels.shape[-2:])[0]
     sides = [

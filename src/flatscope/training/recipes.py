@@ -24,7 +24,7 @@ class Recipe:
     Parameters
     ----------
     name, version, task
-        Go into the card. `task` is "flakes" or "orientation".
+        Go into the card. `task` is "flakes", "orientation" or "columns".
     training_data
         One sentence for the card: what the network saw.
     licence
@@ -63,8 +63,13 @@ class Recipe:
     start
         Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
     pictures
-        "drawn"; "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`; or
-        "bilayers": drawn ones, for the network of `training.orient`.
+        "drawn"; "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`;
+        "bilayers": drawn ones, for the network of `training.orient`; or "series": drawn focal series, for that of
+        `training.columns`.
+    material
+        Of drawn focal series.
+    depth
+        Layers of a mixed-scale dense network in place of a U-Net of `widths`; 0 for the U-Net.
     """
 
     name: str
@@ -96,6 +101,8 @@ class Recipe:
     bits: int = 32
     start: str = ""
     pictures: str = "drawn"
+    material: str = "MoS2"
+    depth: int = 0
 
     def __post_init__(self) -> None:
         """Check ranges, so that a run fails in its first second and not in its last."""
@@ -116,7 +123,7 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
-        kinds = ("drawn", "labelled", "bilayers")
+        kinds = ("drawn", "labelled", "bilayers", "series")
         _require(self, "pictures", self.pictures in kinds, f"must be one of {', '.join(kinds)}")
         _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
 Truth = NDArray[Any]
 Augment = Callable[[np.random.Generator, Pixels, Truth], tuple[Pixels, Truth]]
 """(rng, picture (rows, cols, channels), its truth) to another pair of the size that all of a batch have."""
@@ -201,9 +201,9 @@ def threads(count: int) -> Iterator[None]:
 
 
 def to_tensor(pictures: Pixels) -> Tensor:
-    """8-bit pictures (n, rows, cols, channels) as float32 (n, channels, rows, cols) in 0 to 1."""
-    scaled = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255.0)
-    return torch.from_numpy(scaled)
+    """Pictures (n, rows, cols, channels) as float32 (n, channels, rows, cols); 8-bit ones in 0 to 1."""
+    full = np.float32(255.0 if pictures.dtype == np.uint8 else 1.0)
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / full)
 
 
 def _draw_batch(

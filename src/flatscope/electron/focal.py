@@ -1,0 +1,291 @@
+"""A focal series as networks see it: its pixels brought to their size, each image divided by its background."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage, special
+from scipy.spatial import cKDTree
+from skimage.feature import peak_local_max
+
+from flatscope.electron.crystals import Crystal, Sheet
+from flatscope.electron.lattice import Lattice, blur
+from flatscope.inference.runtime import Network
+
+Float: TypeAlias = NDArray[np.float64]
+Real: TypeAlias = NDArray[np.float32]
+
+PIXEL_NM = 0.025
+"""Pixel of the networks: a column's image is some three of them wide."""
+_BACKGROUND_NM = 1.0
+_DISK_NM = 0.055
+"""A column's pixels in the truth."""
+CLASSES = ("background", "first", "second", "part", "other")
+"""First sublattice, whole column of the second, one atom of a pair, anything else."""
+MAPS = ("down", "right", "log_sigma")
+"""From a pixel to its column's middle, pixels; logarithm of that distance's 1-sigma error along either axis."""
+BACKGROUND, FIRST, SECOND, PART, OTHER = range(5)
+IGNORE = 255
+LEAST_PRESENCE = 0.5
+"""Probability from which a column is there."""
+_SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
+"""Filter, distance and height of the tops of a column's probability; columns closer than the last are one."""
+_NEAR = np.array([(row, col) for row in range(-2, 3) for col in range(-2, 3) if row**2 + col**2 <= 5])
+_CORE = np.array([(row, col) for row in range(-1, 2) for col in range(-1, 2)])
+"""Pixels about a top that say where the middle is, and about the middle that say what stands there."""
+_FARTHEST_CELLS, _STANDS_OUT, _ORDERS = 5.0, 8.0, 3
+"""Of drift: how far it is looked for, how far a peak must stand above the noise, and how many orders of Bragg peaks
+are taken out."""
+
+
+def normalise(images: NDArray[np.floating], *, pixel_nm: float = PIXEL_NM) -> Real:
+    """Each image over its background less 1, all in units of their common standard deviation.
+
+    Parameters
+    ----------
+    images
+        Shape (images, rows, cols), counts or any other linear unit.
+    pixel_nm
+        Side of a pixel.
+    """
+    flat = np.stack(
+        [image / np.maximum(blur(image, _BACKGROUND_NM / pixel_nm), 1e-9) - 1.0 for image in images]
+    )
+    return np.asarray(flat / max(float(flat.std()), 1e-9), np.float32)
+
+
+def resample(images: NDArray[np.floating], factor: float) -> Real:
+    """Bring images to pixels `factor` times as large; counts a pixel stay what they are on average.
+
+    Parameters
+    ----------
+    images
+        Shape (images, rows, cols).
+    factor
+        Above 1, what falls on parts of old pixels is averaged over each new one; below, values are interpolated.
+
+    Notes
+    -----
+    New pixel i has its centre at ``(i + 0.5) * factor - 0.5`` of the old ones.
+    """
+    rows, cols = (_average(side, factor) for side in images.shape[1:])
+    return np.asarray(rows @ np.asarray(images, np.float32) @ cols.T, np.float32)
+
+
+def _average(side: int, factor: float) -> Real:
+    """Matrix that averages `side` pixels over new ones, shape (new, side)."""
+    count = max(int(side / factor), 1)
+    middle = (np.arange(count) + 0.5) * factor - 0.5
+    away = np.abs(np.arange(side)[None] - middle[:, None])
+    # A box of the new width over old pixels; narrower than one old pixel it turns into linear interpolation.
+    reach = 0.5 * (max(factor, 1.0) + 1.0)
+    weights = np.clip(reach - away, 0.0, 1.0)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+
+
+def mark_columns(
+    sheet: Sheet, crystal: Crystal, *, shape: tuple[int, int], pixel_nm: float = PIXEL_NM
+) -> Real:
+    """Truth of every pixel: class of its column, and the way to the column's middle.
+
+    Parameters
+    ----------
+    sheet
+        Its positions count from the centre of the first pixel.
+    crystal
+        Tells which columns are whole.
+    shape
+        Rows and columns of the images.
+    pixel_nm
+        Side of a pixel.
+
+    Returns
+    -------
+    Shape (rows, cols, 3): class, or 255 where nobody could tell; pixels down and right to the middle.
+    """
+    truth = np.zeros((*shape, 3), np.float32)
+    radius = _DISK_NM / pixel_nm
+    offsets = np.arange(-int(np.ceil(2.0 * radius)), int(np.ceil(2.0 * radius)) + 1)
+    classes = classify(sheet, crystal)
+    places = sheet.sites_nm / pixel_nm
+    # What is ignored comes first, so that a column beside it stays one.
+    for chosen, reach in ((classes == IGNORE, 2.0 * radius), ((classes > 0) & (classes != IGNORE), radius)):
+        base = np.rint(places[chosen]).astype(int)
+        rows, cols, name = np.broadcast_arrays(
+            base[:, 0, None, None] + offsets[:, None],
+            base[:, 1, None, None] + offsets,
+            classes[chosen, None, None],
+        )
+        down, right = places[chosen, 0, None, None] - rows, places[chosen, 1, None, None] - cols
+        inside = (
+            (np.hypot(down, right) <= reach)
+            & (rows >= 0)
+            & (rows < shape[0])
+            & (cols >= 0)
+            & (cols < shape[1])
+        )
+        truth[rows[inside], cols[inside]] = np.stack([name[inside], down[inside], right[inside]], axis=1)
+    return truth
+
+
+def classify(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
+    """Class of every site; 255 of what lies under dirt, and of lone light atoms, which nobody sees.
+
+    Returns
+    -------
+    Shape (m,): see `BACKGROUND` and the others.
+    """
+    first, second = crystal.species
+    part = crystal.second[0] if crystal.is_dichalcogenide else ""
+    known = {first: FIRST, second: SECOND, part: PART, "": BACKGROUND}
+    classes = np.array([known.get(str(name), OTHER) for name in sheet.species], np.int64)
+    classes[sheet.buried & (classes != BACKGROUND)] = IGNORE
+    classes[(sheet.sublattice < 0) & np.isin(sheet.species, ("C", "O"))] = IGNORE
+    return classes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a network says of the columns of a series, one entry a column.
+
+    Parameters
+    ----------
+    positions
+        Shape (n, 2), (row, col) in the network's pixels.
+    sigma
+        1-sigma error of either coordinate, the same pixels; shape (n,).
+    p
+        Shape (n, 5), probability of each class: background, first, second, part, other.
+    contrast
+        Shape (n, images), of the normalised images at each column.
+    """
+
+    positions: Float
+    sigma: Float
+    p: Float
+    contrast: Float
+
+
+def read_columns(network: Network, images: Real, *, least_p: float = LEAST_PRESENCE) -> Reading:
+    """Find the columns in a normalised series.
+
+    Parameters
+    ----------
+    network
+        Weights for the task "columns".
+    images
+        Shape (3, rows, cols), see `resample` and `normalise`.
+    least_p
+        A column is there where its probability is at least this.
+    """
+    logits = network.predict(images)
+    count = len(CLASSES)
+    p = special.softmax(logits[:count].astype(float), axis=0)
+    down, right, log_sigma = logits[count:].astype(float)
+    smooth = ndimage.gaussian_filter(1.0 - p[BACKGROUND], _SMOOTH_PX)
+    tops = peak_local_max(smooth, min_distance=_APART_PX, threshold_abs=_FAINTEST, exclude_border=False)
+    # Every pixel about a top says where it thinks the middle is; the mean counts by how sure each is of a column.
+    near = tops[:, None] + _NEAR
+    rows, cols = (np.clip(near[..., axis], 0, side - 1) for axis, side in enumerate(smooth.shape))
+    weight = (1.0 - p[BACKGROUND, rows, cols]) * np.exp(-2.0 * log_sigma[rows, cols])
+    weight /= weight.sum(1, keepdims=True)
+    positions = np.stack(
+        [(weight * (rows + down[rows, cols])).sum(1), (weight * (cols + right[rows, cols])).sum(1)], axis=1
+    )
+    sigma = np.exp((weight * log_sigma[rows, cols]).sum(1))
+    inner = np.clip(np.rint(positions).astype(int), 0, np.array(smooth.shape) - 1)[:, None] + _CORE
+    inner = np.clip(inner, 0, np.array(smooth.shape) - 1)
+    chances = p[:, inner[..., 0], inner[..., 1]].mean(2).T
+    kept = _drop_doubles(positions, 1.0 - chances[:, BACKGROUND], least_p)
+    blurred = [ndimage.gaussian_filter(image, _SMOOTH_PX) for image in images]
+    contrast = np.stack(
+        [ndimage.map_coordinates(image, positions[kept].T, order=1, mode="nearest") for image in blurred]
+    )
+    return Reading(positions[kept], sigma[kept], chances[kept], contrast.T)
+
+
+def _drop_doubles(positions: Float, presence: Float, least_p: float) -> NDArray[np.int64]:
+    """Columns that are likely there; of two that are one, the surer."""
+    order = np.argsort(-presence, kind="stable")
+    taken = presence >= least_p
+    tree = cKDTree(positions) if len(positions) else None
+    for index in order:
+        if tree is not None and taken[index]:
+            others = np.array(tree.query_ball_point(positions[index], _SAME_PX))
+            taken[others[(others != index)]] = False
+    return np.flatnonzero(taken)
+
+
+def find_drift(images: NDArray[np.floating], lattice: Lattice) -> Float:
+    """Shift of every image against the middle one, pixels.
+
+    What is not lattice (defects, edges, dirt) tells the shift roughly and without being mistaken by a lattice vector;
+    the phases of the Bragg peaks, doubled since the contrast of a lattice turns round with defocus, tell it finely.
+
+    Returns
+    -------
+    Shape (images, 2), (rows, cols); 0 where nothing stands out.
+    """
+    middle = len(images) // 2
+    shape = images.shape[1:]
+    window = np.outer(*(np.hanning(side) for side in shape))
+    reciprocal = np.vstack([lattice.reciprocal, lattice.reciprocal[1] - lattice.reciprocal[0]])
+    energy = [_mark_disorder(image, lattice) * window for image in images]
+    rows, cols = (np.arange(side) for side in shape)
+    waves = [
+        np.exp(-2j * np.pi * g[0] * rows)[:, None] * np.exp(-2j * np.pi * g[1] * cols) for g in reciprocal
+    ]
+    peaks = np.array([[np.sum((image - image.mean()) * window * wave) for wave in waves] for image in images])
+    shifts = np.zeros((len(images), 2))
+    for index in range(len(images)):
+        if index == middle:
+            continue
+        coarse = _correlate(energy[index], energy[middle], reach=_FARTHEST_CELLS * lattice.constant_px)
+        turned = np.angle((peaks[index] * np.conj(peaks[middle])) ** 2)
+        expected = -4.0 * np.pi * reciprocal @ coarse
+        rest = (turned - expected + np.pi) % (2.0 * np.pi) - np.pi
+        fine, *_ = np.linalg.lstsq(-4.0 * np.pi * reciprocal, rest, rcond=None)
+        shifts[index] = coarse + fine
+    return shifts
+
+
+def _mark_disorder(image: NDArray[np.floating], lattice: Lattice) -> Float:
+    """Where the image is not the lattice: the local power of what the Bragg peaks leave."""
+    shape = np.array(image.shape)
+    spectrum = fft.fft2(image - blur(image, lattice.constant_px))
+    for h in range(-_ORDERS, _ORDERS + 1):
+        for k in range(-_ORDERS, _ORDERS + 1):
+            place = np.rint((h * lattice.reciprocal[0] + k * lattice.reciprocal[1]) * shape).astype(int)
+            rows, cols = ((place[axis] + np.arange(-2, 3)) % shape[axis] for axis in (0, 1))
+            spectrum[np.ix_(rows, cols)] = 0.0
+    power = blur(fft.ifft2(spectrum).real ** 2, 0.5 * lattice.constant_px)
+    return np.asarray(power - power.mean())
+
+
+def _correlate(one: Float, other: Float, *, reach: float) -> Float:
+    """Shift of one map against another, (0, 0) where no peak of their correlation stands out."""
+    product = fft.ifft2(fft.fft2(one) * np.conj(fft.fft2(other))).real
+    shape = np.array(product.shape)
+    rows, cols = (np.minimum(np.arange(side), side - np.arange(side)) for side in shape)
+    near = np.hypot(rows[:, None], cols[None]) <= reach
+    noise = 1.4826 * float(np.median(np.abs(product - np.median(product))))
+    product[~near] = -np.inf
+    top = np.array(np.unravel_index(int(product.argmax()), product.shape))
+    if product[tuple(top)] < _STANDS_OUT * noise:
+        return np.zeros(2)
+    return np.asarray((top + shape // 2) % shape - shape // 2, float)
+
+
+def align(images: NDArray[np.floating], shifts: Float) -> Real:
+    """Images moved back onto the middle one; what moves in is the mirrored rim."""
+    return np.stack(
+        [
+            ndimage.shift(np.asarray(image, np.float32), -shift, order=1, mode="mirror")
+            if shift.any()
+            else image
+            for image, shift in zip(images, shifts, strict=True)
+        ]
+    ).astype(np.float32)

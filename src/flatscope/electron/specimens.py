@@ -1,0 +1,162 @@
+"""Focal series with known truth: sheets with every kind of defect, under microscopes as they are.
+
+Ranges follow low-voltage microscopes with a corrector: what networks are trained and tested on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.imaging import SeriesParams, draw_series
+from flatscope.electron.noise import count_electrons
+from flatscope.electron.vibrations import find_amplitudes
+
+Real: TypeAlias = NDArray[np.float32]
+Draw: TypeAlias = Callable[..., Real]
+
+RIM_NM = 0.7
+"""The crystal and the wave go on so far beyond the image."""
+_VOLTAGES = ((50.0, 0.5), (60.0, 0.25), (80.0, 0.25))
+DEFOCUS_NM, STEP_NM = (-6.0, 10.0), (4.0, 6.0)
+"""Ranges of the middle image's defocus, and of the step between images."""
+_TEMPERATURES_K = (150.0, 700.0)
+"""Wider than samples are, since potentials differ in how far atoms move."""
+_DOPANTS, _SECOND_DOPANTS, _ADATOMS = ("W", "V", "Re", "Nb"), ("O", "Se"), ("C", "C", "O", "Mo")
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A focal series and what is true about it.
+
+    Parameters
+    ----------
+    images
+        Shape (3, rows, cols): counts, in ascending order of defocus.
+    mean
+        The same without counting noise and detector, the incoming beam at 1.
+    sheet
+        Positions count from the centre of the first pixel.
+    optics
+        The microscope, dose and detector included.
+    """
+
+    images: Real
+    mean: Real
+    sheet: Sheet
+    optics: SeriesParams
+
+
+def draw_optics(
+    rng: np.random.Generator, *, pixel_nm: float, dose_e_per_a2: tuple[float, float] = (1e2, 1e5)
+) -> SeriesParams:
+    """A microscope at random.
+
+    Parameters
+    ----------
+    pixel_nm
+        Side of a pixel.
+    dose_e_per_a2
+        Range of the electrons on the sample in a whole series; logarithms are drawn.
+    """
+    voltages, shares = zip(*_VOLTAGES, strict=True)
+    middle, step = rng.uniform(*DEFOCUS_NM), rng.uniform(*STEP_NM)
+    low, high = np.log(dose_e_per_a2)
+    # The detector's own pixels are about half as large as these networks'.
+    finer = pixel_nm / 0.0115
+    return SeriesParams(
+        pixel_nm=pixel_nm,
+        voltage_kv=float(rng.choice(voltages, p=shares)),
+        defocus_nm=(middle - step, middle, middle + step),
+        spherical_um=float(rng.uniform(-15.0, 15.0)),
+        astigmatism_nm=float(rng.uniform(0.0, 5.0)),
+        astigmatism_deg=float(rng.uniform(0.0, 180.0)),
+        trefoil_nm=float(rng.uniform(0.0, 20.0)),
+        trefoil_deg=float(rng.uniform(0.0, 120.0)),
+        coma_nm=float(rng.uniform(0.0, 20.0)),
+        coma_deg=float(rng.uniform(0.0, 360.0)),
+        spread_nm=float(rng.uniform(0.35, 1.4)),
+        blur_nm=float(rng.uniform(0.005, 0.03)),
+        dose_e_per_a2=float(np.exp(rng.uniform(low, high))),
+        mtf=(float(rng.uniform(0.25, 0.7) * finer), float(rng.uniform(1.5, 3.0))),
+    )
+
+
+def draw_contents(
+    rng: np.random.Generator, material: str, *, field_nm: tuple[float, float], support: str = ""
+) -> SheetParams:
+    """A sheet at random: most with point defects, some with holes, an edge, a grain boundary or dirt."""
+    crystal = find_crystal(material)
+    pair = crystal.is_dichalcogenide
+    return SheetParams(
+        material,
+        field_nm,
+        turn_deg=float(rng.uniform(0.0, 360.0)),
+        shift_nm=(float(rng.uniform(0.0, 0.3)), float(rng.uniform(0.0, 0.3))),
+        vacancies={
+            "first": float(rng.choice([0.0, 0.02, 0.05])),
+            "one": float(rng.choice([0.02, 0.1, 0.3])) if pair else 0.0,
+            "both": float(rng.choice([0.0, 0.03, 0.08])),
+        },
+        dopant=str(rng.choice(_DOPANTS)) if pair else "",
+        dopant_share=float(rng.choice([0.0, 0.0, 0.03])),
+        second_dopant=str(rng.choice(_SECOND_DOPANTS)) if pair else "",
+        second_share=float(rng.choice([0.0, 0.0, 0.03])),
+        antisites=float(rng.choice([0.0, 0.0, 0.01])),
+        adatom=str(rng.choice(_ADATOMS)),
+        adatoms_per_nm2=float(rng.choice([0.0, 0.0, 0.1])),
+        holes=int(rng.choice([0, 0, 1, 2])),
+        hole_nm=float(rng.uniform(0.25, 0.9)),
+        edge=bool(rng.random() < 0.15),
+        grain_deg=float(rng.uniform(5.0, 60.0)) if rng.random() < 0.15 else None,
+        support=support,
+        tilt_deg=float(rng.uniform(0.0, 4.0)) if rng.random() < 0.3 else 0.0,
+        tilt_axis_deg=float(rng.uniform(0.0, 180.0)),
+        patches=int(rng.random() < 0.15),
+    )
+
+
+def draw_specimen(
+    rng: np.random.Generator,
+    contents: SheetParams,
+    optics: SeriesParams,
+    *,
+    shape: tuple[int, int],
+    draw: Draw = draw_series,
+) -> Specimen:
+    """Take a focal series of a sheet.
+
+    Parameters
+    ----------
+    contents
+        Its `field_nm` is replaced by that of the image and a rim.
+    optics
+        The microscope; its dose must be given.
+    shape
+        Rows and columns of the images.
+    draw
+        `draw_series`, or another function that is called as it is, such as multislice.
+
+    Raises
+    ------
+    ValueError
+        If the optics state no dose.
+    """
+    if optics.dose_e_per_a2 is None:
+        raise ValueError("a series without dose cannot be counted: set SeriesParams.dose_e_per_a2")
+    rim = int(np.ceil(RIM_NM / optics.pixel_nm))
+    wide = (shape[0] + 2 * rim, shape[1] + 2 * rim)
+    field_nm = (wide[0] * optics.pixel_nm, wide[1] * optics.pixel_nm)
+    whole = build_sheet(rng, replace(contents, field_nm=field_nm))
+    spread = find_amplitudes(whole, contents.material, temperature_k=float(rng.uniform(*_TEMPERATURES_K)))
+    mean = draw(whole, optics, shape=wide, spread_nm=spread)[:, rim:-rim, rim:-rim]
+    electrons = optics.dose_e_per_a2 * (10.0 * optics.pixel_nm) ** 2 / len(mean)
+    images = count_electrons(rng, mean, electrons_per_px=electrons, mtf=optics.mtf)
+    moved = np.array([rim, rim]) * optics.pixel_nm
+    sheet = replace(whole, positions_nm=whole.positions_nm - [*moved, 0.0], sites_nm=whole.sites_nm - moved)
+    return Specimen(images, mean, sheet, optics)

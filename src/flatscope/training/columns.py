@@ -1,0 +1,231 @@
+"""Train the network that reads focal series, on drawn ones."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from flatscope.electron import focal
+from flatscope.electron.crystals import find_crystal
+from flatscope.electron.focal import CLASSES, MAPS
+from flatscope.electron.specimens import draw_contents, draw_optics, draw_specimen
+from flatscope.files.write import write_atomic
+from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.training import data, supervised
+from flatscope.training.nets.columnnet import ColumnNet
+from flatscope.training.nets.flakenet import FlakeNet
+from flatscope.training.nets.msdnet import MSDNet
+from flatscope.training.recipes import Recipe
+
+Half = NDArray[np.float16]
+DOSE_E_PER_A2 = (2e2, 2e5)
+"""Range of the doses of drawn series."""
+IMAGES = 3
+SUPPORTS = ("", "graphene")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Focal series as the network sees them.
+
+    Parameters
+    ----------
+    images
+        Shape (n, rows, cols, 3), see `flatscope.electron.focal.normalise`.
+    truth
+        Shape (n, rows, cols, 3), see `flatscope.electron.focal.mark_columns`.
+    """
+
+    images: Half
+    truth: Half
+
+    def take(self, part: slice) -> Series:
+        """Some of them."""
+        return Series(self.images[part], self.truth[part])
+
+
+def draw_all(
+    count: int,
+    *,
+    side: int,
+    material: str,
+    seed: int,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Series:
+    """Draw focal series of sheets of a material, bare and on graphene in turn.
+
+    Parameters
+    ----------
+    side
+        Rows and columns, pixels of `flatscope.electron.focal.PIXEL_NM`.
+    seed
+        Series i has the random stream (seed, i): the result does not depend on the number of workers.
+    """
+    images, truth = np.empty((2, count, side, side, 3), np.float16)
+    jobs = [(seed, index, side, material) for index in range(count)]
+    for index, made in enumerate(data.draw_each(_draw, jobs, workers=workers, on_progress=on_progress)):
+        images[index], truth[index] = made
+    return Series(images, truth)
+
+
+def _draw(job: tuple[int, int, int, str]) -> tuple[Half, Half]:
+    seed, index, side, material = job
+    rng = np.random.default_rng([seed, index])
+    size = (side * focal.PIXEL_NM,) * 2
+    contents = draw_contents(rng, material, field_nm=size, support=SUPPORTS[index % len(SUPPORTS)])
+    optics = draw_optics(rng, pixel_nm=focal.PIXEL_NM, dose_e_per_a2=DOSE_E_PER_A2)
+    specimen = draw_specimen(rng, contents, optics, shape=(side, side))
+    truth = focal.mark_columns(specimen.sheet, find_crystal(material), shape=(side, side))
+    return focal.normalise(specimen.images).transpose(1, 2, 0).astype(np.float16), truth.astype(np.float16)
+
+
+def turn(rng: np.random.Generator, images: Half, truth: Half) -> tuple[Half, Half]:
+    """One of the eight turned or mirrored copies of a series and its truth."""
+    quarters = int(rng.integers(4))
+    images, truth = np.rot90(images, quarters), np.rot90(truth, quarters).copy()
+    for _ in range(quarters):
+        # What pointed to the right points up.
+        truth[..., 1], truth[..., 2] = -truth[..., 2], truth[..., 1].copy()
+    if rng.random() < 0.5:
+        images, truth = images[:, ::-1], truth[:, ::-1].copy()
+        truth[..., 2] *= -1.0
+    return images, truth
+
+
+def make_net(recipe: Recipe) -> ColumnNet:
+    """The network of a recipe, with first weights that follow from its seed."""
+    outputs = len(CLASSES) + len(MAPS)
+
+    def make() -> nn.Module:
+        if recipe.depth:
+            return ColumnNet(MSDNet(outputs=outputs, channels=IMAGES, depth=recipe.depth))
+        return ColumnNet(FlakeNet(outputs=outputs, channels=IMAGES, widths=recipe.widths))
+
+    net = supervised.seeded(make, seed=recipe.seed)
+    assert isinstance(net, ColumnNet)
+    return net
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network in eval mode, and what it reaches on drawn series that it never saw."""
+
+    net: nn.Module
+    scores: dict[str, Score]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    workers: int = 2,
+    resume: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train by a recipe whose pictures are "series".
+
+    Parameters
+    ----------
+    recipe
+        `scenes_train` series are trained on and `scenes_val` others held out, each of `scene_px`; `material`, `depth`
+        or `widths`, `lr`, `weight_decay`, `epochs`, `batch`, `warmup` and `max_minutes` hold, the rest does not.
+    out
+        Folder for the drawn series and a checkpoint; a run that was cut off goes on from both.
+    """
+    series = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    held, known = series.take(slice(0, recipe.scenes_val)), series.take(slice(recipe.scenes_val, None))
+    steps = recipe.epochs * len(known.images) // recipe.batch
+    plan = supervised.Plan(
+        lr=recipe.lr,
+        steps=steps,
+        batch=recipe.batch,
+        weight_decay=recipe.weight_decay,
+        schedule="poly",
+        warmup=round(recipe.warmup * steps),
+        max_minutes=recipe.max_minutes,
+        seed=recipe.seed,
+    )
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    net = supervised.fit(
+        make_net(recipe),
+        known.images,
+        known.truth,
+        plan,
+        augment=turn,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+    )
+    return Outcome(net, _score(net, held))
+
+
+def make_card(recipe: Recipe, scores: dict[str, Score], *, multiple: int = 1, halo_px: int = 0) -> Card:
+    """The card of a network trained by `recipe`."""
+    return Card(
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        recipe=recipe.name,
+        training_data=f"{recipe.training_data}; {recipe.scenes_train} series of {recipe.scene_px} px",
+        seed=recipe.seed,
+        channels=tuple(f"image {number}" for number in range(1, IMAGES + 1)),
+        classes=CLASSES,
+        maps=MAPS,
+        scale=1.0,
+        normalisation=PLAIN,
+        pixel_size_nm=focal.PIXEL_NM,
+        multiple=multiple,
+        halo_px=halo_px,
+        scores=scores,
+        licence=recipe.licence,
+        created_with=f"flatscope.training, torch {torch.__version__}",
+        material=recipe.material,
+    )
+
+
+def _draw_or_load(
+    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
+) -> Series:
+    count = recipe.scenes_val + recipe.scenes_train
+    kept = out / f"series-{recipe.material}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    if kept.is_file():
+        with np.load(kept) as stored:
+            return Series(stored["images"], stored["truth"])
+    series = draw_all(
+        count,
+        side=recipe.scene_px,
+        material=recipe.material,
+        seed=recipe.seed,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    stream = io.BytesIO()
+    np.savez(stream, images=series.images, truth=series.truth)
+    write_atomic(kept, stream.getvalue())
+    return series
+
+
+def _score(net: nn.Module, series: Series) -> dict[str, Score]:
+    """Share of the pixels of each kind of column that are called so, by series."""
+    found: dict[str, list[float]] = {name: [] for name in CLASSES}
+    with torch.inference_mode():
+        for images, truth in zip(series.images, series.truth, strict=True):
+            answers = net(supervised.to_tensor(images[None]))[0, : len(CLASSES)].argmax(0).numpy()
+            for index, name in enumerate(CLASSES):
+                mine = truth[..., 0] == index
+                if mine.any():
+                    found[name].append(float(np.mean(answers[mine] == index)))
+    scores = {}
+    for name, shares in found.items():
+        mean, half = float(np.mean(shares)), 1.96 * float(np.std(shares) / np.sqrt(len(shares)))
+        scores[f"pixels of {name}"] = Score(mean, mean - half, mean + half, f"{len(shares)} drawn series")
+    return scores
