@@ -24,6 +24,7 @@ from flatscope.electron.focal import (
     SECOND,
     Reading,
     align,
+    find_clearest,
     find_drift,
     normalise,
     read_columns,
@@ -77,8 +78,8 @@ _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 
 _COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.01, 0.05
 """Of focal series: the largest pixel, the least drift that is said and taken out, and what a column needs beside it."""
-_SAME_LATTICE, _BOND_REACH = 1.3, 1.35
-"""Lattice constants within this ratio are one; columns within so many bonds are neighbours."""
+_BOND_REACH = 1.35
+"""Columns within so many bonds are neighbours."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,11 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
     network = network or Network.load(params.weights, task="columns")
     notes = list(series.notes)
     images = _order(series, params, network, notes)
-    lattice, clearest = _find_shortest(images, series.source)
+    stated = None if series.calibration is None else float(np.mean(series.calibration.pixel_size_nm))
+    try:
+        lattice = find_lattice(images, expected_px=None if stated is None else crystal.lattice_nm / stated)
+    except NoLatticeError as error:
+        raise MicrographError(f"{series.source}: {error}") from None
     calibration = _calibrate(series, lattice, crystal, notes)
     pixel_nm = calibration.pixel_size_nm[0]
     if pixel_nm > _COARSEST_NM:
@@ -219,9 +224,13 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
             f"{series.source}: pixels of {pixel_nm:.3f} nm do not resolve columns: at most {_COARSEST_NM} nm"
         )
     shifts = find_drift(images, lattice)
+    apart = bool(np.isnan(shifts).any())
+    shifts = np.nan_to_num(shifts)
     farthest = float(np.hypot(*shifts.T).max()) * pixel_nm
-    if farthest > _NOTED_DRIFT_NM:
-        notes.append(f"the images lie up to {farthest:.2f} nm apart: moved onto the middle one")
+    if apart:
+        notes.append(f"{APART}: align them with each other first")
+    elif farthest > _NOTED_DRIFT_NM:
+        notes.append(f"the images lie up to {farthest:.2f} nm apart: moved onto each other")
         images = align(images, shifts).astype(float)
     wanted = float(network.card.pixel_size_nm or PIXEL_NM)
     factor = wanted / pixel_nm
@@ -230,7 +239,10 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
     frame = _name_series(reading, crystal, shape=seen.shape[1:], margin=np.abs(shifts).max() / factor)
     frame["row_px"], frame["col_px"] = ((frame[name] + 0.5) * factor - 0.5 for name in ("row_px", "col_px"))
     frame["sigma_px"] *= factor
-    phases = map_phases(images[clearest], lattice)
+    if apart:
+        kept = frame["status"] == "ok"
+        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", APART
+    phases = map_phases(images[find_clearest(images, lattice)], lattice)
     _warn_of_lattice(phases, crystal, notes)
     provenance = Provenance(
         flatscope.__version__,
@@ -298,23 +310,6 @@ def _order(series: Stack, params: ColumnParams, network: Network, notes: list[st
             "this one lies outside, check its columns by eye"
         )
     return frames[np.argsort(params.defocus_nm)]
-
-
-def _find_shortest(images: Float, source: str) -> tuple[Lattice, int]:
-    """The lattice of a series and the image that shows it best: where a focus hides the first Bragg peaks, the next
-    ones look like a lattice that is too fine."""
-    found: list[tuple[Lattice, int]] = []
-    reason = ""
-    for index, image in enumerate(images):
-        try:
-            found.append((find_lattice(image), index))
-        except NoLatticeError as error:
-            reason = str(error)
-    if not found:
-        raise MicrographError(f"{source}: {reason}")
-    longest = max(lattice.constant_px for lattice, _ in found)
-    alike = [one for one in found if one[0].constant_px > longest / _SAME_LATTICE]
-    return max(alike, key=lambda one: one[0].power)
 
 
 def _name_series(
@@ -535,6 +530,8 @@ def _name(
     return frame
 
 
+APART = "the images show the lattice in different places"
+"""Reason of all columns of a series that has drifted too far."""
 OTHER, NOTHING = "other", "none"
 """Species of a column that is none of the material's, and of a site without an atom."""
 

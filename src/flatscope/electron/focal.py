@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage, special
+from scipy import ndimage, special
 from scipy.spatial import cKDTree
 from skimage.feature import peak_local_max
 
@@ -36,9 +36,10 @@ _SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
 _NEAR = np.array([(row, col) for row in range(-2, 3) for col in range(-2, 3) if row**2 + col**2 <= 5])
 _CORE = np.array([(row, col) for row in range(-1, 2) for col in range(-1, 2)])
 """Pixels about a top that say where the middle is, and about the middle that say what stands there."""
-_FARTHEST_CELLS, _STANDS_OUT, _ORDERS = 5.0, 8.0, 3
-"""Of drift: how far it is looked for, how far a peak must stand above the noise, and how many orders of Bragg peaks
-are taken out."""
+_CLOSURE_RAD, _LARGEST_DRIFT, _WEAK = 0.6, 0.15, 0.27
+"""Of drift: how well the phases of three Bragg peaks must agree; how far it may be, in lattice constants, as doubled
+phases begin again beyond a quarter of a plane distance; and the share of the strongest peaks below which a phase says
+nothing."""
 
 
 def normalise(images: NDArray[np.floating], *, pixel_nm: float = PIXEL_NM) -> Real:
@@ -219,64 +220,49 @@ def _drop_doubles(positions: Float, presence: Float, least_p: float) -> NDArray[
     return np.flatnonzero(taken)
 
 
-def find_drift(images: NDArray[np.floating], lattice: Lattice) -> Float:
-    """Shift of every image against the middle one, pixels.
+def find_clearest(images: NDArray[np.floating], lattice: Lattice) -> int:
+    """Which image of a series shows the lattice best."""
+    peaks = np.abs(_measure_peaks(images, lattice)).min(1)
+    return int(np.argmax(peaks / images.std((1, 2))))
 
-    What is not lattice (defects, edges, dirt) tells the shift roughly and without being mistaken by a lattice vector;
-    the phases of the Bragg peaks, doubled since the contrast of a lattice turns round with defocus, tell it finely.
+
+def find_drift(images: NDArray[np.floating], lattice: Lattice) -> Float:
+    """Shift of every image against the clearest one, pixels.
+
+    The phases of three Bragg peaks tell it, doubled since the contrast of a lattice turns round with defocus.
 
     Returns
     -------
-    Shape (images, 2), (rows, cols); 0 where nothing stands out.
+    Shape (images, 2), (rows, cols); 0 where the image shows the lattice too weakly to tell; NaN where the three peaks
+    disagree, or where the shift is so large that it could as well be another one.
+
+    Notes
+    -----
+    A shift by a whole lattice vector looks like none.
     """
-    middle = len(images) // 2
-    shape = images.shape[1:]
-    window = np.outer(*(np.hanning(side) for side in shape))
+    clearest = find_clearest(images, lattice)
     reciprocal = np.vstack([lattice.reciprocal, lattice.reciprocal[1] - lattice.reciprocal[0]])
-    energy = [_mark_disorder(image, lattice) * window for image in images]
-    rows, cols = (np.arange(side) for side in shape)
-    waves = [
-        np.exp(-2j * np.pi * g[0] * rows)[:, None] * np.exp(-2j * np.pi * g[1] * cols) for g in reciprocal
+    peaks = _measure_peaks(images, lattice)
+    turned = np.angle((peaks * np.conj(peaks[clearest])) ** 2)
+    shifts = np.linalg.lstsq(-4.0 * np.pi * reciprocal, turned.T, rcond=None)[0].T
+    left = np.abs(turned + 4.0 * np.pi * shifts @ reciprocal.T).max(1)
+    shifts[(left > _CLOSURE_RAD) | (np.hypot(*shifts.T) > _LARGEST_DRIFT * lattice.constant_px)] = np.nan
+    strength = np.abs(peaks) / images.std((1, 2))[:, None]
+    shifts[strength.min(1) < _WEAK * np.median(strength.max(0))] = 0.0
+    return np.asarray(shifts)
+
+
+def _measure_peaks(images: NDArray[np.floating], lattice: Lattice) -> NDArray[np.complex128]:
+    """Amplitudes of three Bragg peaks in each image, shape (images, 3)."""
+    rows, cols = (np.arange(side) for side in images.shape[1:])
+    window = np.outer(*(np.hanning(side) for side in images.shape[1:]))
+    flat = (images - images.mean((1, 2), keepdims=True)) * window
+    third = lattice.reciprocal[1] - lattice.reciprocal[0]
+    peaks = [
+        (flat @ np.exp(-2j * np.pi * across * cols)) @ np.exp(-2j * np.pi * down * rows)
+        for down, across in (*lattice.reciprocal, third)
     ]
-    peaks = np.array([[np.sum((image - image.mean()) * window * wave) for wave in waves] for image in images])
-    shifts = np.zeros((len(images), 2))
-    for index in range(len(images)):
-        if index == middle:
-            continue
-        coarse = _correlate(energy[index], energy[middle], reach=_FARTHEST_CELLS * lattice.constant_px)
-        turned = np.angle((peaks[index] * np.conj(peaks[middle])) ** 2)
-        expected = -4.0 * np.pi * reciprocal @ coarse
-        rest = (turned - expected + np.pi) % (2.0 * np.pi) - np.pi
-        fine, *_ = np.linalg.lstsq(-4.0 * np.pi * reciprocal, rest, rcond=None)
-        shifts[index] = coarse + fine
-    return shifts
-
-
-def _mark_disorder(image: NDArray[np.floating], lattice: Lattice) -> Float:
-    """Where the image is not the lattice: the local power of what the Bragg peaks leave."""
-    shape = np.array(image.shape)
-    spectrum = fft.fft2(image - blur(image, lattice.constant_px))
-    for h in range(-_ORDERS, _ORDERS + 1):
-        for k in range(-_ORDERS, _ORDERS + 1):
-            place = np.rint((h * lattice.reciprocal[0] + k * lattice.reciprocal[1]) * shape).astype(int)
-            rows, cols = ((place[axis] + np.arange(-2, 3)) % shape[axis] for axis in (0, 1))
-            spectrum[np.ix_(rows, cols)] = 0.0
-    power = blur(fft.ifft2(spectrum).real ** 2, 0.5 * lattice.constant_px)
-    return np.asarray(power - power.mean())
-
-
-def _correlate(one: Float, other: Float, *, reach: float) -> Float:
-    """Shift of one map against another, (0, 0) where no peak of their correlation stands out."""
-    product = fft.ifft2(fft.fft2(one) * np.conj(fft.fft2(other))).real
-    shape = np.array(product.shape)
-    rows, cols = (np.minimum(np.arange(side), side - np.arange(side)) for side in shape)
-    near = np.hypot(rows[:, None], cols[None]) <= reach
-    noise = 1.4826 * float(np.median(np.abs(product - np.median(product))))
-    product[~near] = -np.inf
-    top = np.array(np.unravel_index(int(product.argmax()), product.shape))
-    if product[tuple(top)] < _STANDS_OUT * noise:
-        return np.zeros(2)
-    return np.asarray((top + shape // 2) % shape - shape // 2, float)
+    return np.stack(peaks, axis=1)
 
 
 def align(images: NDArray[np.floating], shifts: Float) -> Real:

@@ -22,6 +22,8 @@ _LEAST_PERIOD_PX, _LEAST_PERIODS = 2.3, 6
 """Planes closer than the first are not resolved; an image must show so many."""
 _LEAST_POWER = 60.0
 """A Bragg peak's power over the median at its frequency; noise of a megapixel reaches about 20."""
+_LEAST_EXPECTED, _AS_EXPECTED = 25.0, 1.15
+"""Where the lattice constant is known, so much power is enough within this ratio of it."""
 _MOST_PEAKS = 200
 _ANGLE_DEG, _LENGTH_RATIO, _CLOSURE = 12.0, 1.2, 0.05
 """How far two reciprocal vectors may be from 60° and from equal length, as scans distort; and their difference from a
@@ -121,20 +123,23 @@ def _between(fine: int, coarse: int, block: int) -> Float:
     return weights
 
 
-def find_lattice(image: NDArray[np.floating]) -> Lattice:
+def find_lattice(image: NDArray[np.floating], *, expected_px: float | None = None) -> Lattice:
     """Find the Bragg peaks of a hexagonal lattice.
 
     Parameters
     ----------
     image
-        Shape (rows, cols), any units.
+        Shape (rows, cols), any units; or (images, rows, cols) of one field, whose spectra are averaged.
+    expected_px
+        Lattice constant where it is known: a lattice about as large is taken before another one, such as a support's.
 
     Raises
     ------
     NoLatticeError
         No three peaks 60° apart rise from the noise.
     """
-    power = _power(image)
+    images = image if image.ndim == 3 else image[None]
+    power = np.mean([_power(one / max(float(one.std()), 1e-300)) for one in images], axis=0)
     shape = np.array(power.shape)
     down, across = (np.fft.fftshift(np.fft.fftfreq(side)) for side in shape)
     frequency = np.hypot(down[:, None], across[None])
@@ -145,7 +150,8 @@ def find_lattice(image: NDArray[np.floating]) -> Lattice:
     floor = np.array([np.median(flat[a:b]) if b > a else 1.0 for a, b in itertools.pairwise(bounds)])
     over = power / np.maximum(floor[ring], 1e-300)
     over[(frequency < _LEAST_PERIODS / shape.min()) | (frequency > 1.0 / _LEAST_PERIOD_PX)] = 0.0
-    tops = np.argwhere((over == ndimage.maximum_filter(over, 5)) & (over > _LEAST_POWER))
+    least = _LEAST_POWER if expected_px is None else _LEAST_EXPECTED
+    tops = np.argwhere((over == ndimage.maximum_filter(over, 5)) & (over > least))
     tops = tops[np.argsort(over[tuple(tops.T)])[::-1][:_MOST_PEAKS]]
     if len(tops) < 6:
         raise NoLatticeError(
@@ -153,7 +159,7 @@ def find_lattice(image: NDArray[np.floating]) -> Lattice:
             f"{_LEAST_PERIODS} lattice planes or more"
         )
     places = (np.array([_top_of(power, row, col) for row, col in tops]) - shape // 2) / shape
-    found = _pick(places, over[tuple(tops.T)])
+    found = _pick(places, over[tuple(tops.T)], expected_px)
     if found is None:
         raise NoLatticeError(
             f"no lattice: {len(tops)} Bragg peaks, but no three of them about 60° apart and as long: no hexagon, or "
@@ -180,8 +186,8 @@ def _top_of(power: Float, row: int, col: int) -> tuple[float, float]:
     return row + steps[0], col + steps[1]
 
 
-def _pick(places: Float, over: Float) -> Lattice | None:
-    """The strongest of the shortest hexagons of peaks."""
+def _pick(places: Float, over: Float, expected_px: float | None) -> Lattice | None:
+    """The strongest of the hexagons of peaks that are as expected, else of the shortest."""
     length = np.hypot(*places.T)
     angle = np.rad2deg(np.arctan2(-places[:, 0], places[:, 1]))
     found = []
@@ -195,6 +201,12 @@ def _pick(places: Float, over: Float) -> Lattice | None:
             found.append((min(over[i], over[j], over[third]), length[i], i, j))
     if not found:
         return None
+    if expected_px is not None:
+        length_of = 2.0 / np.sqrt(3.0) / expected_px
+        alike = [item for item in found if abs(np.log(item[1] / length_of)) < np.log(_AS_EXPECTED)]
+        found = alike or [item for item in found if item[0] > _LEAST_POWER]
+        if not found:
+            return None
     shortest = min(item[1] for item in found)
     power, _, i, j = max(item for item in found if item[1] < _SHORTEST * shortest)
     return Lattice(places[[i, j]], float(power))
