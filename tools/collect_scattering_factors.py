@@ -1,6 +1,6 @@
 """Make `src/flatscope/electron/scattering.csv`: how strongly each element scatters electrons, by scattering vector.
 
-Run `pip install abtem==1.0.11` (it carries the published coefficients), then `python tools/collect_scattering_factors.py`.
+Run `pip install abtem==1.0.11`, which carries the published coefficients, then this file.
 The scattering factor is the sum of a (2 + b g²) / (1 + b g²)² over five pairs a (Å), b (Å²), g in 1/Å: Lobato and
 Van Dyck 2014, doi:10.1107/S205327331401643X.
 """

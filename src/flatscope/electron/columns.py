@@ -29,6 +29,7 @@ from flatscope.electron.focal import (
     normalise,
     read_columns,
     resample,
+    settle_sublattices,
 )
 from flatscope.electron.focal import OTHER as OTHER_CLASS
 from flatscope.electron.lattice import (
@@ -78,8 +79,6 @@ _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 
 _COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.01, 0.05
 """Of focal series: the largest pixel, the least drift that is said and taken out, and what a column needs beside it."""
-_BOND_REACH = 1.35
-"""Columns within so many bonds are neighbours."""
 
 
 @dataclass(frozen=True)
@@ -317,8 +316,8 @@ def _name_series(
 ) -> pd.DataFrame:
     """Rows of a column table from what a network says, in its own pixels."""
     names = np.array(["", *crystal.species, crystal.second[0], OTHER])
-    called = reading.p[:, 1:].argmax(1) + 1
-    sublattice = _vote(reading.positions, (called != FIRST).astype(int), called == OTHER_CLASS)
+    sublattice, p = settle_sublattices(reading)
+    called = p[:, 1:].argmax(1) + 1
     usual = (
         np.stack(
             [
@@ -339,7 +338,7 @@ def _name_series(
             "sigma_px": reading.sigma,
             "sublattice": np.array(crystal.sublattices)[sublattice],
             "species": names[called],
-            "species_p": reading.p[np.arange(len(called)), called],
+            "species_p": p[np.arange(len(called)), called],
             "intensity": (reading.contrast * template).sum(1) / np.maximum((template**2).sum(1), 1e-9),
             "intensity_sigma": np.nan,
             "status": "ok",
@@ -360,16 +359,6 @@ def _name_series(
     cut = ((reading.positions < rim) | (reading.positions > np.array(shape[-2:]) - 1.0 - rim)).any(1)
     frame.loc[cut, "status"], frame.loc[cut, "reason"] = "rejected", "cut by the border"
     return frame
-
-
-def _vote(positions: Float, kinds: NDArray[np.int64], unknown: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Sublattice of each column: its own kind's, unless most of its nearest neighbours stand on that one."""
-    if len(positions) < 4:
-        return kinds
-    gap, near = cKDTree(positions).query(positions, k=4)
-    close = (gap[:, 1:] < _BOND_REACH * np.median(gap[:, 1])) & ~unknown[near[:, 1:]]
-    same = (close & (kinds[near[:, 1:]] == kinds[:, None])).sum(1)
-    return np.where(same > 0.5 * np.maximum(close.sum(1), 1), 1 - kinds, kinds)
 
 
 def share_sites(one: ColumnTable, other: ColumnTable) -> bool:

@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, special
+from scipy import ndimage, sparse, special
+from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 from skimage.feature import peak_local_max
 
@@ -36,6 +37,9 @@ _SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
 _NEAR = np.array([(row, col) for row in range(-2, 3) for col in range(-2, 3) if row**2 + col**2 <= 5])
 _CORE = np.array([(row, col) for row in range(-1, 2) for col in range(-1, 2)])
 """Pixels about a top that say where the middle is, and about the middle that say what stands there."""
+_BOND_REACH, _AROUND_NM, _SAY, _LOUDEST, _ANTISITE, _TINY = 1.35, 1.0, 0.2, 3.0, 0.02, 1e-3
+"""Of sublattices: columns within so many bonds are neighbours; how far columns tell each other (1 sigma), and how much
+each of them says at most; how often a column stands on the wrong sublattice."""
 _CLOSURE_RAD, _LARGEST_DRIFT, _WEAK = 0.6, 0.15, 0.27
 """Of drift: how well the phases of three Bragg peaks must agree; how far it may be, in lattice constants, as doubled
 phases begin again beyond a quarter of a plane distance; and the share of the strongest peaks below which a phase says
@@ -275,3 +279,57 @@ def align(images: NDArray[np.floating], shifts: Float) -> Real:
             for image, shift in zip(images, shifts, strict=True)
         ]
     ).astype(np.float32)
+
+
+def settle_sublattices(reading: Reading) -> tuple[NDArray[np.int64], Float]:
+    """Sublattice of each column, and its kinds' probabilities given that neighbours alternate.
+
+    A network judges each column by what is around it; in a honeycomb every column also says what its neighbours are
+    not. Columns are coloured in turn from neighbour to neighbour, and what the network says of all within two
+    nanometres decides which colour is which, so that a grain's boundary may change it.
+
+    Parameters
+    ----------
+    reading
+        See `read_columns`.
+
+    Returns
+    -------
+    Sublattice (0 or 1), shape (n,); probabilities of the classes, shape (n, 5).
+    """
+    p = reading.p
+    count = len(p)
+    if count < 2:
+        return np.asarray(p[:, FIRST] <= p[:, SECOND] + p[:, PART], np.int64), p
+    tree = cKDTree(reading.positions)
+    bond = float(np.median(tree.query(reading.positions, k=2)[0][:, 1]))
+    pairs = tree.query_pairs(_BOND_REACH * bond, output_type="ndarray")
+    links = sparse.coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count)).tocsr()
+    colour = _colour(links + links.T)
+    lean = np.log((p[:, FIRST] + _TINY) / (p[:, SECOND] + p[:, PART] + _TINY))
+    # What neighbours say is not independent: each counts a little.
+    away = tree.sparse_distance_matrix(tree, 2.0 * _AROUND_NM / PIXEL_NM, output_type="coo_matrix")
+    weight = _SAY * np.exp(-0.5 * (away.data * PIXEL_NM / _AROUND_NM) ** 2)
+    said = np.bincount(away.row, weight * (colour * np.clip(lean, -_LOUDEST, _LOUDEST))[away.col], count)
+    first = special.expit(2.0 * colour * said)
+    chance = first * (1.0 - _ANTISITE) + (1.0 - first) * _ANTISITE
+    prior = np.ones_like(p)
+    prior[:, FIRST] = chance
+    prior[:, SECOND] = prior[:, PART] = 1.0 - chance
+    prior[:, [BACKGROUND, OTHER]] = 0.5
+    settled = p * prior
+    return np.where(first >= 0.5, 0, 1), settled / settled.sum(1, keepdims=True)
+
+
+def _colour(links: sparse.csr_array) -> Float:
+    """+1 and -1 in turn from neighbour to neighbour."""
+    count = links.shape[0]
+    colour = np.zeros(count)
+    for start in range(count):
+        if colour[start]:
+            continue
+        order, before = csgraph.breadth_first_order(links, start, directed=False)
+        colour[start] = 1.0
+        for index in order[1:]:
+            colour[index] = -colour[before[index]]
+    return colour
