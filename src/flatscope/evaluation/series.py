@@ -185,7 +185,7 @@ def evaluate_series(
             rng = np.random.default_rng([seed, index, SUPPORTS.index(support), place, 1])
             counted = expose(rng, specimen, dose)
             begun = time.perf_counter()
-            positions, kinds, sigma = _find(counted, params, network)
+            positions, kinds, sigma = find_columns_in(counted, params, network)
             seconds = time.perf_counter() - begun
             counts = score(counted, crystal, positions, kinds, sigma_nm=sigma)
             share = counts.part_true / max(counts.true, 1)
@@ -272,7 +272,7 @@ def bound_single(detectability: float, dose_e_per_a2: float, share: float) -> fl
     return float(np.max(2.0 * hits / (hits + share + false)))
 
 
-def _find(
+def find_columns_in(
     specimen: Specimen, params: ColumnParams, network: Network
 ) -> tuple[Float, NDArray[np.int64], Float]:
     """Positions (nm), classes and stated errors (nm) that the whole way from images to table gives."""

@@ -39,23 +39,36 @@ def draw_curves(
     return _to_png(figure)
 
 
-def draw_lines(panels: Mapping[str, Mapping[str, Curve]], *, labels: tuple[str, str]) -> bytes:
-    """Lines by name, a panel each, on a logarithmic vertical axis, as a PNG file.
+def draw_lines(
+    panels: Mapping[str, Mapping[str, Curve]],
+    *,
+    labels: tuple[str, str],
+    scales: tuple[str, str] = ("linear", "log"),
+    steps: bool = False,
+) -> bytes:
+    """Lines by name, a panel each, as a PNG file.
 
     Parameters
     ----------
     panels
         Title to name to (x, y); the last point is marked.
-    labels
+    labels, scales
         Of the axes.
+    steps
+        Draw histograms: y holds from x to the next one.
     """
     figure, axes = _panels(len(panels))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, (x, y) in lines.items():
-            if len(x):
-                (line,) = axis.plot(x, np.maximum(y, 1e-3), label=name)
-                axis.plot(x[-1], max(y[-1], 1e-3), "o", color=line.get_color())
-        axis.set(title=title, xlabel=labels[0], ylabel=labels[1], xlim=(0, 1.02), yscale="log")
+            if not len(x):
+                continue
+            shown = np.maximum(y, 1e-3) if scales[1] == "log" else y
+            (line,) = axis.plot(x, shown, label=name, drawstyle="steps-post" if steps else "default")
+            if not steps:
+                axis.plot(x[-1], shown[-1], "o", color=line.get_color())
+        axis.set(title=title, xlabel=labels[0], ylabel=labels[1], xscale=scales[0], yscale=scales[1])
+        if scales[0] == "linear":
+            axis.set_xlim(0.0, 1.02)
         axis.legend(frameon=False, fontsize="small")
     return _to_png(figure)
 
