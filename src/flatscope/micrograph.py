@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -200,3 +201,23 @@ class Stack:
     def name(self) -> str:
         """The file name without its folder."""
         return Path(self.source).name
+
+
+def join(stacks: Sequence[Stack]) -> Stack:
+    """One stack of the images of several, named after the first.
+
+    Raises
+    ------
+    MicrographError
+        If their images differ in size.
+    """
+    first = stacks[0]
+    for other in stacks[1:]:
+        if other.shape != first.shape:
+            raise MicrographError(
+                f"{other.source}: {other.shape[1]}x{other.shape[0]} px beside {first.shape[1]}x{first.shape[0]} px in "
+                f"{first.name}: the images of a series are of one size"
+            )
+    notes = tuple(dict.fromkeys(note for stack in stacks for note in stack.notes))
+    frames = np.concatenate([stack.frames for stack in stacks])
+    return Stack(frames, first.calibration, first.source, notes=notes)

@@ -18,7 +18,10 @@ EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 
 _COMMANDS = {
     "flakes": ("flatscope.app.flakes:flakes", "Find flakes in pictures and count their layers."),
     "twist": ("flatscope.app.twist:twist", "Measure the twist angle of stacked crystals."),
-    "atoms": ("flatscope.app.atoms:atoms", "Find the atomic columns of a monolayer in ADF-STEM images."),
+    "atoms": (
+        "flatscope.app.atoms:atoms",
+        "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series.",
+    ),
     "demo": ("flatscope.app.demo:demo", "Draw three micrographs with known truth and analyse them."),
     "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),

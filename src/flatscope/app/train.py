@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import click
 from flatscope.app import show
 from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
+from flatscope.electron.columns import ColumnParams
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
@@ -19,6 +22,9 @@ from flatscope.optical.flakes import FlakeParams
 
 if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
+
+_SUPERVISED = {"bilayers": "flatscope.training.orient", "series": "flatscope.training.columns"}
+"""Where networks are trained on what a recipe's `pictures` names."""
 
 
 @click.command()
@@ -39,7 +45,11 @@ if TYPE_CHECKING:
     help="For layers-adapt: folder with NAME.layers.png (0 substrate, 1 to 6 layers, 254 thick, 255 unknown), or COCO, "
     "labelme or Label Studio JSON.",
 )
-@click.option("--material", default="graphene", show_default=True, help="For layers-adapt.")
+@click.option(
+    "--material",
+    default=None,
+    help="For layers-adapt (graphene by default), and for columns (MoS2 by default).",
+)
 @click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
 @click.option("--weights", default="flakes", show_default=True, help="For layers-adapt: what to start from.")
 @click.option("--no-resume", is_flag=True, help="Start anew, even if the folder holds a checkpoint.")
@@ -52,7 +62,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     The recipe layers-adapt takes three or more labelled pictures of your own set-up (--images, --masks) and adapts the
     shipped weights to it in minutes. It keeps the outcome only if that is better on pictures held out.
 
-    The recipe orientation trains the network behind `flatscope twist --method network`.
+    The recipe orientation trains the network behind `flatscope twist --method network`, columns the one behind
+    `flatscope atoms --modality hrtem`, for any --material.
     """
     require_training()
     from flatscope.training import recipes
@@ -64,12 +75,16 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
             raise click.UsageError(f"{recipe} needs labelled pictures: give --images DIR and --masks DIR")
         if device != "auto" or options["no_resume"] or options["ship"]:
             raise click.UsageError(f"--device, --no-resume and --ship do not belong to {recipe}")
-        params = checked(FlakeParams, material=options["material"], oxide_nm=options["oxide_nm"])
+        params = checked(
+            FlakeParams, material=options["material"] or "graphene", oxide_nm=options["oxide_nm"]
+        )
         return _adapt(plan, *given, params, weights=options["weights"], out=out)
     if given != (None, None):
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
-    if plan.pictures == "bilayers":
-        return _train_orientation(plan, out=out, **options)
+    if plan.pictures in _SUPERVISED:
+        if options["material"]:
+            plan = replace(plan, material=checked(ColumnParams, material=options["material"]).material)
+        return _train_supervised(plan, out=out, **options)
     # torch takes seconds to import; a wrong recipe should be told before.
     from flatscope.inference import registry
     from flatscope.training import data, export, loop
@@ -101,19 +116,18 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     return 0
 
 
-def _train_orientation(
+def _train_supervised(
     recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **_: Any
 ) -> int:
     from flatscope.inference import registry
-    from flatscope.training import export, orient
+    from flatscope.training import export
 
-    with show.progress("bilayers, then steps") as on_progress:
-        outcome = orient.train(
-            recipe, out=out, workers=workers, resume=not no_resume, on_progress=on_progress
-        )
+    home = importlib.import_module(_SUPERVISED[recipe.pictures])
+    with show.progress(f"{recipe.pictures}, then steps") as on_progress:
+        outcome = home.train(recipe, out=out, workers=workers, resume=not no_resume, on_progress=on_progress)
     for name, score in outcome.scores.items():
         click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
-    card = orient.make_card(recipe, outcome.scores)
+    card = home.make_card(recipe, outcome)
     path = export.export(outcome.net, card, out / f"{card.name}.onnx")
     if ship:
         path = registry.register(path, name=card.name)

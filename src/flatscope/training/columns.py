@@ -118,7 +118,7 @@ def make_net(recipe: Recipe) -> ColumnNet:
 class Outcome:
     """A trained network in eval mode, and what it reaches on drawn series that it never saw."""
 
-    net: nn.Module
+    net: ColumnNet
     scores: dict[str, Score]
 
 
@@ -156,8 +156,9 @@ def train(
     checkpoint = out / f"{recipe.name}.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    net = supervised.fit(
-        make_net(recipe),
+    net = make_net(recipe)
+    supervised.fit(
+        net,
         known.images,
         known.truth,
         plan,
@@ -168,7 +169,7 @@ def train(
     return Outcome(net, _score(net, held))
 
 
-def make_card(recipe: Recipe, scores: dict[str, Score], *, multiple: int = 1, halo_px: int = 0) -> Card:
+def make_card(recipe: Recipe, outcome: Outcome) -> Card:
     """The card of a network trained by `recipe`."""
     return Card(
         name=recipe.name,
@@ -183,9 +184,9 @@ def make_card(recipe: Recipe, scores: dict[str, Score], *, multiple: int = 1, ha
         scale=1.0,
         normalisation=PLAIN,
         pixel_size_nm=focal.PIXEL_NM,
-        multiple=multiple,
-        halo_px=halo_px,
-        scores=scores,
+        multiple=outcome.net.multiple,
+        halo_px=outcome.net.halo_px,
+        scores=outcome.scores,
         licence=recipe.licence,
         created_with=f"flatscope.training, torch {torch.__version__}",
         material=recipe.material,

@@ -167,7 +167,7 @@ def train(
     return Outcome(net, _score(net, held))
 
 
-def make_card(recipe: Recipe, scores: dict[str, Score]) -> Card:
+def make_card(recipe: Recipe, outcome: Outcome) -> Card:
     """The card of a network trained by `recipe`."""
     return Card(
         name=recipe.name,
@@ -183,7 +183,7 @@ def make_card(recipe: Recipe, scores: dict[str, Score]) -> Card:
         normalisation=PLAIN,
         multiple=CROP_PX,
         halo_px=0,
-        scores=scores,
+        scores=outcome.scores,
         licence=recipe.licence,
         created_with=f"flatscope.training, torch {torch.__version__}",
     )

@@ -19,7 +19,8 @@ class ColumnNet(nn.Module):
     Parameters
     ----------
     body
-        Any network with as many outputs as `flatscope.electron.focal` has `CLASSES` and `MAPS`.
+        A network with as many outputs as `flatscope.electron.focal` has `CLASSES` and `MAPS`, and with `multiple` and
+        `halo_px` as in `flatscope.inference.card.Card`.
     weights
         Of the classes in the cross entropy.
     """
@@ -28,6 +29,8 @@ class ColumnNet(nn.Module):
         super().__init__()
         self.body = body
         self.weights = weights
+        self.multiple = int(body.multiple)  # type: ignore[arg-type]
+        self.halo_px = int(body.halo_px)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the classes and values of the maps, (n, 8, rows, cols)."""

@@ -53,6 +53,16 @@ class MSDNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    @property
+    def multiple(self) -> int:
+        """Rows and cols may be any number."""
+        return 1
+
+    @property
+    def halo_px(self) -> int:
+        """Context, px, that a pixel on a tile border needs to come out as in the whole picture."""
+        return sum(1 + index % LARGEST_DILATION for index in range(len(self.layers)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, outputs, rows, cols)."""
         for layer in self.layers:
