@@ -77,7 +77,7 @@ ALIKE = "both sublattices are about as bright, the brighter one is taken for the
 _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 """Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
-_COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.01, 0.05
+_COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.02, 0.05
 """Of focal series: the largest pixel, the least drift that is said and taken out, and what a column needs beside it."""
 
 
@@ -271,7 +271,8 @@ def _order(series: Stack, params: ColumnParams, network: Network, notes: list[st
             f"your own with flatscope train columns, and pass them by --weights"
         )
     if len(series) != wanted:
-        raise MicrographError(f"{source}: holds {len(series)} images: a focal series of {wanted} is read")
+        held = "one image" if len(series) == 1 else f"{len(series)} images"
+        raise MicrographError(f"{source}: holds {held}, a focal series has {wanted}")
     if params.defocus_nm and len(params.defocus_nm) != len(series):
         raise MicrographError(
             f"{source}: {len(params.defocus_nm)} values of defocus for {len(series)} images: give one an image"

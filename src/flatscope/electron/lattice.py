@@ -7,12 +7,13 @@ Hÿtch, Snoeck and Kilaas 1998, doi:10.1016/S0304-3991(98)00035-7 (geometric pha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft, ndimage, special
 from skimage.restoration import unwrap_phase
 
 Float = NDArray[np.float64]
@@ -22,6 +23,8 @@ _LEAST_PERIOD_PX, _LEAST_PERIODS = 2.3, 6
 """Planes closer than the first are not resolved; an image must show so many."""
 _LEAST_POWER = 60.0
 """A Bragg peak's power over the median at its frequency; noise of a megapixel reaches about 20."""
+_QUIET, _LEAST_SHARE = 0.2, 0.1
+"""So much of a ring of frequencies is taken for noise, which is at least this share of the mean power."""
 _LEAST_EXPECTED, _AS_EXPECTED = 25.0, 1.15
 """Where the lattice constant is known, so much power is enough within this ratio of it."""
 _MOST_PEAKS = 200
@@ -136,9 +139,24 @@ def find_lattice(image: NDArray[np.floating], *, expected_px: float | None = Non
     Raises
     ------
     NoLatticeError
-        No three peaks 60° apart rise from the noise.
+        No three peaks 60° apart rise from the noise, neither of the whole field nor of a part of it.
     """
     images = image if image.ndim == 3 else image[None]
+    try:
+        return _find_in(images, expected_px)
+    except NoLatticeError:
+        # A crystal at the rim of the field is lost to the window: look at overlapping parts half as wide.
+        found = []
+        high, wide = (side // 2 for side in images.shape[1:])
+        for top, left in itertools.product((0, high // 2, high), (0, wide // 2, wide)):
+            with contextlib.suppress(NoLatticeError):
+                found.append(_find_in(images[:, top : top + high, left : left + wide], expected_px))
+        if not found:
+            raise
+        return max(found, key=lambda lattice: lattice.power)
+
+
+def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice:
     power = np.mean([_power(one / max(float(one.std()), 1e-300)) for one in images], axis=0)
     shape = np.array(power.shape)
     down, across = (np.fft.fftshift(np.fft.fftfreq(side)) for side in shape)
@@ -147,8 +165,16 @@ def find_lattice(image: NDArray[np.floating], *, expected_px: float | None = Non
     order = np.argsort(ring, axis=None, kind="stable")
     bounds = np.searchsorted(ring.ravel()[order], np.arange(ring.max() + 2))
     flat = power.ravel()[order]
-    floor = np.array([np.median(flat[a:b]) if b > a else 1.0 for a, b in itertools.pairwise(bounds)])
-    over = power / np.maximum(floor[ring], 1e-300)
+    # The peaks of a small crystal are wide: a low quantile of the ring is still noise, brought to the noise's median.
+    low, middle = special.gammaincinv(len(images), (_QUIET, 0.5))
+    floor = np.array(
+        [
+            np.quantile(flat[a:b], _QUIET) * middle / low if b > a else 1.0
+            for a, b in itertools.pairwise(bounds)
+        ]
+    )
+    # Where a filter has taken everything away, what little is left is no lattice.
+    over = power / np.maximum(floor[ring], max(_LEAST_SHARE * float(power.mean()), 1e-300))
     over[(frequency < _LEAST_PERIODS / shape.min()) | (frequency > 1.0 / _LEAST_PERIOD_PX)] = 0.0
     least = _LEAST_POWER if expected_px is None else _LEAST_EXPECTED
     tops = np.argwhere((over == ndimage.maximum_filter(over, 5)) & (over > least))
