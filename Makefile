@@ -55,5 +55,5 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed-base $(RECIPE_OF_INSTALL)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,simulate,multislice,dev]'
 	@touch $@

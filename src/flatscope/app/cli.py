@@ -22,6 +22,11 @@ _COMMANDS = {
         "flatscope.app.atoms:atoms",
         "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series.",
     ),
+    "simulate": (
+        "flatscope.app.simulate:simulate",
+        "Draw electron micrographs with known truth (extra: simulate).",
+    ),
+    "fit-noise": ("flatscope.app.simulate:fit_noise_command", "Measure the noise of a scanned image."),
     "demo": ("flatscope.app.demo:demo", "Draw three micrographs with known truth and analyse them."),
     "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),

@@ -1,4 +1,4 @@
-"""Focal series with known truth: sheets with every kind of defect, under microscopes as they are.
+"""Focal series and scans with known truth: sheets with every kind of defect, under microscopes as they are.
 
 Ranges follow low-voltage microscopes with a corrector: what networks are trained and tested on.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal
-from flatscope.electron.imaging import SeriesParams, draw_series
-from flatscope.electron.noise import count_electrons
+from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
+from flatscope.electron.noise import NoiseParams, count_electrons, scan
 from flatscope.electron.vibrations import find_amplitudes
 
 Real: TypeAlias = NDArray[np.float32]
@@ -50,6 +50,29 @@ class Specimen:
     mean: Real
     sheet: Sheet
     optics: SeriesParams
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """An ADF-STEM image and what is true about it.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols): counts.
+    mean
+        The same without noise and distortions.
+    sheet
+        Positions count from the centre of the first pixel; `sites_nm` are where the scan shows them.
+    optics, noise
+        The microscope and its scan.
+    """
+
+    image: Real
+    mean: Real
+    sheet: Sheet
+    optics: ScanParams
+    noise: NoiseParams
 
 
 def draw_optics(
@@ -149,14 +172,84 @@ def draw_specimen(
     """
     if optics.dose_e_per_a2 is None:
         raise ValueError("a series without dose cannot be counted: set SeriesParams.dose_e_per_a2")
-    rim = int(np.ceil(RIM_NM / optics.pixel_nm))
-    wide = (shape[0] + 2 * rim, shape[1] + 2 * rim)
-    field_nm = (wide[0] * optics.pixel_nm, wide[1] * optics.pixel_nm)
-    whole = build_sheet(rng, replace(contents, field_nm=field_nm))
+    whole, wide, rim = _build_beyond(rng, contents, optics.pixel_nm, shape)
     spread = find_amplitudes(whole, contents.material, temperature_k=float(rng.uniform(*_TEMPERATURES_K)))
     mean = draw(whole, optics, shape=wide, spread_nm=spread)[:, rim:-rim, rim:-rim]
     electrons = optics.dose_e_per_a2 * (10.0 * optics.pixel_nm) ** 2 / len(mean)
     images = count_electrons(rng, mean, electrons_per_px=electrons, mtf=optics.mtf)
-    moved = np.array([rim, rim]) * optics.pixel_nm
-    sheet = replace(whole, positions_nm=whole.positions_nm - [*moved, 0.0], sites_nm=whole.sites_nm - moved)
-    return Specimen(images, mean, sheet, optics)
+    return Specimen(images, mean, _move(whole, -rim * optics.pixel_nm), optics)
+
+
+def draw_microscope(rng: np.random.Generator, *, pixel_nm: float) -> ScanParams:
+    """An ADF-STEM microscope at random."""
+    return ScanParams(
+        pixel_nm=pixel_nm,
+        voltage_kv=float(rng.choice([60.0, 80.0, 100.0, 200.0])),
+        convergence_mrad=float(rng.uniform(24.0, 34.0)),
+        defocus_nm=float(rng.normal(0.0, 2.0)),
+        spherical_um=float(rng.normal(0.0, 2.0)),
+        astigmatism_nm=float(rng.uniform(0.0, 2.0)),
+        astigmatism_deg=float(rng.uniform(0.0, 180.0)),
+        source_nm=float(rng.uniform(0.02, 0.05)),
+    )
+
+
+def draw_noise(rng: np.random.Generator) -> NoiseParams:
+    """Noise of a scan at random, about what real images have."""
+    return NoiseParams(
+        gain=1.0,
+        lag=float(rng.uniform(0.0, 0.3)),
+        jitter_px=float(rng.uniform(0.0, 0.4)),
+        drift_px=(float(rng.normal(0.0, 3.0)), float(rng.normal(0.0, 3.0))),
+        flyback_px=float(rng.uniform(0.0, 1.5)),
+        flyback_cols=float(rng.uniform(5.0, 40.0)),
+    )
+
+
+def draw_scanned(
+    rng: np.random.Generator,
+    contents: SheetParams,
+    optics: ScanParams,
+    noise: NoiseParams,
+    *,
+    shape: tuple[int, int],
+    electrons_per_px: float,
+) -> Scanned:
+    """Scan a sheet.
+
+    Parameters
+    ----------
+    contents
+        Its `field_nm` is replaced by that of the image and a rim.
+    optics
+        The microscope.
+    noise
+        Its gain is replaced by one electron.
+    shape
+        Rows and columns of the image.
+    electrons_per_px
+        Detected in a pixel, on average over the image.
+    """
+    whole, wide, rim = _build_beyond(rng, contents, optics.pixel_nm, shape)
+    mean = draw_adf(whole, optics, shape=wide)
+    mean *= electrons_per_px / max(float(mean[rim:-rim, rim:-rim].mean()), 1e-12)
+    sites_px = whole.sites_nm / optics.pixel_nm
+    seen, moved = scan(rng, mean, replace(noise, gain=1.0), sites_px=sites_px)
+    sheet = _move(replace(whole, sites_nm=moved * optics.pixel_nm), -rim * optics.pixel_nm)
+    inner = (slice(rim, -rim), slice(rim, -rim))
+    return Scanned(seen[inner], mean[inner].astype(np.float32), sheet, optics, noise)
+
+
+def _build_beyond(
+    rng: np.random.Generator, contents: SheetParams, pixel_nm: float, shape: tuple[int, int]
+) -> tuple[Sheet, tuple[int, int], int]:
+    """A sheet that goes on beyond the image, rows and columns of both, and the rim in pixels."""
+    rim = int(np.ceil(RIM_NM / pixel_nm))
+    wide = (shape[0] + 2 * rim, shape[1] + 2 * rim)
+    field_nm = (wide[0] * pixel_nm, wide[1] * pixel_nm)
+    return build_sheet(rng, replace(contents, field_nm=field_nm)), wide, rim
+
+
+def _move(sheet: Sheet, by_nm: float) -> Sheet:
+    moved = sheet.positions_nm + np.array([by_nm, by_nm, 0.0])
+    return replace(sheet, positions_nm=moved, sites_nm=sheet.sites_nm + by_nm)

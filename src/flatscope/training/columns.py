@@ -18,7 +18,8 @@ from flatscope.electron.focal import CLASSES, MAPS
 from flatscope.electron.specimens import draw_contents, draw_optics, draw_specimen
 from flatscope.files.write import write_atomic
 from flatscope.inference.card import PLAIN, Card, Score
-from flatscope.training import data, supervised
+from flatscope.parallel import map_in_order
+from flatscope.training import supervised
 from flatscope.training.nets.columnnet import ColumnNet
 from flatscope.training.nets.flakenet import FlakeNet
 from flatscope.training.nets.msdnet import MSDNet
@@ -71,7 +72,7 @@ def draw_all(
     """
     images, truth = np.empty((2, count, side, side, 3), np.float16)
     jobs = [(seed, index, side, material) for index in range(count)]
-    for index, made in enumerate(data.draw_each(_draw, jobs, workers=workers, on_progress=on_progress)):
+    for index, made in enumerate(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress)):
         images[index], truth[index] = made
     return Series(images, truth)
 

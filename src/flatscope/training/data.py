@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
+from flatscope.parallel import map_in_order
 from flatscope.training.losses import IGNORE
 from flatscope.training.recipes import Recipe
 
 SUBSTRATE, THIN, THICK, ARTEFACT = range(4)
 Example: TypeAlias = tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]
 """What the network sees (3, rows, cols), the class and the edge of every pixel."""
-Job = TypeVar("Job")
-Made = TypeVar("Made")
 _VISIBLE = 0.012
 """A flake whose contrast stays below this in every channel is neither taught nor held against the network."""
 
@@ -62,33 +58,13 @@ def build(
     contrast = np.empty((total, 3, side, side), np.float16)
     classes, edges = np.empty((2, total, side, side), np.uint8)
     jobs = [(recipe.seed, index, side, recipe.contrast_scale) for index in range(total)]
-    for index, made in enumerate(draw_each(_draw, jobs, workers=workers, on_progress=on_progress)):
+    for index, made in enumerate(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress)):
         contrast[index], classes[index], edges[index] = made
     first = recipe.scenes_val
     return FlakeData(
         Scenes(contrast[first:], classes[first:], edges[first:]),
         Scenes(contrast[:first], classes[:first], edges[:first]),
     )
-
-
-def draw_each(
-    draw: Callable[[Job], Made],
-    jobs: Sequence[Job],
-    *,
-    workers: int,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Iterator[Made]:
-    """What `draw`, a function of a module, makes of each job, in order; with 1 worker in this process."""
-    with ExitStack() as stack:
-        made: Iterable[Made] = map(draw, jobs)
-        if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-            made = pool.map(draw, jobs, chunksize=8)
-        for done, item in enumerate(made, start=1):
-            yield item
-            if on_progress is not None:
-                on_progress(done, len(jobs))
 
 
 def _draw(job: tuple[int, int, int, float]) -> Example:

@@ -17,7 +17,8 @@ from flatscope.inference.card import PLAIN, Card, Score
 from flatscope.optical.bilayers import BilayerParams, draw_bilayer
 from flatscope.optical.orientation import CROP_PX, crop_layer, decode_density
 from flatscope.optical.twist import find_stacks
-from flatscope.training import data, supervised
+from flatscope.parallel import map_in_order
+from flatscope.training import supervised
 from flatscope.training.nets.orientnet import OUTPUTS, OrientNet
 from flatscope.training.recipes import Recipe
 
@@ -60,7 +61,7 @@ def draw_crystals(
         Bilayer i has the random stream (seed, i): the result does not depend on the number of workers.
     """
     jobs = [(seed, index) for index in range(count)]
-    made = list(data.draw_each(_draw, jobs, workers=workers, on_progress=on_progress))
+    made = list(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress))
     return Crystals(
         np.concatenate([crops for crops, _ in made]), np.concatenate([corners for _, corners in made])
     )

@@ -26,6 +26,7 @@ from flatscope.evaluation.twist import LEAST_TOP_PX, MIXES, Reading, fold, read_
 from flatscope.optical.bilayers import Bilayer, BilayerParams, Layers, draw_bilayer
 from flatscope.optical.orientation import METHODS
 from flatscope.optical.twist import TwistParams
+from flatscope.parallel import map_in_order
 
 DOI = "10.1021/acs.nanolett.3c04815"
 RULE, REGRESSOR = "enclosing triangles (published rule)", "ResNet-18 (published)"
@@ -171,11 +172,11 @@ def _train(
     checkpoint: Path | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> Any:
-    from flatscope.training import data, supervised
+    from flatscope.training import supervised
     from flatscope.training.nets.resnet import ResNet18
 
     jobs = [(params, size.side_px, index) for index in range(size.pictures)]
-    made = list(data.draw_each(_draw, jobs, workers=2))
+    made = list(map_in_order(_draw, jobs, workers=2))
     pictures = np.stack([picture for picture, _ in made])
     angles = np.array([angle for _, angle in made], np.float32)
     plan = supervised.Plan(
