@@ -1,14 +1,13 @@
 """Images of sheets, fast: ADF-STEM and HRTEM focal series.
 
-For a sheet of one or two atoms' thickness nothing happens between one atom and the next. In ADF-STEM every atom then
-scatters for itself, and the image is the probe's intensity, convolved with a spot for each atom whose weight grows as
-a power of its atomic number. In HRTEM the sheet shifts the phase of the wave, and the lens makes that visible.
+For a sheet of one or two atoms' thickness nothing happens between one atom and the next. In ADF-STEM every column then
+scatters for itself, and the image is the probe's intensity, convolved with what each column sends to the detector. In
+HRTEM the sheet shifts the phase of the wave, and the lens makes that visible.
 
 References
 ----------
 Nellist and Pennycook 1999, doi:10.1016/S0304-3991(99)00017-0 (incoherent imaging); Kirkland 2010,
-doi:10.1007/978-1-4419-6533-2 (aberrations, probe); Yamashita et al. 2018, doi:10.1038/s41598-018-30941-5 (power of the
-atomic number).
+doi:10.1007/978-1-4419-6533-2 (aberrations, probe, phase objects).
 """
 
 from __future__ import annotations
@@ -19,9 +18,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
+from scipy.spatial import cKDTree
 
 from flatscope.electron.beam import SPLAT_PX, find_phase, find_wavelength, put_atoms
-from flatscope.electron.crystals import Sheet
+from flatscope.electron.crystals import NUMBERS, Sheet
+from flatscope.electron.detector import find_spot
 
 Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
@@ -30,6 +31,8 @@ _WAVE_NM, _BAND = 0.02, 1.0 / 3.0
 """Largest pixel of the wave in HRTEM, and its largest frequency in cycles a pixel: its square still fits the grid."""
 _PLANE_NM = 0.05
 """Atoms whose heights differ by less scatter from one plane."""
+_SAME_COLUMN_NM = 0.03
+"""Atoms so close to each other, seen from above, are one column."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class ScanParams:
     source_nm
         Blur by the source's size and by vibration (1 sigma).
     thermal_nm
-        Vibration of the atoms, with the size of what they scatter from (1 sigma).
-    power
-        Weight of an atom is this power of its atomic number.
+        Vibration of the atoms along either axis (1 sigma).
+    collection_mrad
+        Inner and outer angle of the detector.
     """
 
     pixel_nm: float = 0.02
@@ -62,17 +65,21 @@ class ScanParams:
     astigmatism_nm: float = 0.0
     astigmatism_deg: float = 0.0
     source_nm: float = 0.035
-    thermal_nm: float = 0.012
-    power: float = 1.7
+    thermal_nm: float = 0.008
+    collection_mrad: tuple[float, float] = (70.0, 200.0)
 
     def __post_init__(self) -> None:
         """Refuse what no microscope has."""
-        for name in ("pixel_nm", "voltage_kv", "convergence_mrad", "power"):
+        for name in ("pixel_nm", "voltage_kv", "convergence_mrad"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} is not positive")
         for name in ("source_nm", "thermal_nm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)} is negative")
+        if not 0.0 < self.collection_mrad[0] < self.collection_mrad[1]:
+            raise ValueError(
+                f"collection_mrad = {self.collection_mrad}: give inner and outer angle, the smaller first"
+            )
 
     @property
     def wavelength_nm(self) -> float:
@@ -94,27 +101,62 @@ def draw_adf(sheet: Sheet, params: ScanParams, *, shape: tuple[int, int]) -> Flo
 
     Returns
     -------
-    Shape (rows, cols), in units of what one carbon atom scatters in all, per pixel.
+    Shape (rows, cols), share of the beam that reaches the detector.
 
     Notes
     -----
-    The field is periodic: what leaves it on one side comes in on the other.
+    The field is periodic: what leaves it on one side comes in on the other. What atoms beside each other scatter is
+    added without their interference, which the detector's inner angle averages out; a pair one above the other keeps
+    its own. Fails for crystals so thick that the probe changes on its way, and where the detector reaches into the
+    bright disk.
     """
     # On the pixels themselves where they resolve the probe, else on parts of them.
     limit = params.wavelength_nm / (4e-3 * params.convergence_mrad)
     parts = max(int(np.ceil(params.pixel_nm / limit)), 1)
     pixel, fine = params.pixel_nm / parts, (shape[0] * parts, shape[1] * parts)
-    weights = (sheet.numbers / 6.0) ** params.power
-    spots = put_atoms(sheet.positions_nm[:, :2] / pixel, weights, fine)
     down, across = fft.fftfreq(fine[0])[:, None], fft.rfftfreq(fine[1])[None]
     squared = down**2 + across**2
-    sharpen = np.exp(2.0 * np.pi**2 * squared * SPLAT_PX**2)
-    blur = np.exp(-2.0 * np.pi**2 * squared * (params.source_nm**2 + params.thermal_nm**2) / pixel**2)
     transfer = make_transfer(params, pixel_nm=pixel, shape=fine)
     # Beyond the probe's cut-off the transfer is zero, which keeps the sharpening from growing.
-    spectrum = fft.rfft2(spots) * blur * np.where(np.abs(transfer) > 1e-6, sharpen * transfer, 0.0)
-    image = fft.irfft2(spectrum, fine)
-    return np.asarray(image[::parts, ::parts] * parts**2)
+    sharpen = np.where(
+        np.abs(transfer) > 1e-6, np.exp(2.0 * np.pi**2 * squared * SPLAT_PX**2) * transfer, 0.0
+    )
+    blur = np.exp(-2.0 * np.pi**2 * squared * (params.source_nm / pixel) ** 2)
+    frequency = np.sqrt(squared) / pixel
+    spectrum = np.zeros(transfer.shape, np.complex128)
+    for (numbers, gap_nm), places in _group(sheet).items():
+        known, spot = find_spot(
+            numbers,
+            gap_nm,
+            params.thermal_nm,
+            voltage_kv=params.voltage_kv,
+            convergence_mrad=params.convergence_mrad,
+            collection_mrad=params.collection_mrad,
+        )
+        spots = fft.rfft2(put_atoms(places / pixel, np.ones(len(places)), fine))
+        spectrum += spots * np.interp(frequency, known, spot, right=0.0)
+    image = fft.irfft2(spectrum * blur * sharpen, fine)
+    return np.asarray(image[::parts, ::parts] / pixel**2)
+
+
+def _group(sheet: Sheet) -> dict[tuple[tuple[int, ...], float], Float]:
+    """Places (n, 2) of the atoms of each element, and of each kind of pair of atoms one above the other."""
+    flat, heights = sheet.positions_nm[:, :2], sheet.positions_nm[:, 2]
+    groups: dict[tuple[tuple[int, ...], float], Float] = {
+        ((int(number),), 0.0): flat[sheet.numbers == number] for number in np.unique(sheet.numbers)
+    }
+    # Where carbon lies at random there is no column whose atoms could agree.
+    heavy = np.flatnonzero(sheet.numbers != NUMBERS["C"])
+    if len(heavy) < 2:
+        return groups
+    pairs = heavy[cKDTree(flat[heavy]).query_pairs(_SAME_COLUMN_NM, output_type="ndarray")]
+    gaps = np.rint(np.abs(np.diff(heights[pairs], axis=1))[:, 0] / _PLANE_NM).astype(int)
+    kinds = np.sort(sheet.numbers[pairs], axis=1)
+    middles = flat[pairs].mean(1)
+    for low, high, gap in np.unique(np.column_stack([kinds, gaps]), axis=0):
+        mine = (kinds[:, 0] == low) & (kinds[:, 1] == high) & (gaps == gap)
+        groups[(int(low), int(high)), round(float(gap) * _PLANE_NM, 4)] = middles[mine]
+    return groups
 
 
 def make_transfer(params: ScanParams, *, pixel_nm: float, shape: tuple[int, int]) -> NDArray[np.complex128]:

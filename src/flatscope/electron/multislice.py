@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from flatscope.electron.crystals import Sheet
-from flatscope.electron.imaging import Float, Real, SeriesParams, fit_grid, sample_image
+from flatscope.electron.imaging import Float, Real, ScanParams, SeriesParams, fit_grid, sample_image
 
 _SLICE_NM, _VACUUM_NM = 0.1, 0.2
 """Thickness of a slice, and of the empty space above and below the sheet."""
@@ -116,3 +116,73 @@ def _load() -> tuple[Any, Any]:
     except ImportError:
         raise MultisliceError("multislice needs abTEM: pip install 'flatscope[multislice]'") from None
     return abtem, ase
+
+
+def simulate_adf(
+    sheet: Sheet,
+    params: ScanParams,
+    *,
+    shape: tuple[int, int],
+    phonons: int,
+    rng: np.random.Generator,
+    sampling_nm: float = 0.006,
+) -> NDArray[np.float64]:
+    """The mean ADF-STEM image of a sheet by PRISM; parameters and result as in `draw_adf`.
+
+    Parameters
+    ----------
+    sheet, params, shape
+        See `flatscope.electron.imaging.draw_adf`.
+    phonons
+        Number of displaced copies of the sheet whose images are averaged.
+    rng
+        Source of the displacements.
+    sampling_nm
+        Pixel of the wave; its frequencies must reach the detector's outer angle.
+
+    Raises
+    ------
+    MultisliceError
+        If abTEM is not installed.
+    """
+    abtem, ase = _load()
+    extent = [side * params.pixel_nm for side in shape]
+    reach = float(np.abs(sheet.positions_nm[:, 2]).max()) + _VACUUM_NM
+    total = np.zeros(shape)
+    for _ in range(max(phonons, 1)):
+        places = sheet.positions_nm + params.thermal_nm * rng.normal(size=sheet.positions_nm.shape) * bool(
+            phonons
+        )
+        turned = np.column_stack([places[:, 1], extent[0] - places[:, 0], reach - places[:, 2]])
+        cell = [10.0 * extent[1], 10.0 * extent[0], 20.0 * reach]
+        atoms = ase.Atoms(numbers=sheet.numbers, positions=10.0 * turned, cell=cell, pbc=True)
+        potential = abtem.Potential(
+            atoms, sampling=10.0 * sampling_nm, slice_thickness=10.0 * _SLICE_NM, projection="infinite"
+        )
+        probe = abtem.SMatrix(
+            potential=potential,
+            energy=1e3 * params.voltage_kv,
+            semiangle_cutoff=params.convergence_mrad,
+            downsample=False,
+        )
+        grid = abtem.GridScan(
+            start=(0, 0), end=(10.0 * extent[1], 10.0 * extent[0]), gpts=shape[::-1], endpoint=False
+        )
+        lens = abtem.CTF(
+            # The probe is focused on the middle of the sheet, the wave begins above it.
+            defocus=10.0 * (params.defocus_nm + reach),
+            Cs=1e4 * params.spherical_um,
+            astigmatism=10.0 * params.astigmatism_nm,
+            astigmatism_angle=np.deg2rad(params.astigmatism_deg),
+            semiangle_cutoff=params.convergence_mrad,
+            energy=1e3 * params.voltage_kv,
+        )
+        detector = abtem.AnnularDetector(*params.collection_mrad)
+        seen = probe.scan(scan=grid, detectors=detector, ctf=lens).compute(progress_bar=False)
+        total += _upright(np.asarray(seen.array))
+    spectrum = fft.rfft2(total / max(phonons, 1))
+    squared = fft.fftfreq(shape[0])[:, None] ** 2 + fft.rfftfreq(shape[1])[None] ** 2
+    blurred = fft.irfft2(
+        spectrum * np.exp(-2.0 * np.pi**2 * squared * (params.source_nm / params.pixel_nm) ** 2), shape
+    )
+    return np.asarray(blurred)
