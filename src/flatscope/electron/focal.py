@@ -37,7 +37,7 @@ _SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
 _NEAR = np.array([(row, col) for row in range(-2, 3) for col in range(-2, 3) if row**2 + col**2 <= 5])
 _CORE = np.array([(row, col) for row in range(-1, 2) for col in range(-1, 2)])
 """Pixels about a top that say where the middle is, and about the middle that say what stands there."""
-_BOND_REACH, _AROUND_NM, _SAY, _LOUDEST, _ANTISITE, _TINY = 1.35, 1.0, 0.2, 3.0, 0.02, 1e-3
+_BOND_REACH, _AROUND_NM, _SAY, _LOUDEST, _ANTISITE, _TINY = 1.35, 1.0, 0.2, 3.0, 0.06, 1e-3
 """Of sublattices: columns within so many bonds are neighbours; how far columns tell each other (1 sigma), and how much
 each of them says at most; how often a column stands on the wrong sublattice."""
 _CLOSURE_RAD, _LARGEST_DRIFT, _WEAK = 0.6, 0.15, 0.27

@@ -142,18 +142,22 @@ def find_lattice(image: NDArray[np.floating], *, expected_px: float | None = Non
         No three peaks 60° apart rise from the noise, neither of the whole field nor of a part of it.
     """
     images = image if image.ndim == 3 else image[None]
-    try:
-        return _find_in(images, expected_px)
-    except NoLatticeError:
-        # A crystal at the rim of the field is lost to the window: look at overlapping parts half as wide.
-        found = []
-        high, wide = (side // 2 for side in images.shape[1:])
-        for top, left in itertools.product((0, high // 2, high), (0, wide // 2, wide)):
-            with contextlib.suppress(NoLatticeError):
-                found.append(_find_in(images[:, top : top + high, left : left + wide], expected_px))
-        if not found:
-            raise
-        return max(found, key=lambda lattice: lattice.power)
+    # A crystal at the rim of the field is lost to the window: look at overlapping parts half as wide.
+    high, wide = (side // 2 for side in images.shape[1:])
+    parts = [
+        images[:, top : top + high, left : left + wide]
+        for top, left in itertools.product((0, high // 2, high), (0, wide // 2, wide))
+    ]
+    # What is expected anywhere comes before anything else.
+    for wanted in (expected_px, None) if expected_px is not None else (None,):
+        found: list[Lattice] = []
+        for look in ([images], parts):
+            for part in look:
+                with contextlib.suppress(NoLatticeError):
+                    found.append(_find_in(part, wanted))
+            if found:
+                return max(found, key=lambda lattice: lattice.power)
+    return _find_in(images, None)
 
 
 def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice:
@@ -213,7 +217,7 @@ def _top_of(power: Float, row: int, col: int) -> tuple[float, float]:
 
 
 def _pick(places: Float, over: Float, expected_px: float | None) -> Lattice | None:
-    """The strongest of the hexagons of peaks that are as expected, else of the shortest."""
+    """The strongest of the shortest hexagons of peaks, where one is expected of those."""
     length = np.hypot(*places.T)
     angle = np.rad2deg(np.arctan2(-places[:, 0], places[:, 1]))
     found = []
@@ -229,8 +233,7 @@ def _pick(places: Float, over: Float, expected_px: float | None) -> Lattice | No
         return None
     if expected_px is not None:
         length_of = 2.0 / np.sqrt(3.0) / expected_px
-        alike = [item for item in found if abs(np.log(item[1] / length_of)) < np.log(_AS_EXPECTED)]
-        found = alike or [item for item in found if item[0] > _LEAST_POWER]
+        found = [item for item in found if abs(np.log(item[1] / length_of)) < np.log(_AS_EXPECTED)]
         if not found:
             return None
     shortest = min(item[1] for item in found)
