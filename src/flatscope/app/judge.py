@@ -166,6 +166,14 @@ def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
     "--images", type=click.IntRange(1), default=10, show_default=True, help="Drawn ones, without --image."
 )
 @click.option("--seed", type=click.IntRange(0), default=11, show_default=True, help="Of the drawn images.")
+@click.option(
+    "--modality",
+    type=click.Choice(["stem", "hrtem"]),
+    default="stem",
+    show_default=True,
+    help="Of drawn images.",
+)
+@click.option("--weights", default="columns", show_default=True, help="For hrtem: a name, or an .onnx file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def columns(
     image: Path | None,
@@ -173,16 +181,23 @@ def columns(
     material: str,
     nm_per_px: float | None,
     as_json: bool,
+    modality: str,
+    weights: str,
     **drawn: Any,
 ) -> int:
-    """Compare atomic columns with expert labels, or with the truth of drawn ADF images at 3, 10 and 50 electrons a
-    pixel."""
+    """Compare atomic columns with expert labels, with the truth of drawn ADF images at 3, 10 and 50 electrons a pixel,
+    or with that of drawn HRTEM focal series (by multislice where abTEM is installed) at 100 to 100,000 electrons per
+    Å², so many on either support."""
     from flatscope.electron.columns import ColumnParams
     from flatscope.evaluation.columns import evaluate_labels, evaluate_localisation
 
     if (image is None) != (labels is None):
         raise click.UsageError("--image and --labels belong together")
     params = checked(ColumnParams, material=material)
+    if modality == "hrtem":
+        if image is not None:
+            raise click.UsageError("--image belongs to --modality stem")
+        return _judge_series(params.material, weights, as_json=as_json, **drawn)
     if image is not None and labels is not None:
         show.print_scores(evaluate_labels(image, labels, params, nm_per_px=nm_per_px), as_json=as_json)
         return 0
@@ -211,6 +226,81 @@ def columns(
                 str(one.columns),
             )
             for one in scores
+        ],
+    )
+    return 0
+
+
+def _judge_series(material: str, weights: str, *, as_json: bool, images: int, seed: int) -> int:
+    from flatscope.evaluation.series import evaluate_series
+
+    with show.progress("series") as on_progress:
+        scores = evaluate_series(
+            material=material, series=images, seed=seed, weights=weights, on_progress=on_progress
+        )
+    if as_json:
+        click.echo(json.dumps([score.to_dict() for score in scores]))
+        return 0
+    head = (
+        "sheet",
+        "e/Å²",
+        "F1",
+        "place alone",
+        "single atoms",
+        "bound",
+        "error pm",
+        "stated pm",
+        "columns",
+        "by",
+    )
+    rows = [
+        (
+            one.support,
+            f"{one.dose_e_per_a2:g}",
+            *(str(value) for value in (one.f1, one.placed, one.single)),
+            f"{one.bound:.3f}",
+            *(f"{value:.1f}" for value in (one.error_pm, one.stated_pm)),
+            str(one.columns),
+            one.model,
+        )
+        for one in scores
+    ]
+    show.print_rows(head, rows)
+    return 0
+
+
+@evaluate.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def imaging(as_json: bool) -> int:
+    """Compare the fast models of electron micrographs with multislice and PRISM (extra: multislice)."""
+    from flatscope.electron.multislice import MultisliceError
+    from flatscope.evaluation.imaging import compare_adf, compare_series
+
+    runs = [lambda: compare_series(), lambda: compare_series("graphene")]
+    runs += [lambda: compare_adf("MoS2"), lambda: compare_adf("WSe2")]
+    found = []
+    try:
+        with show.progress("comparisons") as on_progress:
+            for done, once in enumerate(runs, start=1):
+                found.append(once())
+                on_progress(done, len(runs))
+    except MultisliceError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found]))
+        return 0
+    show.print_rows(
+        ("model", "sheet", "rms / std", "times as fast", "ms", "columns, fast / exact"),
+        [
+            (
+                one.model,
+                one.sheet,
+                f"{one.rms:.3f}",
+                f"{one.ratio:.0f}",
+                f"{1e3 * one.seconds:.1f}",
+                ", ".join(f"{name} {value:.3f}" for name, value in one.sites.items()),
+            )
+            for one in found
         ],
     )
     return 0
