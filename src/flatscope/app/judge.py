@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +20,9 @@ from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.files.read import find_pictures
 from flatscope.inference.runtime import Network
 from flatscope.optical.orientation import METHODS
+
+if TYPE_CHECKING:
+    from flatscope.evaluation.imaging import Agreement
 
 
 @click.group()
@@ -276,9 +281,9 @@ def imaging(as_json: bool) -> int:
     from flatscope.electron.multislice import MultisliceError
     from flatscope.evaluation.imaging import compare_adf, compare_series
 
-    runs = [lambda: compare_series(), lambda: compare_series("graphene")]
-    runs += [lambda: compare_adf("MoS2"), lambda: compare_adf("WSe2")]
-    found = []
+    runs: list[Callable[[], Agreement]] = [partial(compare_series, support) for support in ("", "graphene")]
+    runs += [partial(compare_adf, material) for material in ("MoS2", "WSe2")]
+    found: list[Agreement] = []
     try:
         with show.progress("comparisons") as on_progress:
             for done, once in enumerate(runs, start=1):

@@ -58,6 +58,9 @@ _NEIGHBOURS = 30
 """So many columns of the same sublattice tell how bright a perfect one is."""
 _PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
 """How often a column is perfect, lacks one of two atoms, holds something else, or nothing."""
+_PART = (0.46, 0.05)
+"""Height of one atom over that of a pair, and how far it differs between detectors: less than a half, since the two
+scatter together where the detector begins at low angles."""
 _NOISE_FACTOR = 1.3
 """Noise of neighbouring pixels is not independent."""
 _LEAST_P = 0.8
@@ -73,7 +76,7 @@ _LARGEST_SIGMA = 0.12
 """Columns whose place is less certain, in distances to the next one, are doubtful."""
 _ALIKE = 0.8
 """Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
-ALIKE = "both sublattices are about as bright, the brighter one is taken for the first"
+ALIKE = "both sublattices are about as bright, high angles tell which is which"
 _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 """Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
@@ -135,8 +138,9 @@ def find_columns(
 
     Notes
     -----
-    In ADF-STEM the sublattice follows from brightness, metal before chalcogen; where both are about as bright, as in
-    medium-angle images, all columns are doubtful until `ColumnParams.brighter` settles it. In a focal series a network
+    In ADF-STEM the sublattice follows from brightness at high angles (the metal is brighter, but in MoSe2); where
+    both are about as bright, all columns are doubtful until `ColumnParams.brighter` settles it. At medium angles a pair
+    of selenium atoms may be much brighter than tungsten: then only `brighter` is right. In a focal series a network
     names every column (see docs/training.md for what it was trained on). Both fail where crystals overlap.
     """
     if isinstance(image, Stack):
@@ -167,7 +171,7 @@ def _find_in_scan(micrograph: Micrograph, params: ColumnParams) -> ColumnTable:
             f"{crystal.name} do not: check --material"
         )
     sure = params.brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
-    first = 0 if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
+    first = crystal.brighter if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
     positions, sublattice = _sites(phases, places, first)
     fit = fit_columns(image, positions, lattice.constant_px / np.sqrt(3.0))
     frame = _name(fit, positions, sublattice, crystal, image=image)
@@ -543,7 +547,7 @@ def _judge(ratio: Float, noise: Float, crystal: Crystal, kind: int) -> tuple[NDA
 
     density = {crystal.species[kind]: chance(_PRIORS["whole"], 1.0, spread)}
     if atoms == 2:
-        density[element] = chance(_PRIORS["part"], 0.5, spread)
+        density[element] = chance(_PRIORS["part"], _PART[0], float(np.hypot(spread, _PART[1])))
     # Columns of one kind scatter by more than noise; where there is nothing, there is only noise.
     density[NOTHING] = chance(_PRIORS["none"], 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
     # What else may stand there has any brightness up to three times the usual one.
