@@ -237,23 +237,32 @@ def find_drift(images: NDArray[np.floating], lattice: Lattice) -> Float:
 
     Returns
     -------
-    Shape (images, 2), (rows, cols); 0 where the image shows the lattice too weakly to tell; NaN where the three peaks
-    disagree, or where the shift is so large that it could as well be another one.
+    Shape (images, 2), (rows, cols); that of the images about it where one shows the lattice too weakly to tell; NaN
+    where the three peaks disagree, or where the shift is so large that it could as well be another one.
 
     Notes
     -----
     A shift by a whole lattice vector looks like none.
     """
-    clearest = find_clearest(images, lattice)
     reciprocal = np.vstack([lattice.reciprocal, lattice.reciprocal[1] - lattice.reciprocal[0]])
     peaks = _measure_peaks(images, lattice)
-    turned = np.angle((peaks * np.conj(peaks[clearest])) ** 2)
-    shifts = np.linalg.lstsq(-4.0 * np.pi * reciprocal, turned.T, rcond=None)[0].T
-    left = np.abs(turned + 4.0 * np.pi * shifts @ reciprocal.T).max(1)
-    shifts[(left > _CLOSURE_RAD) | (np.hypot(*shifts.T) > _LARGEST_DRIFT * lattice.constant_px)] = np.nan
     strength = np.abs(peaks) / images.std((1, 2))[:, None]
-    shifts[strength.min(1) < _WEAK * np.median(strength.max(0))] = 0.0
-    return np.asarray(shifts)
+    strong = np.flatnonzero(strength.min(1) >= _WEAK * np.median(strength.max(0)))
+    clearest = find_clearest(images, lattice)
+    if clearest not in strong:
+        return np.zeros((len(images), 2))
+    # From one strong image to the next, as these lie closer to each other than to the clearest.
+    places = np.zeros((len(strong), 2))
+    for index in range(1, len(strong)):
+        turned = np.angle((peaks[strong[index]] * np.conj(peaks[strong[index - 1]])) ** 2)
+        step = np.linalg.lstsq(-4.0 * np.pi * reciprocal, turned, rcond=None)[0]
+        left = np.abs(turned + 4.0 * np.pi * reciprocal @ step).max()
+        if left > _CLOSURE_RAD or np.hypot(*step) > _LARGEST_DRIFT * lattice.constant_px:
+            step = np.full(2, np.nan)
+        places[index] = places[index - 1] + step
+    places -= places[strong == clearest]
+    every = np.arange(len(images))
+    return np.stack([np.interp(every, strong, places[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def _measure_peaks(images: NDArray[np.floating], lattice: Lattice) -> NDArray[np.complex128]:
