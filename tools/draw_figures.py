@@ -1,9 +1,10 @@
-"""Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores FILE] [--curve FOLDER]`.
+"""Draw the figures of the docs: `python tools/draw_figures.py [--real FOLDER] [--scores FILE] [--curve FOLDER] ...`.
 
 Without options, everything that follows from the package alone. `--real` takes the folder of real micrographs (never
 part of the repository) for the before-and-after figure, scenes beside them, and the comparison of contrasts; `--scores`
 takes what `flatscope evaluate scenes --json` printed, for the reliability diagram; `--curve` the folder of
-`flatscope evaluate adaptation --json > FOLDER/curve.json --out FOLDER`.
+`flatscope evaluate adaptation --json > FOLDER/curve.json --out FOLDER`; `--larsen` the larsen2021.json of
+`flatscope reproduce larsen2021`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import numpy as np
 from PIL import Image
 
 import flatscope
+from flatscope.electron.crystals import SheetParams
+from flatscope.electron.specimens import draw_specimen
+from flatscope.evaluation.papers.larsen2021 import EXAMPLE
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
@@ -228,16 +232,52 @@ def draw_atoms(real: Path) -> None:
     Image.fromarray(np.hstack(tiles)).save(FIGURES / "atoms.jpg", quality=85, subsampling=0)
 
 
+def draw_series_found() -> None:
+    """A drawn focal series on graphene, and the columns that are found in it."""
+    contents = SheetParams(
+        "MoS2", turn_deg=14.0, vacancies={"one": 0.08, "both": 0.02}, holes=1, hole_nm=0.6, support="graphene"
+    )
+    optics = replace(EXAMPLE, dose_e_per_a2=2e4)
+    drawn = draw_specimen(np.random.default_rng(8), contents, optics, shape=(300, 300))
+    stack = flatscope.Stack(drawn.images, flatscope.Calibration((optics.pixel_nm,) * 2, "user"))
+    params = flatscope.ColumnParams("MoS2", defocus_nm=optics.defocus_nm)
+    rings = draw_columns(stack, flatscope.find_columns(stack, params)).resize((600, 600))
+    tiles = []
+    for image in drawn.images[[0, 2]]:
+        low, high = np.quantile(image, (0.002, 0.998))
+        gray = np.clip((image - low) / (high - low) * 255.0, 0.0, 255.0).astype(np.uint8)
+        tiles.append(np.asarray(Image.fromarray(gray).resize((600, 600)).convert("RGB")))
+    both = np.hstack([tiles[0], np.asarray(rings), tiles[1]])
+    Image.fromarray(both).save(FIGURES / "series.jpg", quality=85, subsampling=0)
+
+
+def draw_dose(numbers: Path) -> None:
+    """F1 against dose of both published networks and flatscope, beside what counting statistics allow."""
+    sweep = json.loads(numbers.read_text(encoding="utf-8"))[-1]["sweep"]
+    figure, axes = plt.subplots(1, len(sweep), figsize=(9.0, 3.4), layout="constrained", sharey=True)
+    for axis, (support, curves) in zip(axes, sweep.items(), strict=True):
+        for name, (dose, reached) in curves.items():
+            axis.plot(dose, reached, "--" if "statistics" in name else "-", label=name)
+        axis.set(title=support, xscale="log", xlabel="electrons per Å² in a series", ylim=(0.0, 1.02))
+    axes[0].set_ylabel("F1 of place and kind")
+    axes[1].legend(frameon=False, fontsize="small")
+    figure.savefig(FIGURES / "dose.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--curve", type=Path)
+    parser.add_argument("--larsen", type=Path)
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_contrast()
     draw_measured()
     draw_twisted()
+    draw_series_found()
+    if options.larsen:
+        draw_dose(options.larsen)
     if options.curve:
         draw_learning_curve(options.curve)
         draw_adapted(options.curve)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatscope.electron.columns import ColumnParams, find_columns
-    from flatscope.files.read import find_pictures, read
-    from flatscope.micrograph import Calibration, Micrograph, MicrographError
+    from flatscope.files.read import find_pictures, read, read_stack
+    from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
     from flatscope.optical.flakes import FlakeParams, find_flakes
     from flatscope.optical.twist import TwistParams, measure_twist
     from flatscope.results import ColumnTable, FlakeTable, TwistTable
@@ -30,11 +30,13 @@ _HOMES = {
     "TwistTable": "flatscope.results",
     "measure_twist": "flatscope.optical.twist",
     "Micrograph": "flatscope.micrograph",
+    "Stack": "flatscope.micrograph",
     "MicrographError": "flatscope.micrograph",
     "find_columns": "flatscope.electron.columns",
     "find_flakes": "flatscope.optical.flakes",
     "find_pictures": "flatscope.files.read",
     "read": "flatscope.files.read",
+    "read_stack": "flatscope.files.read",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "FlakeTable",
     "Micrograph",
     "MicrographError",
+    "Stack",
     "TwistParams",
     "TwistTable",
     "__version__",
@@ -53,6 +56,7 @@ __all__ = [
     "find_pictures",
     "measure_twist",
     "read",
+    "read_stack",
 ]
 
 

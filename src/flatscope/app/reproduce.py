@@ -187,7 +187,11 @@ def _run_larsen(size: str, out: Path, on_progress: Progress) -> Outcome:
         "torch.",
     )
     numbers = [{key: value for key, value in asdict(line).items() if key != "each"} for line in study.lines]
-    numbers.append({"faster": study.faster, "model": study.model})
+    sweep = {
+        support: {name: [list(map(float, axis)) for axis in curve] for name, curve in curves.items()}
+        for support, curves in study.sweep.items()
+    }
+    numbers.append({"faster": study.faster, "model": study.model, "sweep": sweep})
     return Outcome(table, numbers, make_study_page("Larsen et al. 2021", table, figures, notes=notes))
 
 
