@@ -18,6 +18,7 @@ from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
 from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
 from flatscope.training.nets.fcn import FCN  # noqa: E402
 from flatscope.training.nets.lraspp import LRASPP  # noqa: E402
+from flatscope.training.nets.msdnet import MSDNet  # noqa: E402
 from flatscope.training.nets.resnet import ResNet18  # noqa: E402
 from flatscope.training.nets.unet import SaitoUNet, YangUNet  # noqa: E402
 
@@ -28,12 +29,22 @@ NETS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     "DeepLabV3": (DeepLabV3, 21, 42_004_074),
     "FCN": (FCN, 21, 35_322_218),
     "LRASPP": (LRASPP, 21, 3_221_538),
+    # By its formula: 100 layers of 9 weights for each of 3 + i channels, and the last one.
+    "MSDNet": (MSDNet, 4, 9 * sum(range(3, 103)) + 100 + 4 * 103 + 4),
 }
-SMALL = {"SaitoUNet": {"widths": (4, 8, 8, 16, 16)}, "YangUNet": {"widths": (4, 8, 16, 32, 64)}}
+SMALL = {
+    "SaitoUNet": {"widths": (4, 8, 8, 16, 16)},
+    "YangUNet": {"widths": (4, 8, 16, 32, 64)},
+    "MSDNet": {"depth": 12},
+}
 
 
 def build(name: str, **settings: object) -> nn.Module:
-    return supervised.seeded(NETS[name][0], seed=3, **SMALL.get(name, {}), **settings).eval()
+    net = supervised.seeded(NETS[name][0], seed=3, **SMALL.get(name, {}), **settings).eval()
+    if isinstance(net, MSDNet):
+        # Its last layer begins with zeros, as published: an untrained one says nothing.
+        supervised.seeded(nn.init.normal_, seed=4, tensor=net.head.weight)
+    return net
 
 
 def answer(net: nn.Module, x: np.ndarray) -> np.ndarray:

@@ -408,6 +408,86 @@ def test_tests_are_the_same_series_at_every_dose() -> None:
     )
 
 
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_turned_copies_still_point_to_their_columns() -> None:
+    pytest.importorskip("torch")
+    from flatscope.training import columns
+
+    series = columns.draw_all(2, side=64, material="MoS2", seed=3, workers=1)
+    images, truth = series.images[1], series.truth[1]
+    ends = set()
+    for seed in range(12):
+        turned, marked = columns.turn(np.random.default_rng(seed), images, truth)
+        rows, cols = np.nonzero((marked[..., 0] > 0) & (marked[..., 0] < focal.IGNORE))
+        down, right = (marked[rows, cols, axis].astype(float) for axis in (1, 2))
+        # All pixels of a column point to the same place, or nearly so in half precision.
+        places = np.round(np.stack([rows + down, cols + right], axis=1) * 4.0) / 4.0
+        assert len(np.unique(places, axis=0)) < 0.2 * len(places)
+        assert turned.shape == images.shape
+        ends.add(turned.tobytes())
+    assert len(ends) > 4
+
+
+def test_the_loss_is_least_where_the_truth_is() -> None:
+    torch = pytest.importorskip("torch")
+    from flatscope.training.nets.columnnet import ColumnNet
+    from flatscope.training.nets.flakenet import FlakeNet
+
+    net = ColumnNet(FlakeNet(outputs=8, widths=(4, 8)))
+    truth = torch.zeros(1, 8, 8, 3)
+    truth[0, 2:5, 2:5, 0] = 2.0
+    truth[0, 2:5, 2:5, 1] = 0.5
+    truth[0, 6, 6, 0] = float(focal.IGNORE)
+    answers = torch.zeros(1, 8, 8, 8)
+    answers[0, 0], answers[0, 2, 2:5, 2:5], answers[0, 0, 2:5, 2:5] = 6.0, 6.0, 0.0
+    answers[0, 5, 2:5, 2:5] = 0.5
+    answers[0, 7] = -2.0
+    best = float(net.loss(answers, truth))
+    ignored = answers.clone()
+    ignored[0, :, 6, 6] = 9.0
+    assert float(net.loss(ignored, truth)) == pytest.approx(best)
+    for channel, change in ((2, -6.0), (5, 1.0), (7, 2.5)):
+        worse = answers.clone()
+        worse[0, channel, 2:5, 2:5] += change
+        assert float(net.loss(worse, truth)) > best + 0.01
+
+
+def test_a_network_for_another_material_is_trained_and_used(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("torch")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(
+        'name = "tiny"\ntask = "columns"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nscene_px = 32\n'
+        'widths = [4, 8]\nepochs = 1\nbatch = 4\nlr = 1e-3\npictures = "series"\n'
+    )
+    command = ["train", str(recipe), "--out", str(tmp_path / "out"), "--workers", "1", "--material", "wse2"]
+    assert run(command) == 0
+    assert "pixels of first" in capsys.readouterr().out
+    net = Network.load(tmp_path / "out" / "tiny.onnx", task="columns")
+    assert net.card.material == "WSe2" and net.card.pixel_size_nm == focal.PIXEL_NM
+    with pytest.raises(MicrographError, match="know WSe2, not MoS2"):
+        find_columns(as_stack(specimen(side=240)), ColumnParams("MoS2"), network=net)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_study_of_focal_series_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("torch")
+    from flatscope.evaluation.papers import larsen2021
+
+    small = replace(larsen2021.SIZES["quick"], pictures=16, steps=4, depth=3, tested=1, validated=1, swept=1)
+    monkeypatch.setitem(larsen2021.SIZES, "quick", small)
+    assert run(["reproduce", "larsen2021", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert {(line["support"], line["method"]) for line in numbers[:-1]} == {
+        (support, method) for support in ("bare", "graphene") for method in ("MSD-net", "U-Net", "flatscope")
+    }
+    ours = [line["f1"]["value"] for line in numbers[:-1] if line["method"] == "flatscope"]
+    assert min(ours) > 0.8 and numbers[-1]["faster"] > 4.0
+    assert (tmp_path / "larsen2021.html").read_text("utf-8").count("<img") == 3
+
+
 # --- files and commands ----------------------------------------------------------------------------------------------
 
 

@@ -228,6 +228,8 @@ def _score(net: nn.Module, series: Series) -> dict[str, Score]:
                     found[name].append(float(np.mean(answers[mine] == index)))
     scores = {}
     for name, shares in found.items():
+        if not shares:
+            continue
         mean, half = float(np.mean(shares)), 1.96 * float(np.std(shares) / np.sqrt(len(shares)))
         scores[f"pixels of {name}"] = Score(mean, mean - half, mean + half, f"{len(shares)} drawn series")
     return scores
