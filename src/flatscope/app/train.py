@@ -14,6 +14,7 @@ from flatscope.app import show
 from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams
+from flatscope.electron.crystals import find_crystal
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
@@ -83,7 +84,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
     if plan.pictures in _SUPERVISED:
         if options["material"]:
-            plan = replace(plan, material=checked(ColumnParams, material=options["material"]).material)
+            known = checked(ColumnParams, material=options["material"])
+            plan = replace(plan, material=find_crystal(known.material).name)
         return _train_supervised(plan, out=out, **options)
     # torch takes seconds to import; a wrong recipe should be told before.
     from flatscope.inference import registry
