@@ -143,29 +143,9 @@ def train(
     """
     series = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
     held, known = series.take(slice(0, recipe.scenes_val)), series.take(slice(recipe.scenes_val, None))
-    steps = recipe.epochs * len(known.images) // recipe.batch
-    plan = supervised.Plan(
-        lr=recipe.lr,
-        steps=steps,
-        batch=recipe.batch,
-        weight_decay=recipe.weight_decay,
-        schedule="poly",
-        warmup=round(recipe.warmup * steps),
-        max_minutes=recipe.max_minutes,
-        seed=recipe.seed,
-    )
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
     net = make_net(recipe)
-    supervised.fit(
-        net,
-        known.images,
-        known.truth,
-        plan,
-        augment=turn,
-        checkpoint=checkpoint,
-        on_progress=on_progress,
+    supervised.fit_by(
+        recipe, net, known.images, known.truth, augment=turn, out=out, resume=resume, on_progress=on_progress
     )
     return Outcome(net, _score(net, held))
 

@@ -141,28 +141,15 @@ def train(
     crystals = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
     held = crystals.take(slice(0, recipe.scenes_val))
     known = crystals.take(slice(recipe.scenes_val, None))
-    steps = recipe.epochs * len(known.crops) // recipe.batch
-    plan = supervised.Plan(
-        lr=recipe.lr,
-        steps=steps,
-        batch=recipe.batch,
-        weight_decay=recipe.weight_decay,
-        schedule="poly",
-        warmup=round(recipe.warmup * steps),
-        max_minutes=recipe.max_minutes,
-        seed=recipe.seed,
-    )
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    fresh = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
-    net = supervised.fit(
-        fresh,
+    net = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
+    supervised.fit_by(
+        recipe,
+        net,
         known.crops,
         known.corners_deg,
-        plan,
         augment=turn,
-        checkpoint=checkpoint,
+        out=out,
+        resume=resume,
         on_progress=on_progress,
     )
     return Outcome(net, _score(net, held))

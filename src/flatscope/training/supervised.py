@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
+from flatscope.training.recipes import Recipe
 
 Pixels = NDArray[Any]
 Truth = NDArray[Any]
@@ -166,6 +167,43 @@ def fit(
         finally:
             save()
     return net.eval()
+
+
+def fit_by(
+    recipe: Recipe,
+    net: nn.Module,
+    pictures: Pixels,
+    truth: Truth,
+    *,
+    augment: Augment,
+    out: Path,
+    resume: bool = True,
+    on_progress: Progress | None = None,
+) -> nn.Module:
+    """`fit` by a recipe's `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `max_minutes` and `seed`.
+
+    Parameters
+    ----------
+    out
+        Folder for the checkpoint, which is called after the recipe.
+    resume
+        Go on from a checkpoint that lies there; else it is removed.
+    """
+    steps = recipe.epochs * len(pictures) // recipe.batch
+    plan = Plan(
+        lr=recipe.lr,
+        steps=steps,
+        batch=recipe.batch,
+        weight_decay=recipe.weight_decay,
+        schedule="poly",
+        warmup=round(recipe.warmup * steps),
+        max_minutes=recipe.max_minutes,
+        seed=recipe.seed,
+    )
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    return fit(net, pictures, truth, plan, augment=augment, checkpoint=checkpoint, on_progress=on_progress)
 
 
 def seeded(make: Callable[..., nn.Module], *, seed: int, **settings: Any) -> nn.Module:
