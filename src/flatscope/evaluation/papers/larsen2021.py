@@ -361,7 +361,10 @@ def _sweep(
 
 
 def _time(nets: dict[str, Any], network: Network) -> tuple[dict[str, float], float]:
-    """Median seconds of each network on a series of 5 nm, in turn, and the ratio to an MSD-net of 100 layers."""
+    """Median seconds of each network on a series of 5 nm, in turn, and the ratio to an MSD-net of 100 layers.
+
+    Both run on as many threads as they take by themselves, unless the environment says otherwise.
+    """
     from flatscope.training.nets.msdnet import MSDNet
     from flatscope.training.supervised import answer
 
