@@ -144,8 +144,11 @@ def train(
     series = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
     held, known = series.take(slice(0, recipe.scenes_val)), series.take(slice(recipe.scenes_val, None))
     net = make_net(recipe)
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
     supervised.fit_by(
-        recipe, net, known.images, known.truth, augment=turn, out=out, resume=resume, on_progress=on_progress
+        recipe, net, known.images, known.truth, augment=turn, checkpoint=checkpoint, on_progress=on_progress
     )
     return Outcome(net, _score(net, held))
 

@@ -142,14 +142,16 @@ def train(
     held = crystals.take(slice(0, recipe.scenes_val))
     known = crystals.take(slice(recipe.scenes_val, None))
     net = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
     supervised.fit_by(
         recipe,
         net,
         known.crops,
         known.corners_deg,
         augment=turn,
-        out=out,
-        resume=resume,
+        checkpoint=checkpoint,
         on_progress=on_progress,
     )
     return Outcome(net, _score(net, held))

@@ -176,19 +176,10 @@ def fit_by(
     truth: Truth,
     *,
     augment: Augment,
-    out: Path,
-    resume: bool = True,
+    checkpoint: Path,
     on_progress: Progress | None = None,
 ) -> nn.Module:
-    """`fit` by a recipe's `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `max_minutes` and `seed`.
-
-    Parameters
-    ----------
-    out
-        Folder for the checkpoint, which is called after the recipe.
-    resume
-        Go on from a checkpoint that lies there; else it is removed.
-    """
+    """`fit` by a recipe's `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `max_minutes` and `seed`."""
     steps = recipe.epochs * len(pictures) // recipe.batch
     plan = Plan(
         lr=recipe.lr,
@@ -200,9 +191,6 @@ def fit_by(
         max_minutes=recipe.max_minutes,
         seed=recipe.seed,
     )
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
     return fit(net, pictures, truth, plan, augment=augment, checkpoint=checkpoint, on_progress=on_progress)
 
 
