@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from flatscope.app.cli import run
-from flatscope.electron.columns import ColumnParams, build_model, find_columns
+from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns
 from flatscope.electron.crystals import CRYSTALS, NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
 from flatscope.electron.detector import find_spot
 from flatscope.electron.fitting import fit_columns
@@ -297,6 +297,19 @@ def test_the_brighter_sublattice_is_the_heavier_one(name: str) -> None:
     names = find_crystal(name).sublattices
     right = [frame["sublattice"].iloc[i] == names[crystal.sublattice[j]] for i, j in pairs]
     assert len(right) > 100 and np.mean(right) > 0.99
+
+
+@pytest.mark.parametrize("name", ["WSe2", "MoSe2"])
+def test_the_brighter_sublattice_follows_from_an_image_that_is_sure(name: str) -> None:
+    crystal = sheet(name)
+    sure = find_columns(as_micrograph(picture(crystal)), ColumnParams(name))
+    seen = {
+        optics: find_columns(as_micrograph(picture(crystal, optics)), ColumnParams(name))
+        for optics in (HIGH, MEDIUM)
+    }
+    # At medium angles two selenium atoms outshine either metal.
+    assert find_brighter(seen[MEDIUM], sure) == "chalcogen"
+    assert find_brighter(seen[HIGH], sure) == ("metal" if name == "WSe2" else "chalcogen")
 
 
 def test_sublattices_as_bright_as_each_other_are_said_to_be_unsure() -> None:

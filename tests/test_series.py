@@ -557,6 +557,40 @@ def test_data_sets_follow_from_their_seed_for_any_number_of_workers(tmp_path: Pa
     assert len((tmp_path / "a" / "params.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_data_set_that_is_cut_off_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    from flatscope.app import simulate
+    from flatscope.electron.multislice import MultisliceError
+
+    draw = simulate._draw
+    for error, code, kept in (
+        (KeyboardInterrupt(), 130, 2),
+        (MultisliceError("multislice needs abTEM"), 2, 2),
+    ):
+
+        def stop(job: Any, error: BaseException = error) -> Any:
+            if job[1] == 2:
+                raise error
+            return draw(job)
+
+        monkeypatch.setattr(simulate, "_draw", stop)
+        out = tmp_path / str(code)
+        assert run(["simulate", "hrtem", "-n", "4", "--quick", "--out", str(out)]) == code
+        with h5py.File(out / "data.h5") as store:
+            assert len(store["images"]) == len(store["masks"]) == kept
+        assert set(pd.read_csv(out / "columns.csv")["item"]) <= {0, 1}
+        assert len((out / "params.jsonl").read_text().splitlines()) == kept
+        assert sorted(path.name for path in out.iterdir()) == [
+            "columns.csv",
+            "data.h5",
+            "defects.csv",
+            "params.jsonl",
+        ]
+    assert "multislice needs abTEM" in capsys.readouterr().err
+
+
 def test_measured_noise_goes_into_drawn_scans(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("h5py")
     rows, cols = np.mgrid[:160, :160]

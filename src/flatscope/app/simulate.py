@@ -6,13 +6,13 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flatscope.app import show
 from flatscope.app.settings import checked
@@ -20,9 +20,10 @@ from flatscope.electron import focal
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.crystals import Sheet, find_crystal, list_defects
 from flatscope.electron.imaging import draw_series
-from flatscope.electron.multislice import simulate_series
+from flatscope.electron.multislice import MultisliceError, simulate_series
 from flatscope.electron.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
 from flatscope.electron.specimens import (
+    Draw,
     draw_contents,
     draw_microscope,
     draw_noise,
@@ -59,8 +60,8 @@ class _Order:
 class _Item:
     """One of them."""
 
-    images: Any
-    mask: Any
+    images: NDArray[np.float32]
+    mask: NDArray[np.uint8]
     columns: pd.DataFrame
     defects: pd.DataFrame
     params: dict[str, Any]
@@ -103,35 +104,48 @@ def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -
     begun = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     scratch = out / f".data.{os.getpid()}.h5"
-    columns, defects, params = [], [], []
+    columns: list[pd.DataFrame] = []
+    defects: list[pd.DataFrame] = []
+    params: list[str] = []
     try:
         with h5py.File(scratch, "w") as store, show.progress("items") as on_progress:
+            store.attrs.update({"pixel_nm": order.pixel_nm, "material": order.material})
             for index, item in enumerate(map_in_order(_draw, jobs, workers=settings["workers"])):
-                if index == 0:
-                    shape = (count, *item.images.shape)
-                    images = store.create_dataset(
-                        "images", shape, "f4", chunks=(1, *shape[1:]), compression="lzf"
-                    )
-                    mask_shape = (count, *item.mask.shape)
-                    masks = store.create_dataset(
-                        "masks", mask_shape, "u1", chunks=(1, *mask_shape[1:]), compression="lzf"
-                    )
-                    store.attrs["pixel_nm"] = order.pixel_nm
-                    store.attrs["material"] = order.material
-                images[index], masks[index] = item.images, item.mask
+                _append(store, "images", item.images)
+                _append(store, "masks", item.mask)
                 columns.append(item.columns.assign(item=index))
                 defects.append(item.defects.assign(item=index))
                 params.append(json.dumps(item.params))
                 on_progress(index + 1, count)
-        os.replace(scratch, out / "data.h5")
+    except MultisliceError as error:
+        raise click.ClickException(str(error)) from None
     finally:
+        # Also after Ctrl-C: what is finished is a smaller data set.
+        if params:
+            os.replace(scratch, out / "data.h5")
+            for name, tables in (("columns.csv", columns), ("defects.csv", defects)):
+                text = pd.concat(tables[: len(params)]).to_csv(index=False, float_format="%.5f")
+                write_atomic(out / name, text)
+            write_atomic(out / "params.jsonl", "\n".join(params) + "\n")
         scratch.unlink(missing_ok=True)
-    write_atomic(out / "columns.csv", pd.concat(columns).to_csv(index=False, float_format="%.5f"))
-    write_atomic(out / "defects.csv", pd.concat(defects).to_csv(index=False, float_format="%.5f"))
-    write_atomic(out / "params.jsonl", "\n".join(params) + "\n")
     seconds = time.perf_counter() - begun
     click.echo(f"{count} items in {seconds:.1f} s, {count / seconds:.1f} a second: {out / 'data.h5'}")
     return 0
+
+
+def _append(store: Any, name: str, values: NDArray[Any]) -> None:
+    """Add one item to a data set of the store."""
+    if name not in store:
+        store.create_dataset(
+            name,
+            (0, *values.shape),
+            values.dtype,
+            maxshape=(None, *values.shape),
+            chunks=(1, *values.shape),
+            compression="lzf",
+        )
+    store[name].resize(len(store[name]) + 1, axis=0)
+    store[name][-1] = values
 
 
 def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
@@ -188,8 +202,8 @@ def _draw(job: tuple[_Order, int]) -> _Item:
     params: dict[str, Any] = {"contents": asdict(contents)}
     if order.modality == "hrtem":
         optics = draw_optics(rng, pixel_nm=order.pixel_nm, dose_e_per_a2=order.dose)
-        model = simulate_series if order.exact else draw_series
-        specimen = draw_specimen(rng, contents, optics, shape=shape, draw=partial(model))
+        model: Draw = simulate_series if order.exact else draw_series
+        specimen = draw_specimen(rng, contents, optics, shape=shape, draw=model)
         images, sheet = specimen.images, specimen.sheet
         params["optics"] = asdict(optics)
     else:

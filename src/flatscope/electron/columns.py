@@ -180,34 +180,37 @@ def _find_in_scan(micrograph: Micrograph, params: ColumnParams) -> ColumnTable:
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
         notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
-    provenance = Provenance(
+    return _finish(frame, phases, _record(micrograph, params, notes), calibration=calibration, sure=sure)
+
+
+def _record(
+    image: Micrograph | Stack, params: ColumnParams, notes: list[str], network: Network | None = None
+) -> Provenance:
+    return Provenance(
         flatscope.__version__,
-        micrograph.name,
-        micrograph.sha256,
-        "",
-        "",
+        image.name,
+        image.sha256,
+        network.card.name if network else "",
+        network.sha256 if network else "",
         {"columns": asdict(params)},
         notes=tuple(notes),
     )
-    return ColumnTable(
-        _finish(frame, micrograph.name, calibration),
-        lattice.vectors,
-        measure_strain(phases),
-        sure,
-        calibration,
-        provenance,
-    )
 
 
-def _finish(frame: pd.DataFrame, name: str, calibration: Calibration) -> pd.DataFrame:
-    """Rows from top to bottom, with their place in nm and a number."""
-    frame["image"] = name
+def _finish(
+    frame: pd.DataFrame, phases: Phases, provenance: Provenance, *, calibration: Calibration, sure: bool
+) -> ColumnTable:
+    """Rows from top to bottom, with their place in nm and a number, and what is known of the lattice."""
+    frame["image"] = provenance.image
     pixel_nm = calibration.pixel_size_nm[0]
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
     frame["sigma_nm"] = frame["sigma_px"] * pixel_nm
     frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
     frame["column_id"] = np.arange(1, len(frame) + 1)
-    return frame[list(COLUMN_COLUMNS)]
+    strain = measure_strain(phases)
+    return ColumnTable(
+        frame[list(COLUMN_COLUMNS)], phases.lattice.vectors, strain, sure, calibration, provenance
+    )
 
 
 def _find_in_series(series: Stack, params: ColumnParams, network: Network | None) -> ColumnTable:
@@ -235,9 +238,8 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
     elif farthest > _NOTED_DRIFT_NM:
         notes.append(f"the images lie up to {farthest:.2f} nm apart: moved onto each other")
         images = align(images, shifts).astype(float)
-    wanted = float(network.card.pixel_size_nm or PIXEL_NM)
-    factor = wanted / pixel_nm
-    seen = normalise(resample(images, factor), pixel_nm=wanted)
+    factor = PIXEL_NM / pixel_nm
+    seen = normalise(resample(images, factor))
     reading = read_columns(network, seen)
     frame = _name_series(reading, crystal, shape=seen.shape[1:], margin=np.abs(shifts).max() / factor)
     frame["row_px"], frame["col_px"] = ((frame[name] + 0.5) * factor - 0.5 for name in ("row_px", "col_px"))
@@ -247,23 +249,7 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", APART
     phases = map_phases(images[find_clearest(images, lattice)], lattice)
     _warn_of_lattice(phases, crystal, notes)
-    provenance = Provenance(
-        flatscope.__version__,
-        series.name,
-        series.sha256,
-        network.card.name,
-        network.sha256,
-        {"columns": asdict(params)},
-        notes=tuple(notes),
-    )
-    return ColumnTable(
-        _finish(frame, series.name, calibration),
-        lattice.vectors,
-        measure_strain(phases),
-        True,
-        calibration,
-        provenance,
-    )
+    return _finish(frame, phases, _record(series, params, notes, network), calibration=calibration, sure=True)
 
 
 def _order(series: Stack, params: ColumnParams, network: Network, notes: list[str]) -> Float:
@@ -273,6 +259,11 @@ def _order(series: Stack, params: ColumnParams, network: Network, notes: list[st
         raise MicrographError(
             f"{source}: the weights {network.card.name} know {network.card.material}, not {params.material}: train "
             f"your own with flatscope train columns, and pass them by --weights"
+        )
+    if network.card.pixel_size_nm != PIXEL_NM:
+        raise MicrographError(
+            f"{source}: the weights {network.card.name} want {network.card.pixel_size_nm} nm a pixel, this flatscope "
+            f"reads series at {PIXEL_NM}: use weights and program of one release"
         )
     if len(series) != wanted:
         held = "one image" if len(series) == 1 else f"{len(series)} images"
@@ -323,17 +314,12 @@ def _name_series(
     names = np.array(["", *crystal.species, crystal.second[0], OTHER])
     sublattice, p = settle_sublattices(reading)
     called = p[:, 1:].argmax(1) + 1
-    usual = (
-        np.stack(
-            [
-                np.median(reading.contrast[called == kind], axis=0)
-                if (called == kind).any()
-                else np.ones(len(reading.contrast[0]))
-                for kind in (FIRST, SECOND)
-            ]
-        )
-        if len(called)
-        else np.ones((2, 1))
+    plain = np.ones(reading.contrast.shape[1])
+    usual = np.stack(
+        [
+            np.median(reading.contrast[called == kind], axis=0) if (called == kind).any() else plain
+            for kind in (FIRST, SECOND)
+        ]
     )
     template = usual[sublattice]
     frame = pd.DataFrame(
@@ -381,8 +367,8 @@ def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
     _, nearest = cKDTree(places[1]).query(places[0])
     theirs = sure.frame["sublattice"].to_numpy()[nearest]
     swapped = float(np.mean(theirs != table.frame["sublattice"].to_numpy())) > 0.5
-    first, second = find_crystal(str(table.provenance.settings["columns"]["material"])).sublattices
-    return second if swapped else first
+    crystal = find_crystal(str(table.provenance.settings["columns"]["material"]))
+    return crystal.sublattices[1 - crystal.brighter if swapped else crystal.brighter]
 
 
 def _prepare(micrograph: Micrograph, notes: list[str]) -> Float:

@@ -299,22 +299,14 @@ def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -
         species = np.concatenate([species, np.full(len(lone), params.adatom)])
     buried = np.zeros(len(sites), bool)
     for _ in range(params.patches):
-        centre, radius = rng.random(2) * field_nm, rng.uniform(0.3, 0.8)
-        thick = rng.uniform(0.8, 2.0)
-        atoms = rng.random((rng.poisson(_CARBON_PER_NM3 * np.pi * radius**2 * thick), 3))
-        angle, away = 2.0 * np.pi * atoms[:, 0], radius * np.sqrt(atoms[:, 1])
-        up = 0.5 * crystal.pair_nm + _ADATOM_NM + thick * atoms[:, 2]
-        numbers.append(np.full(len(atoms), NUMBERS["C"]))
-        places.append(
-            np.column_stack([centre[0] + away * np.sin(angle), centre[1] + away * np.cos(angle), up])
-        )
-        buried |= np.hypot(*(sites - centre).T) < radius
+        dirt, covered = _draw_patch(rng, field_nm, 0.5 * crystal.pair_nm + _ADATOM_NM)
+        numbers.append(np.full(len(dirt), NUMBERS["C"]))
+        places.append(dirt)
+        buried |= covered(sites)
     if params.support:
         under = find_crystal(params.support)
         plain = SheetParams(params.support, params.field_nm, shift_nm=tuple(rng.random(2) * under.lattice_nm))
-        carrier = _build_layer(
-            rng, plain, float(rng.uniform(0.0, 60.0)), keep=lambda sites: sites[:, 0] > -1.0
-        )
+        carrier = _build_layer(rng, plain, float(rng.uniform(0.0, 60.0)), keep=_draw_outline(rng, plain))
         lowest = min(float(layer.positions_nm[:, 2].min(initial=0.0)) for layer in layers)
         carrier.positions_nm[:, 2] += lowest - 0.5 * under.pair_nm - _SUPPORT_NM
         numbers.append(carrier.numbers)
@@ -323,6 +315,20 @@ def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -
     if params.tilt_deg:
         sites, positions = _tilt(sites, positions, params)
     return Sheet(np.concatenate(numbers), positions, sites, kinds, species, buried)
+
+
+def _draw_patch(rng: np.random.Generator, field_nm: Float, bottom_nm: float) -> tuple[Float, Keep]:
+    """Positions of the atoms in a patch of amorphous carbon, and what it covers."""
+    centre, radius = rng.random(2) * field_nm, rng.uniform(0.3, 0.8)
+    thick = rng.uniform(0.8, 2.0)
+    atoms = rng.random((rng.poisson(_CARBON_PER_NM3 * np.pi * radius**2 * thick), 3))
+    angle, away = 2.0 * np.pi * atoms[:, 0], radius * np.sqrt(atoms[:, 1])
+    flat = centre + np.column_stack([away * np.sin(angle), away * np.cos(angle)])
+
+    def covered(sites: Float) -> Mask:
+        return np.asarray(np.hypot(*(sites - centre).T) < radius)
+
+    return np.column_stack([flat, bottom_nm + thick * atoms[:, 2]]), covered
 
 
 def _build_layer(rng: np.random.Generator, params: SheetParams, turn_deg: float, *, keep: Keep) -> Sheet:

@@ -279,7 +279,7 @@ def _measure_peaks(images: NDArray[np.floating], lattice: Lattice) -> NDArray[np
 
 
 def align(images: NDArray[np.floating], shifts: Float) -> Real:
-    """Images moved back onto the middle one; what moves in is the mirrored rim."""
+    """Images moved back by their shifts; what moves in is the mirrored rim."""
     return np.stack(
         [
             ndimage.shift(np.asarray(image, np.float32), -shift, order=1, mode="mirror")

@@ -150,9 +150,9 @@ def simulate_adf(
     reach = float(np.abs(sheet.positions_nm[:, 2]).max()) + _VACUUM_NM
     total = np.zeros(shape)
     for _ in range(max(phonons, 1)):
-        places = sheet.positions_nm + params.thermal_nm * rng.normal(size=sheet.positions_nm.shape) * bool(
-            phonons
-        )
+        places = sheet.positions_nm.copy()
+        if phonons:
+            places += params.thermal_nm * rng.normal(size=places.shape)
         turned = np.column_stack([places[:, 1], extent[0] - places[:, 0], reach - places[:, 2]])
         cell = [10.0 * extent[1], 10.0 * extent[0], 20.0 * reach]
         atoms = ase.Atoms(numbers=sheet.numbers, positions=10.0 * turned, cell=cell, pbc=True)

@@ -138,7 +138,7 @@ def _look_up(element: str, count: int, material: str) -> float:
     table = read_amplitudes()
     if element == "C":
         material = _CARBON
-    of_material = [row for row in table if row.material == material] or list(table)
+    of_material = [row for row in table if row.material == material]
     of_element = [row for row in of_material if row.element == element] or of_material
     return min(of_element, key=lambda row: (abs(row.neighbours - count), -row.atoms)).in_plane_nm
 
