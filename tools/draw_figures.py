@@ -264,12 +264,30 @@ def draw_dose(numbers: Path) -> None:
     figure.savefig(FIGURES / "dose.png", dpi=110)
 
 
+def draw_limits(numbers: Path) -> None:
+    """Where the fast image models leave the exact ones; from `flatscope evaluate imaging --limits --json`."""
+    points = [one for one in json.loads(numbers.read_text(encoding="utf-8")) if "at" in one]
+    panels = {"HRTEM": "voltage / kV", "ADF-STEM": "inner angle of the detector / mrad"}
+    figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.4), layout="constrained", sharey=True)
+    for axis, (model, label) in zip(axes, panels.items(), strict=True):
+        mine = [one for one in points if one["model"] == model]
+        for sheet in dict.fromkeys(one["sheet"] for one in mine):
+            line = [(one["at"], one["rms"]) for one in mine if one["sheet"] == sheet]
+            axis.plot(*zip(*line, strict=True), "o-", label=sheet)
+        axis.axhline(0.1, color="0.6", linestyle="--")
+        axis.set(title=model, xlabel=label, ylim=(0.0, None))
+        axis.legend(frameon=False, fontsize="small")
+    axes[0].set_ylabel("rms difference / standard deviation")
+    figure.savefig(FIGURES / "limits.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--scores", type=Path)
     parser.add_argument("--curve", type=Path)
     parser.add_argument("--larsen", type=Path)
+    parser.add_argument("--limits", type=Path)
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_contrast()
@@ -278,6 +296,8 @@ def main() -> None:
     draw_series_found()
     if options.larsen:
         draw_dose(options.larsen)
+    if options.limits:
+        draw_limits(options.limits)
     if options.curve:
         draw_learning_curve(options.curve)
         draw_adapted(options.curve)

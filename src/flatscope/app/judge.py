@@ -275,24 +275,28 @@ def _judge_series(material: str, weights: str, *, as_json: bool, images: int, se
 
 
 @evaluate.command()
+@click.option("--limits", is_flag=True, help="Also where they fail: other voltages, detectors and sheets.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-def imaging(as_json: bool) -> int:
+def imaging(limits: bool, as_json: bool) -> int:
     """Compare the fast models of electron micrographs with multislice and PRISM (extra: multislice)."""
     from flatscope.electron.multislice import MultisliceError
-    from flatscope.evaluation.imaging import compare_adf, compare_series
+    from flatscope.evaluation.imaging import Limit, compare_adf, compare_series, measure_limits
 
     runs: list[Callable[[], Agreement]] = [partial(compare_series, support) for support in ("", "graphene")]
     runs += [partial(compare_adf, material) for material in ("MoS2", "WSe2")]
     found: list[Agreement] = []
+    failing: list[Limit] = []
     try:
         with show.progress("comparisons") as on_progress:
             for done, once in enumerate(runs, start=1):
                 found.append(once())
                 on_progress(done, len(runs))
+            if limits:
+                failing = measure_limits(on_progress=on_progress)
     except MultisliceError as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
+        click.echo(json.dumps([asdict(one) for one in found] + [asdict(one) for one in failing]))
         return 0
     show.print_rows(
         ("model", "sheet", "rms / std", "times as fast", "ms", "columns, fast / exact"),
@@ -308,4 +312,10 @@ def imaging(as_json: bool) -> int:
             for one in found
         ],
     )
+    if failing:
+        units = {"HRTEM": "kV", "ADF-STEM": "mrad"}
+        show.print_rows(
+            ("model", "sheet", "at", "rms / std"),
+            [(one.model, one.sheet, f"{one.at:g} {units[one.model]}", f"{one.rms:.3f}") for one in failing],
+        )
     return 0

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
 from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
 from flatscope.electron.noise import NoiseParams, count_electrons, scan
 from flatscope.electron.vibrations import find_amplitudes
@@ -27,6 +27,8 @@ DEFOCUS_NM, STEP_NM = (-6.0, 10.0), (4.0, 6.0)
 """Ranges of the middle image's defocus, and of the step between images."""
 _TEMPERATURES_K = (150.0, 700.0)
 """Wider than samples are, since potentials differ in how far atoms move."""
+_METALS, _OTHER_ENOUGH = ("Ti", "V", "Cr", "Fe", "Nb", "Mo", "Ta", "W", "Re"), 0.1
+"""Dopants on metal sites, and by how much an atomic number must differ from the host's to be seen."""
 _DOPANTS, _SECOND_DOPANTS, _ADATOMS = ("W", "V", "Re", "Nb"), ("O", "Se"), ("C", "C", "O", "Mo")
 
 
@@ -141,6 +143,27 @@ def draw_contents(
         tilt_deg=float(rng.uniform(0.0, 4.0)) if rng.random() < 0.3 else 0.0,
         tilt_axis_deg=float(rng.uniform(0.0, 180.0)),
         patches=int(rng.random() < 0.15),
+    )
+
+
+def draw_point_defects(rng: np.random.Generator, material: str) -> SheetParams:
+    """A dichalcogenide with every kind of point defect at random sites, a few percent of each: what
+    `flatscope.electron.defects` names."""
+    crystal = find_crystal(material)
+    host = crystal.first[0]
+    dopants = [name for name in _METALS if abs(NUMBERS[name] / NUMBERS[host] - 1.0) > _OTHER_ENOUGH]
+    return SheetParams(
+        material,
+        turn_deg=float(rng.uniform(0.0, 360.0)),
+        shift_nm=(float(rng.uniform(0.0, 0.3)), float(rng.uniform(0.0, 0.3))),
+        vacancies={"first": 0.02, "one": 0.04, "both": 0.02},
+        dopant=str(rng.choice(dopants)),
+        dopant_share=0.04,
+        second_dopant="O",
+        second_share=0.04,
+        antisites=0.02,
+        holes=int(rng.random() < 0.1),
+        patches=int(rng.random() < 0.1),
     )
 
 

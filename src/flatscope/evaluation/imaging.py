@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +19,8 @@ Made = TypeVar("Made")
 _SEED, _PHONONS = 3, 20
 _SERIES_CELLS, _SERIES_PX = (9, 16), 400
 _SCAN_CELLS, _SCAN_PX = (2, 4), 28
+_VOLTAGES_KV = (20.0, 30.0, 50.0, 80.0, 120.0, 200.0)
+_INNER_MRAD = (40.0, 55.0, 70.0, 90.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,38 @@ class Agreement:
     seconds: float
 
 
-def compare_series(support: str = "", *, phonons: int = _PHONONS) -> Agreement:
-    """HRTEM: the fast model against multislice with frozen phonons, MoS2 with vacancies, the published microscope."""
-    sheet, pixel_nm = _build(_SERIES_CELLS, _SERIES_PX, {"one": 0.08, "both": 0.02, "first": 0.02}, support)
-    optics = SeriesParams(pixel_nm=pixel_nm, astigmatism_nm=3.4, coma_nm=10.0, trefoil_nm=10.0, spread_nm=0.8)
+def compare_series(
+    support: str = "",
+    *,
+    material: str = "MoS2",
+    layers: int = 1,
+    voltage_kv: float = 50.0,
+    phonons: int = _PHONONS,
+) -> Agreement:
+    """HRTEM: the fast model against multislice, a sheet with vacancies, the published microscope.
+
+    Parameters
+    ----------
+    layers
+        1, or 2 one above the other.
+    phonons
+        Configurations of vibrating atoms in multislice; 0 holds them at rest in both models.
+    """
+    vacancies = {"one": 0.08, "both": 0.02, "first": 0.02}
+    contents = SheetParams(
+        material, vacancies=vacancies, support=support, twist_deg=0.0 if layers == 2 else None
+    )
+    sheet, pixel_nm = _build(_SERIES_CELLS, _SERIES_PX, contents)
+    optics = SeriesParams(
+        pixel_nm=pixel_nm,
+        voltage_kv=voltage_kv,
+        astigmatism_nm=3.4,
+        coma_nm=10.0,
+        trefoil_nm=10.0,
+        spread_nm=0.8,
+    )
     shape = (round(_SERIES_PX * _SERIES_CELLS[0] * 3**0.5 / _SERIES_CELLS[1]), _SERIES_PX)
-    spread = find_amplitudes(sheet, "MoS2")
+    spread = find_amplitudes(sheet, material) if phonons else None
     fast, seconds = _clock(lambda: draw_series(sheet, optics, shape=shape, spread_nm=spread))
     exact, slow = _clock(
         lambda: simulate_series(
@@ -51,15 +79,14 @@ def compare_series(support: str = "", *, phonons: int = _PHONONS) -> Agreement:
         runs=1,
     )
     rms = max(float((a - b).std() / b.std()) for a, b in zip(fast, exact, strict=True))
-    name = f"MoS2 on {support}" if support else "MoS2"
+    name = ("two layers of " if layers == 2 else "") + material + (f" on {support}" if support else "")
     return Agreement(f"HRTEM, {phonons} phonons", name, rms, {}, slow / seconds, seconds)
 
 
-def compare_adf(material: str = "MoS2") -> Agreement:
-    """ADF-STEM: the fast model against PRISM, atoms at rest, 60 kV, 30 mrad, detector from 70 to 180 mrad."""
-    vacancies = {"one": 0.25, "both": 0.0, "first": 0.0}
-    sheet, pixel_nm = _build(_SCAN_CELLS, _SCAN_PX, vacancies, "", material)
-    optics = ScanParams(pixel_nm=pixel_nm, source_nm=0.0, thermal_nm=0.0, collection_mrad=(70.0, 180.0))
+def compare_adf(material: str = "MoS2", *, inner_mrad: float = 70.0) -> Agreement:
+    """ADF-STEM: the fast model against PRISM, atoms at rest, 60 kV, 30 mrad, detector up to 180 mrad."""
+    sheet, pixel_nm = _build(_SCAN_CELLS, _SCAN_PX, SheetParams(material, vacancies={"one": 0.25}))
+    optics = ScanParams(pixel_nm=pixel_nm, source_nm=0.0, thermal_nm=0.0, collection_mrad=(inner_mrad, 180.0))
     shape = (round(_SCAN_PX * _SCAN_CELLS[0] * 3**0.5 / _SCAN_CELLS[1]), _SCAN_PX)
     fast, seconds = _clock(lambda: draw_adf(sheet, optics, shape=shape))
     exact, slow = _clock(
@@ -79,13 +106,40 @@ def compare_adf(material: str = "MoS2") -> Agreement:
     return Agreement("ADF-STEM", material, rms, sites, slow / seconds, seconds)
 
 
-def _build(
-    cells: tuple[int, int], pixels: int, vacancies: dict[str, float], support: str, material: str = "MoS2"
-) -> tuple[Sheet, float]:
+@dataclass(frozen=True)
+class Limit:
+    """How far a fast model is off under one setting: `rms` as in `Agreement`, `at` in kV (HRTEM) or mrad (ADF-STEM)."""
+
+    model: str
+    sheet: str
+    at: float
+    rms: float
+
+
+def measure_limits(*, on_progress: Callable[[int, int], None] | None = None) -> list[Limit]:
+    """Where the fast models fail, atoms at rest: HRTEM against voltage, ADF-STEM against the detector's inner angle."""
+    sheets = (("MoS2", 1), ("WSe2", 1), ("MoS2", 2))
+    series = [(material, layers, at) for material, layers in sheets for at in _VOLTAGES_KV]
+    scans = [(material, at) for material in ("MoS2", "WSe2") for at in _INNER_MRAD]
+    limits: list[Limit] = []
+    for material, layers, at in series:
+        one = compare_series(material=material, layers=layers, voltage_kv=at, phonons=0)
+        limits.append(Limit("HRTEM", one.sheet, at, one.rms))
+        if on_progress is not None:
+            on_progress(len(limits), len(series) + len(scans))
+    for material, at in scans:
+        one = compare_adf(material, inner_mrad=at)
+        limits.append(Limit("ADF-STEM", one.sheet, at, one.rms))
+        if on_progress is not None:
+            on_progress(len(limits), len(series) + len(scans))
+    return limits
+
+
+def _build(cells: tuple[int, int], pixels: int, contents: SheetParams) -> tuple[Sheet, float]:
     """A sheet that goes on where it ends, and the pixel size with which a whole number of pixels covers it."""
-    constant = find_crystal(material).lattice_nm
+    constant = find_crystal(contents.material).lattice_nm
     field = (cells[0] * constant * 3**0.5, cells[1] * constant)
-    params = SheetParams(material, field, shift_nm=(1e-3, 1e-3), vacancies=vacancies, support=support)
+    params = replace(contents, field_nm=field, shift_nm=(1e-3, 1e-3))
     return build_sheet(np.random.default_rng(_SEED), params), field[1] / pixels
 
 
