@@ -56,5 +56,5 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed-base $(RECIPE_OF_INSTALL)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,simulate,multislice,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,simulate,multislice,movies,dev]'
 	@touch $@

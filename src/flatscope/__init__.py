@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatscope.electron.columns import ColumnParams, find_columns
+    from flatscope.electron.defects import DefectParams, find_defects
+    from flatscope.electron.tracks import TrackParams, track_defects
+    from flatscope.files.movie import read_movie
     from flatscope.files.read import find_pictures, read, read_stack
-    from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
+    from flatscope.micrograph import Calibration, Micrograph, MicrographError, Movie, Stack
     from flatscope.optical.flakes import FlakeParams, find_flakes
     from flatscope.optical.twist import TwistParams, measure_twist
-    from flatscope.results import ColumnTable, FlakeTable, TwistTable
+    from flatscope.results import ColumnTable, DefectTable, FlakeTable, TrackTable, TwistTable
 
 __version__ = "0.1.0"
 
@@ -24,6 +27,14 @@ _HOMES = {
     "Calibration": "flatscope.micrograph",
     "ColumnParams": "flatscope.electron.columns",
     "ColumnTable": "flatscope.results",
+    "DefectParams": "flatscope.electron.defects",
+    "DefectTable": "flatscope.results",
+    "Movie": "flatscope.micrograph",
+    "TrackParams": "flatscope.electron.tracks",
+    "TrackTable": "flatscope.results",
+    "find_defects": "flatscope.electron.defects",
+    "read_movie": "flatscope.files.movie",
+    "track_defects": "flatscope.electron.tracks",
     "FlakeParams": "flatscope.optical.flakes",
     "FlakeTable": "flatscope.results",
     "TwistParams": "flatscope.optical.twist",
@@ -43,20 +54,28 @@ __all__ = [
     "Calibration",
     "ColumnParams",
     "ColumnTable",
+    "DefectParams",
+    "DefectTable",
     "FlakeParams",
     "FlakeTable",
     "Micrograph",
     "MicrographError",
+    "Movie",
     "Stack",
+    "TrackParams",
+    "TrackTable",
     "TwistParams",
     "TwistTable",
     "__version__",
     "find_columns",
+    "find_defects",
     "find_flakes",
     "find_pictures",
     "measure_twist",
     "read",
+    "read_movie",
     "read_stack",
+    "track_defects",
 ]
 
 

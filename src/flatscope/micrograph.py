@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -196,6 +196,46 @@ class Stack:
     def shape(self) -> tuple[int, int]:
         """Rows and columns of an image."""
         return self.frames.shape[1], self.frames.shape[2]
+
+    @property
+    def name(self) -> str:
+        """The file name without its folder."""
+        return Path(self.source).name
+
+
+@dataclass(frozen=True)
+class Movie:
+    """Frames of one field, read one after the other: never all of them in memory.
+
+    Parameters
+    ----------
+    open
+        Starts from the first frame each time it is called. A frame is an image, shape (rows, cols), in the file's own
+        data type, or the error that kept it from being read.
+    count
+        Number of frames, or None where only reading tells.
+    calibration
+        Pixel size, or None where nobody knows it.
+    frame_s
+        Time from one frame to the next, or None.
+    source
+        File name, or a word for where the frames came from.
+    sha256
+        Digest of the file.
+    notes
+        What the reader had to decide.
+    """
+
+    open: Callable[[], Iterator[NDArray[Any] | MicrographError]]
+    count: int | None = None
+    calibration: Calibration | None = None
+    frame_s: float | None = None
+    source: str = "array"
+    sha256: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def __iter__(self) -> Iterator[NDArray[Any] | MicrographError]:
+        return self.open()
 
     @property
     def name(self) -> str:

@@ -1,10 +1,11 @@
-"""The same work for many jobs, in processes."""
+"""The same work for many jobs, in processes or threads."""
 
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
@@ -30,3 +31,16 @@ def map_in_order(
             yield item
             if on_progress is not None:
                 on_progress(done, len(jobs))
+
+
+def stream(work: Callable[[Job], Made], jobs: Iterable[Job], *, workers: int) -> Iterator[Made]:
+    """What `work` makes of each job, in order, in threads; a job is taken only when it is nearly its turn, so that
+    memory does not grow with their number."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import special
 from shapely.geometry import Polygon
 
 from flatscope.micrograph import Calibration
@@ -101,6 +102,70 @@ COLUMN_COLUMNS = (
 coordinate. `intensity` is the column's height over that of the usual column of its sublattice. `species` names the
 atoms ("W", "Se2", "Se" where one of two lacks, "other", "none"), `species_p` how sure that is. `status` is "ok",
 "doubtful" or "rejected", in words in `reason`."""
+
+DEFECT_COLUMNS = (
+    "image",
+    "frame",
+    "defect_id",
+    "kind",
+    "kind_p",
+    "row_px",
+    "col_px",
+    "x_nm",
+    "y_nm",
+    "sublattice",
+    "z_score",
+    "intensity_ratio",
+    "track_id",
+    "status",
+    "reason",
+)
+"""Columns of a defect table, one row a defect (in a movie: a defect and a frame).
+
+`kind` is "V_W", "V_Se", "V_Se2", "W_Se2", "Se_W", "O_Se", "X_W" for a dopant of unknown element, or "hole",
+"contamination", "disorder" for what is larger than a point; `kind_p` how sure that is. `z_score` is how far the site's
+brightness lies off the usual one in units of its scatter, `intensity_ratio` that brightness over the usual one.
+`track_id` is empty outside movies. `status` is "ok", "doubtful" or "rejected", in words in `reason`."""
+
+TRACK_COLUMNS = (
+    "image",
+    "track_id",
+    "frame",
+    "time_s",
+    "kind",
+    "kind_p",
+    "row_px",
+    "col_px",
+    "x_nm",
+    "y_nm",
+    "sublattice",
+    "intensity_ratio",
+    "site",
+)
+"""Columns of a track table, one row a defect and a frame.
+
+`row_px` and `col_px` lie in the frame, `x_nm` and `y_nm` in the specimen as the first frame shows it, drift removed;
+`site` names the lattice site (two cell numbers and the sublattice), the same in all frames."""
+
+EVENT_COLUMNS = (
+    "image",
+    "event",
+    "track_id",
+    "frame",
+    "time_s",
+    "kind",
+    "kind_after",
+    "x_nm",
+    "y_nm",
+    "distance_nm",
+)
+"""Columns of an event table.
+
+`event` is "appearance", "disappearance", "hop", "transformation", or "entered" and "left" at the border of the field;
+`frame` the first one after it."""
+
+EXTENDED_KINDS = ("hole", "contamination", "disorder")
+"""Kinds that are no point defects."""
 
 STATUSES = ("accepted", "ambiguous", "rejected", "failed")
 """Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was
@@ -302,6 +367,123 @@ class ColumnTable:
         said = ", ".join(f"{count} {name}" for name, count in counts.items())
         head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.found)} columns: {html.escape(said)}</p>"
         return head + self.frame.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)
+
+
+@dataclass(frozen=True)
+class DefectTable:
+    """The defects of one image.
+
+    Parameters
+    ----------
+    frame
+        One row a defect, columns `DEFECT_COLUMNS`, from top to bottom.
+    area_nm2
+        Of the crystal that was judged.
+    sites
+        Number of sites judged on each sublattice.
+    residual
+        Shape (rows, cols): what the repeating part of the image leaves, in units of its noise.
+    crops
+        Shape (n, 24, 24): the surroundings of each row's site, turned so that a neighbour lies above it.
+    evidence
+        Shape (n, rows, cols): what in the crop speaks for the row's kind; NaN where brightness alone decided.
+    calibration
+        Pixel size by the material's lattice constant.
+    provenance
+        Settings, weights, versions and notes.
+    """
+
+    frame: pd.DataFrame
+    area_nm2: float
+    sites: dict[str, int]
+    residual: NDArray[np.float64]
+    crops: NDArray[np.float64]
+    evidence: NDArray[np.float64]
+    calibration: Calibration
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """The point defects that count: ok and doubtful."""
+        point = ~self.frame["kind"].isin(EXTENDED_KINDS)
+        return self.frame[point & (self.frame["status"] != "rejected")]
+
+    def densities(self) -> pd.DataFrame:
+        """Number of each kind, and per nm² with the exact 95 % interval of a Poisson count."""
+        return count_densities(self.found["kind"].value_counts().to_dict(), self.area_nm2)
+
+    def to_csv(self) -> str:
+        """The table as comma-separated text, columns in the documented order."""
+        text = io.StringIO()
+        self.frame.to_csv(text, index=False, columns=list(DEFECT_COLUMNS), float_format="%.6g")
+        return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        said = ", ".join(f"{row['count']} {row['kind']}" for row in self.densities().to_dict("records"))
+        head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.found)} defects: {html.escape(said)}</p>"
+        return head + self.frame.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)
+
+
+@dataclass(frozen=True)
+class TrackTable:
+    """The defects of a movie.
+
+    Parameters
+    ----------
+    frame
+        One row a defect and a frame, columns `TRACK_COLUMNS`, by track.
+    events
+        Columns `EVENT_COLUMNS`, by frame.
+    drift
+        Of the specimen in the image since the first frame: columns `frame`, `row_nm`, `col_nm`.
+    area_nm2
+        Of the crystal in a frame.
+    cell_nm2
+        Of a unit cell.
+    frame_s
+        Time from one frame to the next, or None.
+    calibration
+        Pixel size by the material's lattice constant.
+    provenance
+        Settings, weights, versions and notes.
+    """
+
+    frame: pd.DataFrame
+    events: pd.DataFrame
+    drift: pd.DataFrame
+    area_nm2: float
+    cell_nm2: float
+    frame_s: float | None
+    calibration: Calibration
+    provenance: Provenance
+
+    def __len__(self) -> int:
+        return int(self.frame["track_id"].nunique())
+
+    def to_csv(self) -> str:
+        """The tracks as comma-separated text, columns in the documented order."""
+        text = io.StringIO()
+        self.frame.to_csv(text, index=False, columns=list(TRACK_COLUMNS), float_format="%.6g")
+        return text.getvalue()
+
+    def _repr_html_(self) -> str:
+        said = ", ".join(f"{count} {name}" for name, count in self.events["event"].value_counts().items())
+        head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self)} tracks; {html.escape(said)}</p>"
+        return head + self.frame.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=30)
+
+
+def count_densities(counts: dict[str, int], area_nm2: float) -> pd.DataFrame:
+    """Rows `kind`, `count`, `per_nm2`, `low`, `high`: counts over an area with Garwood's exact 95 % interval
+    (doi:10.1093/biomet/28.3-4.437)."""
+    rows = []
+    for kind, count in sorted(counts.items()):
+        low = special.gammaincinv(count, 0.025) if count else 0.0
+        high = special.gammaincinv(count + 1, 0.975)
+        rows.append((kind, count, *(value / max(area_nm2, 1e-12) for value in (count, low, high))))
+    return pd.DataFrame(rows, columns=["kind", "count", "per_nm2", "low", "high"])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ _COMMANDS = {
         "flatscope.app.atoms:atoms",
         "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series.",
     ),
+    "defects": (
+        "flatscope.app.defects:defects",
+        "Find, name and follow point defects in ADF-STEM images and movies.",
+    ),
     "simulate": (
         "flatscope.app.simulate:simulate",
         "Draw electron micrographs with known truth (extra: simulate).",
@@ -65,7 +69,7 @@ class _LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="flatscope", message="%(prog)s %(version)s")
 def cli() -> None:
     """Two-dimensional crystals under a microscope: flakes, layers and twist angles in light micrographs, atomic columns
-    in electron micrographs, each with how sure it is.
+    and defects in electron micrographs and movies, each with how sure it is.
 
     Start with: flatscope flakes photo.jpg --material graphene --oxide-nm 90 --um-per-px 0.15 --out results
     """

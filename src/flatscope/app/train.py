@@ -24,7 +24,11 @@ from flatscope.optical.flakes import FlakeParams
 if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
 
-_SUPERVISED = {"bilayers": "flatscope.training.orient", "series": "flatscope.training.columns"}
+_SUPERVISED = {
+    "bilayers": "flatscope.training.orient",
+    "series": "flatscope.training.columns",
+    "sites": "flatscope.training.defects",
+}
 """Where networks are trained on what a recipe's `pictures` names."""
 
 

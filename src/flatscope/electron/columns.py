@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
+from flatscope.electron.crystals import Crystal, find_crystal
 from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
 from flatscope.electron.focal import (
     FIRST,
@@ -32,51 +32,34 @@ from flatscope.electron.focal import (
     settle_sublattices,
 )
 from flatscope.electron.focal import OTHER as OTHER_CLASS
-from flatscope.electron.lattice import (
-    Lattice,
-    NoLatticeError,
-    Phases,
-    find_honeycomb,
-    find_lattice,
-    fold_cell,
-    map_phases,
-    measure_strain,
-    place_sites,
-)
+from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases, measure_strain
+from flatscope.electron.scans import ALIKE, SATURATED_SHARE, calibrate, open_scan, warn_of_lattice
 from flatscope.electron.specimens import DEFOCUS_NM, STEP_NM
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
-from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance, shortest_vectors
+from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
 
 Float = NDArray[np.float64]
 
-_OFF_SHARE, _WRONG_SHARE = 0.03, 0.45
-"""A pixel size off by more than the first is corrected with a note, by more than the second it is another material."""
-_REL_SIGMA = 0.01
-"""Of a pixel size by the lattice: scans are not calibrated the same along rows and columns."""
 _NEIGHBOURS = 30
 """So many columns of the same sublattice tell how bright a perfect one is."""
 _PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
 """How often a column is perfect, lacks one of two atoms, holds something else, or nothing."""
-_PART = (0.46, 0.05)
+PART = (0.46, 0.05)
 """Height of one atom over that of a pair, and how far it differs between detectors: less than a half, since the two
 scatter together where the detector begins at low angles."""
 _NOISE_FACTOR = 1.3
 """Noise of neighbouring pixels is not independent."""
 _LEAST_P = 0.8
 """Columns whose species is less sure than this are doubtful."""
-_SATURATED_SHARE = 0.01
-_MANY_REJECTED, _MUCH_BARE, _DISTORTED = 0.15, 0.03, 1.05
-"""Shares of rejected sites and of a field without lattice that are worth a note, and a ratio of lattice vectors."""
+_MANY_REJECTED = 0.15
+"""Share of rejected sites that is worth a note."""
 _CORRELATED = 1.5
 """Factor of the errors that is worth a note."""
 _LEAST_USUAL = 0.3
 """Where the usual column is dimmer than this part of the whole image's there is no crystal."""
 _LARGEST_SIGMA = 0.12
 """Columns whose place is less certain, in distances to the next one, are doubtful."""
-_ALIKE = 0.8
-"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
-ALIKE = "both sublattices are about as bright, high angles tell which is which"
 _SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
 """Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
@@ -155,32 +138,17 @@ def find_columns(
 def _find_in_scan(micrograph: Micrograph, params: ColumnParams) -> ColumnTable:
     crystal = find_crystal(params.material)
     notes = list(micrograph.notes)
-    image = _prepare(micrograph, notes)
-    try:
-        lattice = find_lattice(image)
-    except NoLatticeError as error:
-        raise MicrographError(f"{micrograph.source}: {error}") from None
-    calibration = _calibrate(micrograph, lattice, crystal, notes)
-    phases = map_phases(image, lattice)
-    places, bright = find_honeycomb(fold_cell(image, phases))
-    _warn_of_lattice(phases, crystal, notes)
-    alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
-    if crystal.first == crystal.second and alike < _ALIKE:
-        raise MicrographError(
-            f"{micrograph.source}: its two sublattices differ in brightness (1 to {alike:.2f}), those of "
-            f"{crystal.name} do not: check --material"
-        )
-    sure = params.brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
-    first = crystal.brighter if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
-    positions, sublattice = _sites(phases, places, first)
-    fit = fit_columns(image, positions, lattice.constant_px / np.sqrt(3.0))
-    frame = _name(fit, positions, sublattice, crystal, image=image)
+    scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
+    sites = scan.sites
+    spacing = sites.phases.lattice.constant_px / np.sqrt(3.0)
+    fit = fit_columns(scan.image, sites.positions, spacing)
+    frame = _name(fit, sites.positions, sites.sublattice, crystal, image=scan.image)
     _warn_of_columns(fit, frame, notes)
-    if not sure:
+    if not scan.sure:
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
-        notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
-    return _finish(frame, phases, _record(micrograph, params, notes), calibration=calibration, sure=sure)
+    record = _record(micrograph, params, notes)
+    return _finish(frame, sites.phases, record, calibration=scan.calibration, sure=scan.sure)
 
 
 def _record(
@@ -223,7 +191,7 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
         lattice = find_lattice(images, expected_px=None if stated is None else crystal.lattice_nm / stated)
     except NoLatticeError as error:
         raise MicrographError(f"{series.source}: {error}") from None
-    calibration = _calibrate(series, lattice, crystal, notes)
+    calibration = calibrate(series, lattice, crystal, notes)
     pixel_nm = calibration.pixel_size_nm[0]
     if pixel_nm > _COARSEST_NM:
         raise MicrographError(
@@ -248,7 +216,7 @@ def _find_in_series(series: Stack, params: ColumnParams, network: Network | None
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", APART
     phases = map_phases(images[find_clearest(images, lattice)], lattice)
-    _warn_of_lattice(phases, crystal, notes)
+    warn_of_lattice(phases, crystal, notes)
     return _finish(frame, phases, _record(series, params, notes, network), calibration=calibration, sure=True)
 
 
@@ -284,7 +252,7 @@ def _order(series: Stack, params: ColumnParams, network: Network, notes: list[st
                 "background not subtracted"
             )
         top = float((frame >= frame.max()).mean())
-        if top > _SATURATED_SHARE:
+        if top > SATURATED_SHARE:
             raise MicrographError(f"{source}: {top:.0%} of the pixels of image {number} are saturated")
     if not params.defocus_nm:
         notes.append(
@@ -371,60 +339,6 @@ def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
     return crystal.sublattices[1 - crystal.brighter if swapped else crystal.brighter]
 
 
-def _prepare(micrograph: Micrograph, notes: list[str]) -> Float:
-    """The image with its darkest pixel at 0 and its bright ones at 1."""
-    if not micrograph.is_gray:
-        raise MicrographError(f"{micrograph.source}: is coloured: an ADF image has one channel")
-    pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
-    image = np.asarray(pixels, float)
-    low, high = float(image.min()), float(image.max())
-    if high <= low:
-        raise MicrographError(f"{micrograph.source}: all pixels are {low:g}: nothing to see")
-    top = float((image >= high).mean())
-    if top > _SATURATED_SHARE:
-        notes.append(f"{top:.0%} of the pixels are saturated")
-    return np.asarray((image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12))
-
-
-def _calibrate(
-    micrograph: Micrograph | Stack, lattice: Lattice, crystal: Crystal, notes: list[str]
-) -> Calibration:
-    """Pixel size by the lattice; the stated one is compared with it."""
-    size = crystal.lattice_nm / lattice.constant_px
-    if micrograph.calibration is None:
-        notes.append(f"pixel size {size:.5f} nm by the lattice of {crystal.name}, as the file states none")
-        return Calibration((size, size), "lattice", _REL_SIGMA)
-    stated = float(np.mean(micrograph.calibration.pixel_size_nm))
-    off = stated / size - 1.0
-    wanted = stated * lattice.constant_px
-    if abs(off) > _WRONG_SHARE:
-        raise MicrographError(
-            f"{micrograph.source}: its lattice constant is {wanted:.3f} nm at {stated:.4f} nm a "
-            f"pixel, {crystal.name} has {crystal.lattice_nm:.3f} nm: check --material and --nm-per-px"
-        )
-    if abs(off) > _OFF_SHARE:
-        nearest = min(CRYSTALS.values(), key=lambda one: abs(np.log(one.lattice_nm / wanted)))
-        other = f"; if it were right, {nearest.name} would fit better" if nearest.name != crystal.name else ""
-        notes.append(
-            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}"
-        )
-    return Calibration((size, size), "lattice", _REL_SIGMA)
-
-
-def _warn_of_lattice(phases: Phases, crystal: Crystal, notes: list[str]) -> None:
-    """What a reader of the table should know of the lattice."""
-    bare = 1.0 - float(phases.crystal.mean())
-    if bare > _MUCH_BARE:
-        notes.append(f"{bare:.0%} of the field shows no such lattice and is left out")
-    lengths = shortest_vectors(phases.lattice.vectors) / phases.lattice.constant_px * crystal.lattice_nm
-    if lengths[2] > _DISTORTED * lengths[0]:
-        said = ", ".join(f"{length:.3f}" for length in lengths)
-        notes.append(
-            f"the scan is distorted: lattice vectors of {said} nm where {crystal.name} has three of "
-            f"{crystal.lattice_nm:.3f}; positions in nm and the model are as distorted"
-        )
-
-
 def _warn_of_columns(fit: ColumnFit, frame: pd.DataFrame, notes: list[str]) -> None:
     """And of the columns."""
     if fit.correlated > _CORRELATED:
@@ -436,13 +350,6 @@ def _warn_of_columns(fit: ColumnFit, frame: pd.DataFrame, notes: list[str]) -> N
         notes.append(
             f"{lost:.0%} of the sites are rejected: another grain, a second layer or something else in the field?"
         )
-
-
-def _sites(phases: Phases, places: Float, first: int) -> tuple[Float, NDArray[np.int64]]:
-    """Positions of all sites, and the sublattice (0 or 1) of each."""
-    found = [place_sites(phases, place)[0] for place in places]
-    kinds = [np.full(len(found[0]), first), np.full(len(found[1]), 1 - first)]
-    return np.vstack(found), np.concatenate(kinds)
 
 
 def _name(
@@ -533,7 +440,7 @@ def _judge(ratio: Float, noise: Float, crystal: Crystal, kind: int) -> tuple[NDA
 
     density = {crystal.species[kind]: chance(_PRIORS["whole"], 1.0, spread)}
     if atoms == 2:
-        density[element] = chance(_PRIORS["part"], _PART[0], float(np.hypot(spread, _PART[1])))
+        density[element] = chance(_PRIORS["part"], PART[0], float(np.hypot(spread, PART[1])))
     # Columns of one kind scatter by more than noise; where there is nothing, there is only noise.
     density[NOTHING] = chance(_PRIORS["none"], 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
     # What else may stand there has any brightness up to three times the usual one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -329,6 +329,17 @@ def _draw_patch(rng: np.random.Generator, field_nm: Float, bottom_nm: float) -> 
         return np.asarray(np.hypot(*(sites - centre).T) < radius)
 
     return np.column_stack([flat, bottom_nm + thick * atoms[:, 2]]), covered
+
+
+def refill(sheet: Sheet, species: NDArray[np.str_], material: str) -> Sheet:
+    """A single flat sheet of a material with other species on its sites; lone atoms and dirt are gone."""
+    crystal = find_crystal(material)
+    sites = sheet.sublattice >= 0
+    atoms = _fill(sheet.sites_nm[sites], species[sites], sheet.sublattice[sites], crystal)
+    return replace(
+        Sheet(*atoms, sheet.sites_nm[sites], sheet.sublattice[sites], species[sites]),
+        buried=np.zeros(int(sites.sum()), bool),
+    )
 
 
 def _build_layer(rng: np.random.Generator, params: SheetParams, turn_deg: float, *, keep: Keep) -> Sheet:

@@ -22,7 +22,8 @@ Mask = NDArray[np.bool_]
 _LEAST_PERIOD_PX, _LEAST_PERIODS = 2.3, 6
 """Planes closer than the first are not resolved; an image must show so many."""
 _LEAST_POWER = 60.0
-"""A Bragg peak's power over the median at its frequency; noise of a megapixel reaches about 20."""
+"""A Bragg peak's power in one image over the median at its frequency; noise of a megapixel reaches about 20. In the
+mean of several images' spectra less is as unlikely."""
 _QUIET, _LEAST_SHARE = 0.2, 0.1
 """So much of a ring of frequencies is taken for noise, which is at least this share of the mean power."""
 _LEAST_EXPECTED, _AS_EXPECTED = 25.0, 1.15
@@ -180,7 +181,7 @@ def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice
     # Where a filter has taken everything away, what little is left is no lattice.
     over = power / np.maximum(floor[ring], max(_LEAST_SHARE * float(power.mean()), 1e-300))
     over[(frequency < _LEAST_PERIODS / shape.min()) | (frequency > 1.0 / _LEAST_PERIOD_PX)] = 0.0
-    least = _LEAST_POWER if expected_px is None else _LEAST_EXPECTED
+    least = _as_unlikely(_LEAST_POWER if expected_px is None else _LEAST_EXPECTED, len(images))
     tops = np.argwhere((over == ndimage.maximum_filter(over, 5)) & (over > least))
     tops = tops[np.argsort(over[tuple(tops.T)])[::-1][:_MOST_PEAKS]]
     if len(tops) < 6:
@@ -196,6 +197,11 @@ def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice
             "a scan distorted by more than a fifth"
         )
     return found
+
+
+def _as_unlikely(power: float, count: int) -> float:
+    """What the mean of so many spectra of noise exceeds as rarely as one exceeds `power`; both over their medians."""
+    return float(special.gammainccinv(count, 0.5**power) / special.gammaincinv(count, 0.5))
 
 
 def _power(image: NDArray[np.floating]) -> Float:

@@ -6,13 +6,22 @@ places, whatever the orientation, the pixel size and the distortions of the scan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import fft, ndimage
+from scipy.spatial import cKDTree
 
-from flatscope.electron.lattice import Phases, blur, place_sites
+from flatscope.electron.lattice import (
+    Phases,
+    blur,
+    find_honeycomb,
+    find_lattice,
+    fold_cell,
+    map_phases,
+    place_sites,
+)
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
@@ -25,7 +34,18 @@ _LEVEL_CELLS, _CONTRAST_CELLS = 2.0, 4.0
 """Background and contrast are levelled over Gaussians of so many lattice constants (1 sigma)."""
 _LEAST_CONTRAST = 0.3
 """Contrast is levelled where it is more than this part of the median."""
-_MOST_FOR_MEDIAN = 3000
+_MOST_FOR_MEDIAN = 1500
+_WIDTH = 0.14
+"""Of the filter that columns are seen through, in lattice constants (1 sigma)."""
+_NEIGHBOURS = 30
+"""So many sites of the same sublattice tell what is usual."""
+_LEAST_HEIGHT, _LEAST_SIGMA = 0.3, 0.01
+"""Of the usual column, as a part of the median, and of the scatter of ratios."""
+_BESIDE, _CLEAR, _SPILL = 0.7, 4.0, 0.35
+"""A site that deviates by more than the second (sigmas) outshines those within the first (lattice constants): all that
+are brighter too, and those darker by less than the third of what it is."""
+_CLIP, _SURROGATES = 4.0, 3
+"""Residuals beyond this many sigmas are clipped before their phases are randomised, so many times."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +72,31 @@ class Sites:
     phases: Phases
     places: Float
 
+    def swap(self) -> Sites:
+        """The same with the other sublattice first."""
+        return replace(self, sublattice=1 - self.sublattice, places=self.places[::-1])
+
+
+def find_sites(image: NDArray[np.floating], *, first: int, expected_px: float | None = None) -> Sites:
+    """Find the lattice in an image, and all its sites.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols).
+    first
+        Which sublattice the brighter one is, 0 or 1.
+    expected_px
+        Lattice constant where it is known.
+
+    Raises
+    ------
+    NoLatticeError
+        The image shows no hexagonal lattice.
+    """
+    phases = map_phases(image, find_lattice(image, expected_px=expected_px))
+    return list_sites(phases, find_honeycomb(fold_cell(image, phases))[0], first=first)
+
 
 def list_sites(phases: Phases, places: Float, *, first: int) -> Sites:
     """All sites in an image.
@@ -66,7 +111,9 @@ def list_sites(phases: Phases, places: Float, *, first: int) -> Sites:
         Which sublattice the brighter one is, 0 or 1.
     """
     found = [place_sites(phases, place) for place in places]
-    kinds = [np.full(len(positions), kind) for (positions, _), kind in zip(found, (first, 1 - first), strict=True)]
+    kinds = [
+        np.full(len(positions), kind) for (positions, _), kind in zip(found, (first, 1 - first), strict=True)
+    ]
     return Sites(
         np.vstack([positions for positions, _ in found]),
         np.vstack([cells for _, cells in found]),
@@ -91,7 +138,7 @@ def level(image: NDArray[np.floating], constant_px: float) -> Float:
     return np.asarray(flat / np.maximum(contrast, _LEAST_CONTRAST * float(np.median(contrast)) + 1e-12))
 
 
-def cut_crops(image: NDArray[np.floating], sites: Sites) -> Real:
+def cut_crops(image: NDArray[np.floating], sites: Sites, *, some: NDArray[np.int64] | None = None) -> Real:
     """Crops centred on sites, each beside what is usually seen around its sublattice.
 
     Parameters
@@ -100,6 +147,8 @@ def cut_crops(image: NDArray[np.floating], sites: Sites) -> Real:
         Shape (rows, cols), see `level`.
     sites
         See `list_sites`.
+    some
+        Which of them, shape (n,); None for all.
 
     Returns
     -------
@@ -115,18 +164,25 @@ def cut_crops(image: NDArray[np.floating], sites: Sites) -> Real:
     smooth = ndimage.spline_filter(image, order=3)
     offsets = STEP * (np.arange(CROP_PX) - 0.5 * (CROP_PX - 1))
     grid = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), axis=-1)
-    crops = np.empty((len(sites.positions), 2, CROP_PX, CROP_PX), np.float32)
+    wanted = np.arange(len(sites.positions)) if some is None else some
+    crops = np.empty((len(wanted), 2, CROP_PX, CROP_PX), np.float32)
     for kind in (0, 1):
         mine = np.flatnonzero(sites.sublattice == kind)
-        if not len(mine):
+        here = sites.sublattice[wanted] == kind
+        if not here.any():
             continue
-        around = grid @ _find_frame(sites, kind)
-        places = sites.positions[mine, None, None] + around
-        crops[mine, 0] = ndimage.map_coordinates(
-            smooth, np.moveaxis(places, -1, 0), order=3, mode="mirror", prefilter=False
+        frame = grid @ _find_frame(sites, kind)
+
+        def cut(places: Float, frame: Float = frame) -> Float:
+            pixels = np.moveaxis(places[:, None, None] + frame, -1, 0)
+            return np.asarray(
+                ndimage.map_coordinates(smooth, pixels, order=3, mode="mirror", prefilter=False)
+            )
+
+        crops[here, 0] = cut(sites.positions[wanted[here]])
+        crops[here, 1] = np.median(
+            cut(sites.positions[mine[:: max(len(mine) // _MOST_FOR_MEDIAN, 1)]]), axis=0
         )
-        some = mine[:: max(len(mine) // _MOST_FOR_MEDIAN, 1)]
-        crops[mine, 1] = np.median(crops[some, 0], axis=0)
     return crops
 
 
@@ -143,3 +199,131 @@ def _find_frame(sites: Sites, kind: int) -> Float:
     against = np.abs((inside + np.array([1.0, 2.0]) / 3.0 + 0.5) % 1.0 - 0.5).sum()
     sign = 1.0 if along <= against else -1.0
     return np.stack([sign * up, sign * one])
+
+
+@dataclass(frozen=True)
+class Readings:
+    """How bright sites are, against what repeats.
+
+    Parameters
+    ----------
+    ratio
+        Shape (n,): a site's height above the hollows between columns over that of its usual neighbours; 1 where all
+        is as it should be, 0 where nothing stands.
+    sigma
+        Shape (n,): its scatter among usual neighbours (1 sigma).
+    residual
+        Shape (rows, cols): what does not repeat, seen through a filter as wide as a column, in units of its noise.
+    floor
+        Largest residual in an image of the same spectrum without any order: what is smaller may be chance.
+    """
+
+    ratio: Float
+    sigma: Float
+    residual: Float
+    floor: float
+
+    @property
+    def z(self) -> Float:
+        """Deviation from the usual in units of its scatter, shape (n,)."""
+        return (self.ratio - 1.0) / self.sigma
+
+    def over_chance(self, sites: Sites) -> Float:
+        """What is seen on each site over what an image without order shows by chance, shape (n,)."""
+        row, col = np.rint(sites.positions).astype(int).T
+        return np.asarray(ndimage.maximum_filter(np.abs(self.residual), 3)[row, col] / self.floor)
+
+
+def measure_sites(levelled: Float, sites: Sites) -> Readings:
+    """Compare every site with the usual one of its sublattice.
+
+    Parameters
+    ----------
+    levelled
+        Shape (rows, cols), see `level`.
+    sites
+        See `list_sites`.
+    """
+    width = _WIDTH * sites.phases.lattice.constant_px
+    model = _repeat(levelled, sites.phases)
+    seen = np.where(sites.phases.crystal, levelled - model, 0.0)
+    matched, usual = (ndimage.gaussian_filter(image, width) for image in (seen, model))
+    heights = _sample(matched + usual, sites.positions)
+    hollows = _find_hollows(sites)
+    # A crop of the lattice without hollows is smaller than one cell: any level will do.
+    levels = _sample(matched + usual, hollows) if len(hollows) else np.array([float(usual.min())])
+    places = hollows if len(hollows) else np.zeros((1, 2))
+    low = np.median(levels[_find_near(places, sites.positions)], axis=1)
+    ratio, sigma = np.ones(len(heights)), np.full(len(heights), np.inf)
+    excess = np.zeros(len(heights))
+    for kind in (0, 1):
+        mine = np.flatnonzero(sites.sublattice == kind)
+        if not len(mine):
+            continue
+        near = _find_near(sites.positions[mine], sites.positions[mine])
+        middle = np.median(heights[mine][near], axis=1)
+        everywhere = max(float(np.median(middle - low[mine])), 1e-9)
+        height = np.maximum(middle - low[mine], _LEAST_HEIGHT * everywhere)
+        ratio[mine] = 1.0 + (heights[mine] - middle) / height
+        spread = 1.4826 * np.median(np.abs(ratio[mine][near] - 1.0), axis=1)
+        sigma[mine] = np.maximum(spread, _LEAST_SIGMA)
+        excess[mine] = heights[mine] - middle
+    ratio[_find_outshone(sites, excess, np.abs(ratio - 1.0) / sigma)] = 1.0
+    scale, floor = _find_floor(seen, sites.phases.crystal, width)
+    return Readings(ratio, sigma, matched / scale, floor)
+
+
+def _find_outshone(sites: Sites, excess: Float, z: Float) -> NDArray[np.int64]:
+    """Sites that deviate only because one beside them does: columns are wider than the filter, and a heavy atom between
+    two sites is one atom."""
+    reach = _BESIDE * sites.phases.lattice.constant_px
+    pairs = cKDTree(sites.positions).query_pairs(reach, output_type="ndarray")
+    order = np.argsort(np.abs(excess[pairs]), axis=1)
+    less, more = np.take_along_axis(pairs, order, axis=1).T
+    alike = (excess[less] * excess[more] > 0.0) & (z[more] > _CLEAR)
+    spilled = (excess[more] > 0.0) | (np.abs(excess[less]) < _SPILL * np.abs(excess[more]))
+    return np.unique(less[alike & spilled])
+
+
+def _find_near(these: Float, places: Float) -> NDArray[np.int64]:
+    """Which of `these` are nearest to each place, shape (n, 30) or as many as there are."""
+    _, near = cKDTree(these).query(places, k=min(_NEIGHBOURS, len(these)))
+    return np.reshape(near, (len(places), -1))
+
+
+def _repeat(levelled: Float, phases: Phases) -> Float:
+    """The mean unit cell in place of every one."""
+    cell = fold_cell(levelled, phases)
+    places = (phases.cell % 1.0) * len(cell) - 0.5
+    return np.asarray(ndimage.map_coordinates(cell, places, order=1, mode="grid-wrap"))
+
+
+def _find_hollows(sites: Sites) -> Float:
+    """Where in the image no column stands, shape (n, 2)."""
+    step = (sites.places[1] - sites.places[0]) @ np.linalg.inv(sites.phases.lattice.reciprocal).T
+    hollows = sites.positions[sites.sublattice == 1] + step
+    inside = ((hollows >= 0.0) & (hollows <= np.array(sites.phases.crystal.shape) - 1.0)).all(1)
+    return np.asarray(hollows[inside])
+
+
+def _sample(image: Float, places: Float) -> Float:
+    return np.asarray(ndimage.map_coordinates(image, places.T, order=3, mode="mirror"))
+
+
+def _find_floor(seen: Float, crystal: NDArray[np.bool_], width: float) -> tuple[float, float]:
+    """Noise behind the filter, and the largest value over it that noise alone makes in such an image.
+
+    The residual's phases are drawn at random, so that its spectrum stays and all order goes; single defects, which
+    would raise the spectrum, are clipped before.
+    """
+    spread = 1.4826 * float(np.median(np.abs(seen[crystal]))) if crystal.any() else float(seen.std())
+    spectrum = np.abs(fft.rfft2(np.clip(seen, -_CLIP * spread, _CLIP * spread)))
+    tops, scales = [], []
+    rng = np.random.default_rng(0)
+    for _ in range(_SURROGATES):
+        phase = np.exp(2j * np.pi * rng.random(spectrum.shape))
+        noise = ndimage.gaussian_filter(fft.irfft2(spectrum * phase, seen.shape), width)
+        scales.append(float(noise.std()))
+        tops.append(float(np.abs(noise).max()))
+    scale = max(float(np.mean(scales)), 1e-12)
+    return scale, float(np.mean(tops)) / scale

@@ -28,7 +28,7 @@ def draw_curves(
     marks
         Class to a published (recall, precision).
     """
-    figure, axes = _panels(len(curves))
+    figure, axes = make_panels(len(curves))
     for axis, (name, methods) in zip(axes, curves.items(), strict=True):
         for method, (recall, precision) in methods.items():
             axis.plot(recall, precision, label=method)
@@ -36,7 +36,7 @@ def draw_curves(
             axis.plot(*marks[name], "kx", label="published")
         axis.set(title=name, xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
         axis.legend(loc="lower left", frameon=False)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def draw_lines(
@@ -57,7 +57,7 @@ def draw_lines(
     steps
         Draw histograms: y holds from x to the next one.
     """
-    figure, axes = _panels(len(panels))
+    figure, axes = make_panels(len(panels))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for name, (x, y) in lines.items():
             if not len(x):
@@ -70,7 +70,7 @@ def draw_lines(
         if scales[0] == "linear":
             axis.set_xlim(0.0, 1.02)
         axis.legend(frameon=False, fontsize="small")
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Sequence[str]) -> bytes:
@@ -93,12 +93,12 @@ def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Seque
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(titles[col])
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def draw_confusion(matrices: Mapping[str, NDArray[np.floating]], *, classes: Sequence[str]) -> bytes:
     """Shares of each true class (rows) that are found as each class (columns), a panel a method, as a PNG file."""
-    figure, axes = _panels(len(matrices))
+    figure, axes = make_panels(len(matrices))
     for axis, (name, matrix) in zip(axes, matrices.items(), strict=True):
         axis.imshow(matrix, vmin=0.0, vmax=1.0, cmap="Blues")
         for (row, col), share in np.ndenumerate(matrix):
@@ -108,7 +108,7 @@ def draw_confusion(matrices: Mapping[str, NDArray[np.floating]], *, classes: Seq
         axis.set(title=name, xlabel="found", ylabel="true")
         axis.set_xticks(range(len(classes)), classes, rotation=30)
         axis.set_yticks(range(len(classes)), classes)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def draw_distributions(
@@ -125,14 +125,14 @@ def draw_distributions(
     label
         What the values are.
     """
-    figure, axes = _panels(len(classes))
+    figure, axes = make_panels(len(classes))
     for index, axis in enumerate(axes):
         for method, counts in values.items():
             share = counts[index] / max(float(counts[index].sum()), 1.0)
             axis.plot(np.linspace(0.0, 255.0, len(share)), share, label=method)
         axis.set(title=classes[index], xlabel=label, ylabel="share of the class")
         axis.legend(frameon=False)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def draw_map(maps: Mapping[str, NDArray[np.floating]], *, label: str) -> bytes:
@@ -142,20 +142,20 @@ def draw_map(maps: Mapping[str, NDArray[np.floating]], *, label: str) -> bytes:
     known = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     limit = float(np.quantile(np.abs(known), 0.99)) if len(known) else 1.0
     colours = colormaps["RdBu_r"].with_extremes(bad="0.7")
-    figure, axes = _panels(len(maps))
+    figure, axes = make_panels(len(maps))
     for axis, (name, values) in zip(axes, maps.items(), strict=True):
         shown = axis.imshow(values, cmap=colours, vmin=-limit, vmax=limit, interpolation="nearest")
         axis.set(title=name, xticks=(), yticks=())
     figure.colorbar(shown, ax=axes, label=label, shrink=0.8)
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def make_histogram(values: NDArray[np.floating], *, upto: float, label: str) -> bytes:
     """How often values from 0 to `upto` occur, in thirty bins, as a PNG file."""
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = make_panels(1)
     axis.hist(values, bins=np.linspace(0.0, upto, 31), color="#2d5fa8")
     axis.set(xlabel=label, ylabel="crystals", xlim=(0.0, upto))
-    return _to_png(figure)
+    return to_png(figure)
 
 
 def make_study_page(
@@ -194,14 +194,16 @@ def make_study_page(
     )
 
 
-def _panels(count: int) -> tuple[Any, Any]:
+def make_panels(count: int) -> tuple[Any, Any]:
+    """A figure and its axes beside each other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.4 * count, 3.8), layout="constrained")
     return figure, [figure.add_subplot(1, count, place + 1) for place in range(count)]
 
 
-def _to_png(figure: Any) -> bytes:
+def to_png(figure: Any) -> bytes:
+    """A figure as a PNG file."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()

@@ -107,7 +107,8 @@ def replace_card(base: str | Path, card: Card, path: str | Path) -> Path:
 
 
 def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
-    """A network in eval mode as ONNX, input "contrast", output "logits"; rows and cols free multiples of `multiple`."""
+    """A network in eval mode as ONNX, input "contrast", output "logits"; any number of pictures, rows and cols free
+    multiples of `multiple`."""
     # a size that is not square and not what is checked: a frozen dimension would show in the comparison
     example = torch.zeros(1, channels, 4 * multiple, 6 * multiple)
     with torch.inference_mode():
@@ -125,7 +126,7 @@ def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
             dynamo=False,
             input_names=["contrast"],
             output_names=["logits"],
-            dynamic_axes={name: {2: "rows", 3: "cols"} for name in names},
+            dynamic_axes={name: {0: "pictures", 2: "rows", 3: "cols"} for name in names},
         )
     return buffer.getvalue()
 

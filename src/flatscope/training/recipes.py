@@ -24,7 +24,7 @@ class Recipe:
     Parameters
     ----------
     name, version, task
-        Go into the card. `task` is "flakes", "orientation" or "columns".
+        Go into the card. `task` is "flakes", "orientation", "columns" or "defects".
     training_data
         One sentence for the card: what the network saw.
     licence
@@ -64,8 +64,8 @@ class Recipe:
         Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
     pictures
         "drawn"; "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`;
-        "bilayers": drawn ones, for the network of `training.orient`; or "series": drawn focal series, for that of
-        `training.columns`.
+        "bilayers": drawn ones, for the network of `training.orient`; "series": drawn focal series, for that of
+        `training.columns`; or "sites": drawn ADF-STEM images, for that of `training.defects`.
     material
         Of drawn focal series.
     depth
@@ -123,7 +123,7 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
-        kinds = ("drawn", "labelled", "bilayers", "series")
+        kinds = ("drawn", "labelled", "bilayers", "series", "sites")
         _require(self, "pictures", self.pictures in kinds, f"must be one of {', '.join(kinds)}")
         _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px

@@ -236,12 +236,15 @@ def _draw_batch(
     pictures: Pixels, truth: Truth, plan: Plan, step: int, *, augment: Augment
 ) -> tuple[Tensor, Tensor]:
     pairs = []
+    orders: dict[int, NDArray[np.int64]] = {}
     for place in range(plan.batch):
         number = step * plan.batch + place
         epoch, index = divmod(number, len(pictures))
-        order = np.random.default_rng([plan.seed, 1, epoch]).permutation(len(pictures))
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng([plan.seed, 1, epoch]).permutation(len(pictures))
+        picture = orders[epoch][index]
         rng = np.random.default_rng([plan.seed, 2, number])
-        pairs.append(augment(rng, pictures[order[index]], truth[order[index]]))
+        pairs.append(augment(rng, pictures[picture], truth[picture]))
     x = to_tensor(np.stack([picture for picture, _ in pairs]))
     return x, torch.from_numpy(np.ascontiguousarray(np.stack([known for _, known in pairs])))
 

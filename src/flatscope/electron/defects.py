@@ -1,0 +1,459 @@
+"""Point defects of a monolayer in an ADF-STEM image: where, of which kind, and by what evidence.
+
+Every site of the lattice is judged against its own sublattice's neighbours: how bright it is in the residual that the
+repeating part of the image leaves, by a mixture of what usual sites, empty ones, halves of a pair and other elements
+look like. Which kind a defect is, a network says from a crop around the site that is turned as the lattice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage, special, stats
+from scipy.spatial import cKDTree
+
+import flatscope
+from flatscope.electron.columns import PART
+from flatscope.electron.crystals import CRYSTALS, NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.scans import ALIKE, open_scan
+from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Micrograph
+from flatscope.results import DEFECT_COLUMNS, EXTENDED_KINDS, DefectTable, Provenance
+
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+CLASSES = ("M", "V_M", "D_M", "X_M", "X2", "V_X", "V_X2", "M_X2", "O_X")
+"""What a network tells apart, in order: a metal site as it should be, vacant, with a dopant, with a pair of chalcogens;
+a chalcogen site as it should be, lacking one, lacking both, with a metal atom, with oxygen in place of one."""
+GROUPS = ((0, 4), (4, 9))
+"""Those of a metal site and of a chalcogen site: (first, last + 1)."""
+UNKNOWN = 255
+MATERIALS = tuple(name for name, crystal in CRYSTALS.items() if crystal.is_dichalcogenide)
+
+_LEAST_P, _SURE_P = 0.5, 0.8
+"""A site is a defect above the first, and one to rely on above the second."""
+_TAIL = 8.0
+"""Degrees of freedom of Student's distribution for usual sites: scans scatter with longer tails than counting."""
+_OTHER_SPREAD = 0.05
+"""How far defects of one kind differ in brightness beside noise."""
+_LEAST_REACH = 4.0
+"""Least range of ratios that anything else may have."""
+_FIRST_SHARE, _ROUNDS = 0.005, 100
+_BATCH = 1024
+_FAR_OFF, _LEAST_ALIKE, _LEAST_APART = 4.0, 3, 3.0
+"""Sites so many sigmas off the usual are looked at for an element of their own; so many must be alike, and on average
+so many sigmas off."""
+_MOST_ELSE = 0.02
+"""Largest share of sites that fit nothing."""
+_BORDER = 0.5
+"""Sites closer to the border than this part of the lattice constant are not judged."""
+_AROUND, _MOSTLY = 13, 0.55
+"""Where more than this share of so many nearest sites are defects there is something larger."""
+_LEAST_GAP_CELLS = 1.5
+"""Where no lattice is seen over less than this many unit cells, nothing is said."""
+_DARK, _BRIGHT = 0.5, 1.3
+"""Mean brightness of an extended feature over that of the crystal: a hole below, contamination above."""
+
+
+@dataclass(frozen=True)
+class DefectParams:
+    """Settings of `find_defects`.
+
+    Parameters
+    ----------
+    material
+        One of `flatscope.electron.crystals.CRYSTALS`.
+    brighter
+        "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
+    dopants
+        Element that is known to be there, such as "Ti": dopants are then named after it.
+    weights
+        Name or file of the network that names defects of dichalcogenides.
+    """
+
+    material: str = "WSe2"
+    brighter: str = "auto"
+    dopants: str = ""
+    weights: str = "defects"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        names = ("auto", *find_crystal(self.material).sublattices)
+        if self.brighter not in names:
+            raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(names)}")
+        if self.dopants and self.dopants not in NUMBERS:
+            raise ValueError(f"dopants = {self.dopants!r}: give one element of {', '.join(NUMBERS)}")
+
+
+def classify_sites(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
+    """Places in `CLASSES` of what stands on each site of a sheet, 255 where that is none of them or cannot be seen."""
+    metal, chalcogen = crystal.first[0], crystal.second[0]
+    names = (
+        {metal: 0, "": 1, crystal.species[1]: 3},
+        {crystal.species[1]: 4, chalcogen: 5, "": 6, metal: 7, f"O{chalcogen}": 8},
+    )
+    found = np.full(len(sheet.species), UNKNOWN)
+    for index, (name, kind) in enumerate(zip(sheet.species, sheet.sublattice, strict=True)):
+        if kind >= 0 and not sheet.buried[index]:
+            default = 2 if kind == 0 and str(name) in NUMBERS else UNKNOWN
+            found[index] = names[kind].get(str(name), default)
+    return found
+
+
+def name_class(index: int, crystal: Crystal, dopants: str = "") -> str:
+    """A class in the usual notation: "V_W", "Ti_W" or "X_W", "Se_W", "V_Se", "V_Se2", "W_Se2", "O_Se"; "" for usual."""
+    metal, chalcogen = crystal.first[0], crystal.second[0]
+    pair = crystal.species[1]
+    return (
+        "",
+        f"V_{metal}",
+        f"{dopants or 'X'}_{metal}",
+        f"{chalcogen}_{metal}",
+        "",
+        f"V_{chalcogen}",
+        f"V_{pair}",
+        f"{metal}_{pair}",
+        f"O_{chalcogen}",
+    )[index]
+
+
+def find_defects(
+    micrograph: Micrograph, params: DefectParams = DefectParams(), *, network: Network | None = None
+) -> DefectTable:
+    """Find and name the point defects of a monolayer in an ADF-STEM image.
+
+    Parameters
+    ----------
+    micrograph
+        Gray, bright where atoms are.
+    params
+        The material.
+    network
+        Loaded already; None loads `DefectParams.weights`.
+
+    Returns
+    -------
+    One row a defect with its kind and how sure that is, extended features as one row each, and densities.
+
+    Raises
+    ------
+    MicrographError
+        If the image is not periodic, or its lattice is not this material's at the stated pixel size.
+
+    Notes
+    -----
+    Fails where crystals overlap, and where a third or more of the sites are defects. Dopants next to the host in the
+    periodic table, and oxygen on sulphur at low dose, look like what they replace.
+    """
+    crystal = find_crystal(params.material)
+    notes = list(micrograph.notes)
+    scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
+    if crystal.is_dichalcogenide and network is None:
+        network = Network.load(params.weights, task="defects")
+    sites = scan.sites
+    levelled = level(scan.image, sites.phases.lattice.constant_px)
+    readings = measure_sites(levelled, sites)
+    frame, (crops, evidence) = judge(levelled, sites, readings, params, network=network)
+    if not scan.sure:
+        kept = frame["status"] == "ok"
+        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
+    extended = find_extended(frame, sites, scan.image, pixel_nm=scan.calibration.pixel_size_nm[0])
+    frame = pd.concat([frame, extended.rows], ignore_index=True)
+    provenance = Provenance(
+        flatscope.__version__,
+        micrograph.name,
+        micrograph.sha256,
+        network.card.name if network else "",
+        network.sha256 if network else "",
+        {"defects": asdict(params)},
+        notes=tuple(notes),
+    )
+    frame = finish(frame, image=micrograph.name, pixel_nm=scan.calibration.pixel_size_nm[0])
+    shown = frame["place"].to_numpy(int)
+    return DefectTable(
+        frame[list(DEFECT_COLUMNS)],
+        float((~extended.mask).sum() * np.prod(scan.calibration.pixel_size_nm)),
+        {kind: int((sites.sublattice == index).sum()) for index, kind in enumerate(crystal.sublattices)},
+        readings.residual,
+        _take(crops, shown),
+        _take(evidence, shown),
+        scan.calibration,
+        provenance,
+    )
+
+
+def _take(images: Float, rows: NDArray[np.int64]) -> Float:
+    """Images of rows, NaN where there is none (-1)."""
+    taken = np.full((len(rows), *images.shape[1:]), np.nan)
+    taken[rows >= 0] = images[rows[rows >= 0]]
+    return taken
+
+
+def judge(
+    levelled: Float, sites: Sites, readings: Readings, params: DefectParams, *, network: Network | None
+) -> tuple[pd.DataFrame, tuple[Float, Float]]:
+    """Name every site that is not as it should be.
+
+    Parameters
+    ----------
+    levelled, sites, readings
+        See `flatscope.electron.sites`.
+    params
+        The material and known dopants.
+    network
+        None where the material has no pairs: then brightness alone names.
+
+    Returns
+    -------
+    Rows `row_px`, `col_px`, `site`, `kind`, `kind_p`, `sublattice`, `z_score`, `intensity_ratio`, `status`, `reason`,
+    `place`, and the evidence: crops (n, 24, 24) and what in them speaks for their kind (n, rows, cols).
+    """
+    crystal = find_crystal(params.material)
+    unusual, names = np.zeros(len(readings.ratio)), np.full(len(readings.ratio), "", object)
+    for kind in (0, 1):
+        mine = np.flatnonzero(sites.sublattice == kind)
+        if len(mine):
+            ratio, sigma = readings.ratio[mine], steady(readings.sigma[mine])
+            unusual[mine], names[mine] = fit_mixture(ratio, sigma, crystal, kind).weigh(ratio, sigma)
+    constant = sites.phases.lattice.constant_px
+    rim = _BORDER * constant
+    shape = np.array(levelled.shape)
+    cut = ((sites.positions < rim) | (sites.positions > shape - 1.0 - rim)).any(1)
+    found = np.flatnonzero((unusual > _LEAST_P) & ~cut)
+    named = np.array([str(name) for name in names[found]], object)
+    crops = cut_crops(levelled, sites, some=found)
+    p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
+    if network is not None and len(found):
+        classes, p, maps = _ask(network, crops, sites.sublattice[found])
+        named = np.array([name_class(index, crystal, params.dopants) for index in classes], object)
+    elif network is None:
+        for index, name in enumerate(named):
+            element = crystal.species[sites.sublattice[found[index]]]
+            named[index] = f"V_{element}" if name == "vacancy" else f"{params.dopants or 'X'}_{element}"
+    frame = pd.DataFrame(
+        {
+            "row_px": sites.positions[found, 0],
+            "col_px": sites.positions[found, 1],
+            "site": found,
+            "kind": named,
+            "kind_p": p * unusual[found],
+            "sublattice": np.array(crystal.sublattices)[sites.sublattice[found]],
+            "z_score": readings.z[found],
+            "intensity_ratio": readings.ratio[found],
+            "status": "ok",
+            "reason": "",
+            "place": np.arange(len(found)),
+        }
+    )
+    for rows, status, reason in (
+        (frame["kind_p"] < _SURE_P, "doubtful", "two kinds, or none, are about as likely"),
+        (names[found] == "else", "rejected", "neither as usual nor like any defect: noise or dirt?"),
+        (
+            readings.over_chance(sites)[found] < 1.0,
+            "rejected",
+            "no more than an image without order shows by chance",
+        ),
+    ):
+        frame.loc[rows, "status"], frame.loc[rows, "reason"] = status, reason
+    return frame, (crops[:, 0].astype(float), maps)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the brightness of a sublattice's sites is made of.
+
+    Parameters
+    ----------
+    names
+        "" for usual sites, "vacancy", "half" of a pair, "dark" and "bright" other elements, "else".
+    middles, spreads
+        Mean ratio of each, and by how much it differs beside noise; of all but the first and the last.
+    shares
+        How many of the sites each part holds.
+    reach
+        Range of ratios that anything else may have.
+    """
+
+    names: tuple[str, ...]
+    middles: Float
+    spreads: Float
+    shares: Float
+    reach: float
+
+    def densities(self, ratio: Float, sigma: Float) -> Float:
+        """Density of each part at sites of ratio and scatter (n,), shape (parts, n)."""
+        width = np.hypot(sigma, self.spreads[:, None])
+        parts = stats.norm.pdf((ratio - self.middles[:, None]) / width) / width
+        usual = stats.t.pdf((ratio - 1.0) / sigma, _TAIL) / sigma
+        return np.vstack([usual, parts, np.full(len(ratio), 1.0 / self.reach)])
+
+    def weigh(self, ratio: Float, sigma: Float) -> tuple[Float, NDArray[np.object_]]:
+        """How surely each site is not as it should be, and the part it most likely belongs to."""
+        weight = self.shares[:, None] * self.densities(ratio, sigma)
+        weight /= weight.sum(0)
+        return 1.0 - weight[0], np.array(self.names, object)[weight.argmax(0)]
+
+
+def steady(sigma: Float) -> Float:
+    """The scatter of thirty neighbours is itself uncertain: half way to that of the whole image."""
+    return np.asarray(np.sqrt(0.5 * (sigma**2 + float(np.median(sigma)) ** 2)))
+
+
+def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int) -> Mixture:
+    """Learn from an image how bright its usual sites, vacancies and other elements are, and how frequent.
+
+    Parameters
+    ----------
+    ratio, sigma
+        See `flatscope.electron.sites.Readings` and `steady`, shape (n,), of sublattice `kind`.
+
+    Notes
+    -----
+    Expectation maximisation. Empty sites and halves of a pair have known brightness; elements of their own brightness,
+    one darker and one brighter than usual, are looked for where three or more sites are far off.
+    """
+    names, middles, spreads = ["", "vacancy"], [0.0], [0.0]
+    if (crystal.first, crystal.second)[kind][1] == 2:
+        names, middles, spreads = [*names, "half"], [*middles, PART[0]], [*spreads, PART[1]]
+    else:
+        for name, side in (("dark", ratio < 1.0), ("bright", ratio > 1.0)):
+            far = ratio[side & (np.abs(ratio - 1.0) > _FAR_OFF * sigma)]
+            if len(far) >= _LEAST_ALIKE:
+                names, middles = [*names, name], [*middles, float(np.median(far))]
+                spreads = [*spreads, _OTHER_SPREAD]
+    names = [*names, "else"]
+    shares = np.full(len(names), _FIRST_SHARE)
+    shares[0] = 1.0 - shares[1:].sum()
+    reach = max(float(np.ptp(ratio)), _LEAST_REACH)
+    mixture = Mixture(tuple(names), np.array(middles), np.array(spreads), shares, reach)
+    free, apart = np.isin(names[1:-1], ["dark", "bright"]), _LEAST_APART * float(np.median(sigma))
+    for _ in range(_ROUNDS):
+        weight = mixture.shares[:, None] * mixture.densities(ratio, sigma)
+        weight /= weight.sum(0)
+        shares = (weight.sum(1) + 0.5) / (len(ratio) + 0.5 * len(names))
+        # What fits nothing is rare, or it would swallow the tails of what does.
+        shares[0] += max(shares[-1] - _MOST_ELSE, 0.0)
+        shares[-1] = min(shares[-1], _MOST_ELSE)
+        means = (weight[1:-1] * ratio).sum(1) / np.maximum(weight[1:-1].sum(1), 1e-9)
+        means = np.where(
+            mixture.middles < 1.0, np.minimum(means, 1.0 - apart), np.maximum(means, 1.0 + apart)
+        )
+        mixture = replace(mixture, shares=shares, middles=np.where(free, means, mixture.middles))
+    # What would rather be nearer to the usual is its tail, no element of its own.
+    own = ~free | (np.abs(mixture.middles - 1.0) > 1.01 * apart)
+    kept = np.concatenate([[True], own, [True]])
+    return replace(
+        mixture,
+        names=tuple(np.array(names)[kept]),
+        middles=mixture.middles[own],
+        spreads=mixture.spreads[own],
+        shares=mixture.shares[kept] / mixture.shares[kept].sum(),
+    )
+
+
+def _ask(
+    network: Network, crops: NDArray[np.float32], sublattice: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Float, Float]:
+    """The likeliest class of each defect, its probability among all kinds of defect, and its activation map.
+
+    How often each kind occurs follows from the image itself (Saerens et al. 2002, doi:10.1162/089976602753284446).
+    """
+    maps = np.concatenate(
+        [network.run(part) for part in np.array_split(crops, max(len(crops) // _BATCH, 1)) if len(part)]
+    ).astype(float)
+    logits = maps.mean((2, 3))
+    called, p = np.zeros(len(crops), int), np.ones(len(crops))
+    for kind, (first, end) in enumerate(GROUPS):
+        mine = np.flatnonzero(sublattice == kind)
+        if not len(mine):
+            continue
+        # A site that is judged unusual is no usual one: that class is left out.
+        chances = special.softmax(logits[mine, first + 1 : end], axis=1)
+        share = np.full(chances.shape[1], 1.0 / chances.shape[1])
+        weight = chances
+        for _ in range(_ROUNDS):
+            weight = chances * share
+            weight /= weight.sum(1, keepdims=True)
+            share = (weight.sum(0) + 0.5) / (len(mine) + 0.5 * len(share))
+        called[mine], p[mine] = first + 1 + weight.argmax(1), weight.max(1)
+    return called, p, maps[np.arange(len(crops)), called]
+
+
+@dataclass(frozen=True)
+class Extended:
+    """What is larger than a point defect: rows like those of `judge`, and where, shape (rows, cols)."""
+
+    rows: pd.DataFrame
+    mask: Mask
+
+
+def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: float) -> Extended:
+    """Find holes, contamination and disorder, and reject the defects in them.
+
+    Parameters
+    ----------
+    frame
+        See `judge`; its status and reason are changed.
+    sites, image
+        What it was made from.
+    pixel_nm
+        Pixel size.
+    """
+    crystal = sites.phases.crystal
+    constant = sites.phases.lattice.constant_px
+    unusual = np.zeros(len(sites.positions))
+    unusual[frame["site"]] = 1.0
+    mask = ~crystal
+    if len(frame):
+        tree = cKDTree(sites.positions)
+        _, near = tree.query(sites.positions, k=min(_AROUND, len(sites.positions)))
+        core = sites.positions[unusual[near.reshape(len(unusual), -1)].mean(1) > _MOSTLY]
+        if len(core):
+            away = np.ones(crystal.shape, bool)
+            away[tuple(np.rint(core).astype(int).T)] = False
+            mask = mask | (ndimage.distance_transform_edt(away) < constant)
+    labels, count = ndimage.label(mask)
+    cell = constant**2 * np.sqrt(0.75)
+    usual = max(float(np.median(image[~mask])), 1e-9) if not mask.all() else 1.0
+    rows = []
+    for index in range(1, count + 1):
+        here = labels == index
+        area = float(here.sum())
+        if area < _LEAST_GAP_CELLS * cell:
+            mask = mask & ~here
+            continue
+        ratio = float(np.median(image[here])) / usual
+        kind = EXTENDED_KINDS[0 if ratio < _DARK else 1 if ratio > _BRIGHT else 2]
+        row, col = np.argwhere(here).mean(0)
+        rows.append(
+            {
+                "row_px": row,
+                "col_px": col,
+                "kind": kind,
+                "kind_p": np.nan,
+                "sublattice": "",
+                "z_score": np.nan,
+                "intensity_ratio": ratio,
+                "status": "ok",
+                "reason": f"{area * pixel_nm**2:.2f} nm² without a crystal that can be judged",
+                "place": -1,
+            }
+        )
+    row, col = np.rint(frame[["row_px", "col_px"]].to_numpy(float)).astype(int).T
+    inside = mask[row, col] if len(frame) else np.zeros(0, bool)
+    frame.loc[inside, "status"], frame.loc[inside, "reason"] = "rejected", "part of a larger feature"
+    return Extended(pd.DataFrame(rows, columns=[name for name in frame.columns if name != "site"]), mask)
+
+
+def finish(frame: pd.DataFrame, *, image: str, pixel_nm: float, number: int = 0) -> pd.DataFrame:
+    """Rows of a defect table from top to bottom, with image, frame, numbers and places in nm."""
+    frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
+    frame["image"], frame["frame"], frame["track_id"] = image, number, ""
+    frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
+    frame["defect_id"] = np.arange(1, len(frame) + 1)
+    return frame

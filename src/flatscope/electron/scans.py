@@ -1,0 +1,149 @@
+"""An ADF-STEM image of a crystal, ready to be measured: gray, periodic, calibrated by its lattice, its sites known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
+from flatscope.electron.lattice import (
+    Lattice,
+    NoLatticeError,
+    Phases,
+    find_honeycomb,
+    find_lattice,
+    fold_cell,
+    map_phases,
+)
+from flatscope.electron.sites import Sites, list_sites
+from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
+from flatscope.results import shortest_vectors
+
+Float = NDArray[np.float64]
+
+_OFF_SHARE, _WRONG_SHARE = 0.03, 0.45
+"""A pixel size off by more than the first is corrected with a note, by more than the second it is another material."""
+_REL_SIGMA = 0.01
+"""Of a pixel size by the lattice: scans are not calibrated the same along rows and columns."""
+_MUCH_BARE, _DISTORTED = 0.03, 1.05
+"""Share of a field without lattice, and a ratio of lattice vectors, that are worth a note."""
+_ALIKE = 0.8
+"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
+ALIKE = "both sublattices are about as bright, high angles tell which is which"
+SATURATED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image and the sites of its lattice.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols), the darkest pixel at 0 and the bright ones at 1.
+    sites
+        Sublattice 0 is the crystal's first one, as far as known.
+    calibration
+        Pixel size by the lattice.
+    sure
+        Whether brightness tells the sublattices apart, or the user did.
+    """
+
+    image: Float
+    sites: Sites
+    calibration: Calibration
+    sure: bool
+
+
+def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, brighter: str = "auto") -> Scan:
+    """Find the lattice of a material in an image, and which sublattice is which.
+
+    Parameters
+    ----------
+    material, brighter
+        See `flatscope.electron.columns.ColumnParams`.
+    notes
+        What a reader should know is added.
+
+    Raises
+    ------
+    MicrographError
+        If the image is coloured or constant, shows no hexagonal lattice, or one that is not this material's.
+    """
+    crystal = find_crystal(material)
+    image = prepare(micrograph, notes)
+    try:
+        lattice = find_lattice(image)
+    except NoLatticeError as error:
+        raise MicrographError(f"{micrograph.source}: not periodic: {error}") from None
+    calibration = calibrate(micrograph, lattice, crystal, notes)
+    phases = map_phases(image, lattice)
+    places, bright = find_honeycomb(fold_cell(image, phases))
+    warn_of_lattice(phases, crystal, notes)
+    alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
+    if crystal.first == crystal.second and alike < _ALIKE:
+        raise MicrographError(
+            f"{micrograph.source}: its two sublattices differ in brightness (1 to {alike:.2f}), those of "
+            f"{crystal.name} do not: check --material"
+        )
+    sure = brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
+    if not sure:
+        notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
+    first = crystal.brighter if brighter == "auto" else crystal.sublattices.index(brighter)
+    return Scan(image, list_sites(phases, places, first=first), calibration, sure)
+
+
+def prepare(micrograph: Micrograph, notes: list[str]) -> Float:
+    """The image with its darkest pixel at 0 and its bright ones at 1."""
+    if not micrograph.is_gray:
+        raise MicrographError(f"{micrograph.source}: is coloured: an ADF image has one channel")
+    pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
+    image = np.asarray(pixels, float)
+    low, high = float(image.min()), float(image.max())
+    if high <= low:
+        raise MicrographError(f"{micrograph.source}: all pixels are {low:g}: nothing to see")
+    top = float((image >= high).mean())
+    if top > SATURATED_SHARE:
+        notes.append(f"{top:.0%} of the pixels are saturated")
+    return np.asarray((image - low) / (float(np.quantile(image, 0.995)) - low + 1e-12))
+
+
+def calibrate(
+    micrograph: Micrograph | Stack, lattice: Lattice, crystal: Crystal, notes: list[str]
+) -> Calibration:
+    """Pixel size by the lattice; the stated one is compared with it."""
+    size = crystal.lattice_nm / lattice.constant_px
+    if micrograph.calibration is None:
+        notes.append(f"pixel size {size:.5f} nm by the lattice of {crystal.name}, as the file states none")
+        return Calibration((size, size), "lattice", _REL_SIGMA)
+    stated = float(np.mean(micrograph.calibration.pixel_size_nm))
+    off = stated / size - 1.0
+    wanted = stated * lattice.constant_px
+    if abs(off) > _WRONG_SHARE:
+        raise MicrographError(
+            f"{micrograph.source}: its lattice constant is {wanted:.3f} nm at {stated:.4f} nm a "
+            f"pixel, {crystal.name} has {crystal.lattice_nm:.3f} nm: check --material and --nm-per-px"
+        )
+    if abs(off) > _OFF_SHARE:
+        nearest = min(CRYSTALS.values(), key=lambda one: abs(np.log(one.lattice_nm / wanted)))
+        other = f"; if it were right, {nearest.name} would fit better" if nearest.name != crystal.name else ""
+        notes.append(
+            f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}"
+        )
+    return Calibration((size, size), "lattice", _REL_SIGMA)
+
+
+def warn_of_lattice(phases: Phases, crystal: Crystal, notes: list[str]) -> None:
+    """What a reader of the table should know of the lattice."""
+    bare = 1.0 - float(phases.crystal.mean())
+    if bare > _MUCH_BARE:
+        notes.append(f"{bare:.0%} of the field shows no such lattice and is left out")
+    lengths = shortest_vectors(phases.lattice.vectors) / phases.lattice.constant_px * crystal.lattice_nm
+    if lengths[2] > _DISTORTED * lengths[0]:
+        said = ", ".join(f"{length:.3f}" for length in lengths)
+        notes.append(
+            f"the scan is distorted: lattice vectors of {said} nm where {crystal.name} has three of "
+            f"{crystal.lattice_nm:.3f}; positions in nm and the model are as distorted"
+        )

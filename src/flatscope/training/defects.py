@@ -1,0 +1,264 @@
+"""Train the network that names what stands on a lattice site, on drawn ADF-STEM images."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import nn
+
+from flatscope.electron.crystals import find_crystal
+from flatscope.electron.defects import CLASSES, GROUPS, MATERIALS, classify_sites
+from flatscope.electron.lattice import NoLatticeError
+from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
+from flatscope.electron.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
+from flatscope.files.write import write_atomic
+from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.parallel import map_in_order
+from flatscope.training import supervised
+from flatscope.training.losses import IGNORE
+from flatscope.training.nets.cropnet import CropNet
+from flatscope.training.recipes import Recipe
+
+Half = NDArray[np.float16]
+Classes = NDArray[np.uint8]
+LATTICE_PX, ELECTRONS, INNER_MRAD = (7.0, 20.0), (2.0, 500.0), (40.0, 90.0)
+"""Ranges of drawn images: lattice constant in pixels, electrons a pixel, and the detector's inner angle."""
+_PERFECT_SHARE = 1.5
+"""So many perfect sites are kept for each defect."""
+_MATCH = 0.25
+"""A site found is a true one within this part of the lattice constant."""
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops around sites and what stands there.
+
+    Parameters
+    ----------
+    images
+        Shape (n, 24, 24, 2), see `flatscope.electron.sites.cut_crops`.
+    classes
+        Shape (n,): places in `flatscope.electron.defects.CLASSES`.
+    scans
+        Shape (n,): the image each was cut from. Crops of one image never stand on both sides of a split.
+    """
+
+    images: Half
+    classes: Classes
+    scans: NDArray[np.int32]
+
+    def take(self, rows: NDArray[np.bool_]) -> Crops:
+        """Some of them."""
+        return Crops(self.images[rows], self.classes[rows], self.scans[rows])
+
+
+def draw_crops(
+    count: int,
+    *,
+    side: int,
+    seed: int,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Crops:
+    """Crops of `count` drawn images of the four dichalcogenides in turn.
+
+    Parameters
+    ----------
+    side
+        Rows and columns of an image.
+    seed
+        Image i has the random stream (seed, i): the result does not depend on the number of workers.
+    """
+    jobs = [(seed, index, side) for index in range(count)]
+    made = list(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress))
+    scans = np.repeat(np.arange(count), [len(classes) for _, classes in made]).astype(np.int32)
+    images = np.concatenate([images for images, _ in made])
+    return Crops(images, np.concatenate([classes for _, classes in made]), scans)
+
+
+def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
+    seed, index, side = job
+    rng = np.random.default_rng([seed, index])
+    material = MATERIALS[index % len(MATERIALS)]
+    crystal = find_crystal(material)
+    pixel_nm = crystal.lattice_nm / float(rng.uniform(*LATTICE_PX))
+    inner = float(rng.uniform(*INNER_MRAD))
+    optics = replace(draw_microscope(rng, pixel_nm=pixel_nm), collection_mrad=(inner, 200.0))
+    electrons = float(np.exp(rng.uniform(*np.log(ELECTRONS))))
+    scanned = draw_scanned(
+        rng,
+        draw_point_defects(rng, material),
+        optics,
+        draw_noise(rng),
+        shape=(side, side),
+        electrons_per_px=electrons,
+    )
+    nothing = np.zeros((0, CROP_PX, CROP_PX, 2), np.float16), np.zeros(0, np.uint8)
+    try:
+        sites = find_sites(scanned.image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
+    except NoLatticeError:
+        return nothing
+    true = scanned.sheet.sites_nm / pixel_nm
+    known = scanned.sheet.sublattice >= 0
+    gap, nearest = cKDTree(true[known]).query(sites.positions)
+    meant = np.flatnonzero(known)[nearest]
+    near = gap < _MATCH * sites.phases.lattice.constant_px
+    if near.mean() < 0.5:
+        return nothing
+    # Which sublattice is the brighter one depends on the detector: the truth says it.
+    if np.mean(scanned.sheet.sublattice[meant[near]] == sites.sublattice[near]) < 0.5:
+        sites = sites.swap()
+    classes = classify_sites(scanned.sheet, crystal)[meant]
+    classes[~near | (scanned.sheet.sublattice[meant] != sites.sublattice)] = IGNORE
+    rim = (sites.positions < 2.0) | (sites.positions > side - 3.0)
+    classes[rim.any(1)] = IGNORE
+    perfect = np.isin(classes, [first for first, _ in GROUPS])
+    defects = ~perfect & (classes != IGNORE)
+    keep = defects | (
+        perfect & (rng.random(len(classes)) < _PERFECT_SHARE * defects.sum() / max(perfect.sum(), 1))
+    )
+    crops = cut_crops(level(scanned.image, sites.phases.lattice.constant_px), sites)[keep]
+    return crops.transpose(0, 2, 3, 1).astype(np.float16), classes[keep].astype(np.uint8)
+
+
+def mirror(rng: np.random.Generator, images: Half, classes: Classes) -> tuple[Half, Classes]:
+    """A crop or its mirror image: the only symmetry that leaves a site's neighbours in place."""
+    return (images[:, ::-1] if rng.random() < 0.5 else images), classes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network in eval mode, and what it reaches on drawn images that it never saw."""
+
+    net: CropNet
+    scores: dict[str, Score]
+
+
+def make_net(recipe: Recipe) -> CropNet:
+    """The network of a recipe, with first weights that follow from its seed."""
+    net = supervised.seeded(
+        CropNet, seed=recipe.seed, outputs=len(CLASSES), groups=GROUPS, widths=recipe.widths
+    )
+    assert isinstance(net, CropNet)
+    return net
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    workers: int = 2,
+    resume: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Train by a recipe whose pictures are "sites".
+
+    Parameters
+    ----------
+    recipe
+        Crops of `scenes_train` images are trained on and of `scenes_val` others held out, each of `scene_px`;
+        `widths`, `lr`, `weight_decay`, `epochs`, `batch`, `warmup` and `max_minutes` hold, the rest does not.
+    out
+        Folder for the crops and a checkpoint; a run that was cut off goes on from both.
+    """
+    crops = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    held, known = (
+        crops.take(rows) for rows in (crops.scans < recipe.scenes_val, crops.scans >= recipe.scenes_val)
+    )
+    net = make_net(recipe)
+    checkpoint = out / f"{recipe.name}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    supervised.fit_by(
+        recipe,
+        net,
+        known.images,
+        known.classes,
+        augment=mirror,
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+    )
+    net.sharpen(1.0 / _find_temperature(net, held))
+    return Outcome(net, _score(net, held))
+
+
+def make_card(recipe: Recipe, outcome: Outcome) -> Card:
+    """The card of a network trained by `recipe`."""
+    return Card(
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        recipe=recipe.name,
+        training_data=f"{recipe.training_data}; {recipe.scenes_train} images of {recipe.scene_px} px",
+        seed=recipe.seed,
+        channels=("crop", "usual crop"),
+        classes=CLASSES,
+        maps=(),
+        scale=1.0,
+        normalisation=PLAIN,
+        multiple=outcome.net.multiple,
+        halo_px=0,
+        scores=outcome.scores,
+        licence=recipe.licence,
+        created_with=f"flatscope.training, torch {torch.__version__}",
+    )
+
+
+def _draw_or_load(
+    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
+) -> Crops:
+    count = recipe.scenes_val + recipe.scenes_train
+    kept = out / f"crops-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    if kept.is_file():
+        with np.load(kept) as stored:
+            return Crops(stored["images"], stored["classes"], stored["scans"])
+    crops = draw_crops(
+        count, side=recipe.scene_px, seed=recipe.seed, workers=workers, on_progress=on_progress
+    )
+    stream = io.BytesIO()
+    np.savez(stream, images=crops.images, classes=crops.classes, scans=crops.scans)
+    write_atomic(kept, stream.getvalue())
+    return crops
+
+
+def _answer(net: nn.Module, crops: Crops) -> NDArray[np.float32]:
+    """Logits, shape (n, classes)."""
+    parts = np.array_split(np.arange(len(crops.images)), max(len(crops.images) // 512, 1))
+    with torch.inference_mode():
+        made = [net(supervised.to_tensor(crops.images[part])).mean((2, 3)).numpy() for part in parts]
+    return np.concatenate(made)
+
+
+def _find_temperature(net: CropNet, held: Crops) -> float:
+    """By which the logits are to be divided so that probabilities are right (Guo et al. 2017, arXiv:1706.04599)."""
+    logits, truth = torch.from_numpy(_answer(net, held))[:, :, None, None], torch.from_numpy(held.classes)
+    tried = np.exp(np.linspace(-0.7, 1.2, 39))
+    losses = [float(net.loss(logits / value, truth)) for value in tried]
+    return float(tried[int(np.argmin(losses))])
+
+
+def _score(net: CropNet, held: Crops) -> dict[str, Score]:
+    """Share of each class that is called so, with an interval by images."""
+    logits = _answer(net, held)
+    called = np.empty(len(logits), int)
+    for first, end in GROUPS:
+        mine = (held.classes >= first) & (held.classes < end)
+        called[mine] = first + logits[mine, first:end].argmax(1)
+    right = called == held.classes
+    scores = {}
+    for index, name in enumerate(CLASSES):
+        mine = held.classes == index
+        if not mine.any():
+            continue
+        total = np.bincount(held.scans[mine])
+        shares = (np.bincount(held.scans[mine], right[mine])[total > 0]) / total[total > 0]
+        mean, half = float(right[mine].mean()), 1.96 * float(shares.std() / np.sqrt(len(shares)))
+        scores[f"recall of {name}"] = Score(mean, mean - half, mean + half, f"{int(mine.sum())} drawn sites")
+    return scores
