@@ -319,3 +319,91 @@ def imaging(limits: bool, as_json: bool) -> int:
             [(one.model, one.sheet, f"{one.at:g} {units[one.model]}", f"{one.rms:.3f}") for one in failing],
         )
     return 0
+
+
+@evaluate.command()
+@click.option("--image", type=click.Path(path_type=Path), help="An ADF-STEM image with marked columns.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path), help="CSV: row_px, col_px, label (W, Se2, Ti_W, V_Se)."
+)
+@click.option("--material", default="WSe2", show_default=True, help="Of the image.")
+@click.option("--dopants", default="", help="Element that is known to be in it.")
+@click.option("--nm-per-px", type=float, default=None, help="Pixel size, where the file does not state it.")
+@click.option(
+    "--sheets", type=click.IntRange(1), default=40, show_default=True, help="Drawn ones, without --image."
+)
+@click.option("--seed", type=click.IntRange(0), default=17, show_default=True, help="Of the drawn sheets.")
+@click.option("--weights", default="defects", show_default=True, help="A name, or an .onnx file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def defects(
+    image: Path | None, labels: Path | None, nm_per_px: float | None, as_json: bool, **options: Any
+) -> int:
+    """Compare point defects with expert labels; or name drawn windows of six kinds, at the noise of DefectFinder's
+    poster and against dose."""
+    from flatscope.electron.defects import DefectParams
+    from flatscope.evaluation.defects import evaluate_labels, evaluate_windows
+
+    if (image is None) != (labels is None):
+        raise click.UsageError("--image and --labels belong together")
+    if image is not None and labels is not None:
+        params = checked(
+            DefectParams,
+            material=options["material"],
+            dopants=options["dopants"],
+            weights=options["weights"],
+        )
+        marked = evaluate_labels(image, labels, params, nm_per_px=nm_per_px)
+        if as_json:
+            click.echo(json.dumps([one.to_dict() for one in marked]))
+            return 0
+        show.print_rows(
+            ("", "F1", "precision", "recall", "found", "labels"),
+            [
+                (one.kind, *(str(v) for v in (one.f1, one.precision, one.recall, one.found, one.labels)))
+                for one in marked
+            ],
+        )
+        return 0
+    with show.progress("noises") as on_progress:
+        scores = evaluate_windows(
+            count=options["sheets"], seed=options["seed"], weights=options["weights"], on_progress=on_progress
+        )
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in scores]))
+        return 0
+    show.print_rows(
+        ("noise", "e/px", "accuracy", "worst kind", "its recall", "windows"),
+        [
+            (
+                one.noise,
+                "" if one.electrons_per_px is None else f"{one.electrons_per_px:g}",
+                str(one.accuracy),
+                one.worst,
+                f"{one.worst_recall:.3f}",
+                str(one.windows),
+            )
+            for one in scores
+        ],
+    )
+    return 0
+
+
+@evaluate.command()
+@click.option("--movies", type=click.IntRange(1), default=4, show_default=True, help="Movies drawn.")
+@click.option("--seed", type=click.IntRange(0), default=23, show_default=True, help="Of the movies.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def tracks(movies: int, seed: int, as_json: bool) -> int:
+    """Follow hopping sulphur vacancies through drawn movies that drift by 1.5 Å a frame, beside plain linking (extra:
+    movies)."""
+    from flatscope.evaluation.defects import evaluate_tracks
+
+    with show.progress("movies") as on_progress:
+        scores = evaluate_tracks(movies=movies, seed=seed, on_progress=on_progress)
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in scores]))
+        return 0
+    show.print_rows(
+        ("method", "F1 of links", "F1 of defects in frames"),
+        [(one.method, str(one.links), str(one.detections)) for one in scores],
+    )
+    return 0

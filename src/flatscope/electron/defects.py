@@ -254,13 +254,19 @@ def judge(
         (frame["kind_p"] < _SURE_P, "doubtful", "two kinds, or none, are about as likely"),
         (names[found] == "else", "rejected", "neither as usual nor like any defect: noise or dirt?"),
         (
-            readings.over_chance(sites)[found] < 1.0,
+            ~_stand_out(readings.over_chance(sites)[found], names[found]),
             "rejected",
             "no more than an image without order shows by chance",
         ),
     ):
         frame.loc[rows, "status"], frame.loc[rows, "reason"] = status, reason
     return frame, (crops[:, 0].astype(float), maps)
+
+
+def _stand_out(over: Float, names: NDArray[np.object_]) -> Mask:
+    """Which sites, or others that look like them, show more than an image without order does by chance."""
+    clear = set(names[over > 1.0]) - {"else"}
+    return np.asarray(np.isin(names.astype(str), list(clear)) | (over > 1.0))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ _HALF_OF_SQUARES = 0.455
 """Median of the square of a normal number."""
 
 
+SPOILS = ("gaussian", "s&p", "speckle", "mixed")
+
+
 @dataclass(frozen=True)
 class NoiseParams:
     """Noise of a scanned image.
@@ -165,6 +168,44 @@ def scan(
         there = np.stack(displace(moved[:, 0], moved[:, 1]), axis=1)
         moved = moved + places - there
     return np.asarray(seen, np.float32), moved
+
+
+def spoil(
+    rng: np.random.Generator,
+    image: NDArray[np.floating],
+    kind: str,
+    *,
+    variance: float = 0.01,
+    salted: float = 0.05,
+) -> Float:
+    """An image from 0 to 1 with the noise that image processing knows, which no microscope makes, by scikit-image.
+
+    Parameters
+    ----------
+    rng
+        Source of randomness.
+    image
+        Shape (rows, cols), any range.
+    kind
+        One of `SPOILS`: additive Gaussian noise, black and white pixels, multiplicative Gaussian noise, or all three.
+    variance, salted
+        Of Gaussian noise and of its factor; share of black and white pixels.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kind.
+    """
+    from skimage.util import random_noise
+
+    if kind not in SPOILS:
+        raise ValueError(f"kind = {kind!r}: choose one of {', '.join(SPOILS)}")
+    low = float(image.min())
+    made = (np.asarray(image, float) - low) / max(float(image.max()) - low, 1e-12)
+    settings = {"gaussian": {"var": variance}, "s&p": {"amount": salted}, "speckle": {"var": variance}}
+    for name in settings if kind == "mixed" else (kind,):
+        made = random_noise(made, mode=name, rng=rng, **settings[name])
+    return np.asarray(made)
 
 
 def measure_ratios(image: NDArray[np.floating]) -> tuple[float, float]:

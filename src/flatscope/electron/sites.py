@@ -215,7 +215,7 @@ class Readings:
     residual
         Shape (rows, cols): what does not repeat, seen through a filter as wide as a column, in units of its noise.
     floor
-        Largest residual in an image of the same spectrum without any order: what is smaller may be chance.
+        Largest residual on any site of an image of the same spectrum without order: what is smaller may be chance.
     """
 
     ratio: Float
@@ -269,7 +269,7 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
         sigma[mine] = np.maximum(spread, _LEAST_SIGMA)
         excess[mine] = heights[mine] - middle
     ratio[_find_outshone(sites, excess, np.abs(ratio - 1.0) / sigma)] = 1.0
-    scale, floor = _find_floor(seen, sites.phases.crystal, width)
+    scale, floor = _find_floor(seen, sites, width)
     return Readings(ratio, sigma, matched / scale, floor)
 
 
@@ -310,20 +310,22 @@ def _sample(image: Float, places: Float) -> Float:
     return np.asarray(ndimage.map_coordinates(image, places.T, order=3, mode="mirror"))
 
 
-def _find_floor(seen: Float, crystal: NDArray[np.bool_], width: float) -> tuple[float, float]:
-    """Noise behind the filter, and the largest value over it that noise alone makes in such an image.
+def _find_floor(seen: Float, sites: Sites, width: float) -> tuple[float, float]:
+    """Noise behind the filter, and the largest value over it that noise alone makes on a site of such an image.
 
     The residual's phases are drawn at random, so that its spectrum stays and all order goes; single defects, which
     would raise the spectrum, are clipped before.
     """
+    crystal = sites.phases.crystal
     spread = 1.4826 * float(np.median(np.abs(seen[crystal]))) if crystal.any() else float(seen.std())
     spectrum = np.abs(fft.rfft2(np.clip(seen, -_CLIP * spread, _CLIP * spread)))
+    row, col = np.rint(sites.positions).astype(int).T
     tops, scales = [], []
     rng = np.random.default_rng(0)
     for _ in range(_SURROGATES):
         phase = np.exp(2j * np.pi * rng.random(spectrum.shape))
         noise = ndimage.gaussian_filter(fft.irfft2(spectrum * phase, seen.shape), width)
         scales.append(float(noise.std()))
-        tops.append(float(np.abs(noise).max()))
+        tops.append(float(np.abs(noise[row, col]).max(initial=0.0)))
     scale = max(float(np.mean(scales)), 1e-12)
-    return scale, float(np.mean(tops)) / scale
+    return scale, max(float(np.mean(tops)) / scale, 1.0)

@@ -71,6 +71,8 @@ _NAMED = 1.0
 """Frames in which a site's brightness speaks for a defect by more than this are shown to the network."""
 _HOP_CELLS, _MEMORY = 1.3, 2
 """A defect moves at most so many lattice constants a frame, and may be missed for so many frames."""
+_CROWDED = 0.2
+"""In crowds the reach shrinks down to this part of it."""
 _BORDER, _EDGE_CELLS = 0.5, 1.5
 """Sites nearer to the border than the first (lattice constants) are not judged; what begins or ends a track within the
 second has come in or gone out of the field."""
@@ -594,7 +596,12 @@ def _link(table: pd.DataFrame, params: TrackParams, *, reach_nm: float) -> pd.Da
         raise MicrographError("following defects needs trackpy: pip install 'flatscope[movies]'") from None
     trackpy.quiet()
     linked = trackpy.link(
-        table, reach_nm, pos_columns=["y_nm", "x_nm"], t_column="frame", memory=params.memory
+        table,
+        reach_nm,
+        pos_columns=["y_nm", "x_nm"],
+        t_column="frame",
+        memory=params.memory,
+        adaptive_stop=_CROWDED * reach_nm,  # where too many are too near for all pairings to be compared
     )
     linked["track_id"] = linked.pop("particle") + 1
     frames = linked.groupby("track_id")["frame"].transform("size")

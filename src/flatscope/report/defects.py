@@ -173,6 +173,32 @@ def draw_examples(table: DefectTable) -> bytes:
     return to_png(figure)
 
 
+def draw_windows(
+    examples: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], *, names: Sequence[str]
+) -> bytes:
+    """Windows (rows, cols), and below each its activation map laid over it, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.8 * len(examples), 3.8), layout="constrained")
+    for place, (window, activation) in enumerate(examples):
+        for line in (0, 1):
+            axis = figure.add_subplot(2, len(examples), line * len(examples) + place + 1)
+            box = (0, window.shape[1], window.shape[0], 0)
+            axis.imshow(window, cmap="gray", interpolation="nearest", extent=box)
+            if line:
+                axis.imshow(
+                    np.maximum(activation, 0.0),
+                    cmap="Oranges",
+                    alpha=0.55,
+                    interpolation="bilinear",
+                    extent=box,
+                )
+            else:
+                axis.set_title(names[place], fontsize="small")
+            axis.set(xticks=(), yticks=())
+    return to_png(figure)
+
+
 def draw_counts(counts: pd.DataFrame, *, frame_s: float | None) -> bytes:
     """Number of defects of each kind against time, as a PNG file."""
     figure, (axis,) = make_panels(1)

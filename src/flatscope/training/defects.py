@@ -16,6 +16,7 @@ from torch import nn
 from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import CLASSES, GROUPS, MATERIALS, classify_sites
 from flatscope.electron.lattice import NoLatticeError
+from flatscope.electron.noise import SPOILS, spoil
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
 from flatscope.electron.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
 from flatscope.files.write import write_atomic
@@ -30,6 +31,9 @@ Half = NDArray[np.float16]
 Classes = NDArray[np.uint8]
 LATTICE_PX, ELECTRONS, INNER_MRAD = (7.0, 20.0), (2.0, 500.0), (40.0, 90.0)
 """Ranges of drawn images: lattice constant in pixels, electrons a pixel, and the detector's inner angle."""
+SPOILT_VARIANCE = (1e-3, 2e-2)
+_SPOILT_SHARE = 0.3
+"""So many images also have noise that image processing knows, of these variances."""
 _PERFECT_SHARE = 1.5
 """So many perfect sites are kept for each defect."""
 _MATCH = 0.25
@@ -100,9 +104,18 @@ def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
         shape=(side, side),
         electrons_per_px=electrons,
     )
+    image = np.asarray(scanned.image, float)
+    if rng.random() < _SPOILT_SHARE:
+        image = spoil(
+            rng,
+            image,
+            str(rng.choice(SPOILS)),
+            variance=float(np.exp(rng.uniform(*np.log(SPOILT_VARIANCE)))),
+            salted=float(rng.uniform(0.0, 0.08)),
+        )
     nothing = np.zeros((0, CROP_PX, CROP_PX, 2), np.float16), np.zeros(0, np.uint8)
     try:
-        sites = find_sites(scanned.image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
+        sites = find_sites(image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
     except NoLatticeError:
         return nothing
     true = scanned.sheet.sites_nm / pixel_nm
@@ -124,7 +137,7 @@ def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
     keep = defects | (
         perfect & (rng.random(len(classes)) < _PERFECT_SHARE * defects.sum() / max(perfect.sum(), 1))
     )
-    crops = cut_crops(level(scanned.image, sites.phases.lattice.constant_px), sites)[keep]
+    crops = cut_crops(level(image, sites.phases.lattice.constant_px), sites)[keep]
     return crops.transpose(0, 2, 3, 1).astype(np.float16), classes[keep].astype(np.uint8)
 
 
@@ -215,7 +228,7 @@ def _draw_or_load(
     recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
 ) -> Crops:
     count = recipe.scenes_val + recipe.scenes_train
-    kept = out / f"crops-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    kept = out / f"crops-{recipe.version}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
     if kept.is_file():
         with np.load(kept) as stored:
             return Crops(stored["images"], stored["classes"], stored["scans"])
