@@ -90,8 +90,8 @@ def draw_hopping(rng: np.random.Generator, params: HoppingParams) -> HoppingMovi
         axis=0,
     )
     # The specimen is as large as all that ever comes into view.
-    low = np.minimum(drift.min(0), 0.0) - _RIM_NM
-    high = np.array(params.shape) * pixel + np.maximum(drift.max(0), 0.0) + _RIM_NM
+    low = -np.maximum(drift.max(0), 0.0) - _RIM_NM
+    high = np.array(params.shape) * pixel - np.minimum(drift.min(0), 0.0) + _RIM_NM
     whole = build_sheet(
         rng,
         SheetParams(

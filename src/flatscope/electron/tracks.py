@@ -56,12 +56,14 @@ _REACH_CELLS, _STEADY_CELLS = 6, 1.0
 """Drift between frames is looked for within so many lattice vectors, and changes about this much (1 sigma)."""
 _RESIDUAL_CELLS = 0.25
 """Residuals are blurred by a Gaussian of this many lattice constants before they are compared."""
-_BIRTH, _DEATH, _CHANGE = 2e-3, 0.1, 0.02
-"""Chances a frame that a usual site becomes a defect, that a defect leaves its site, and that it changes its kind."""
-_LEAST_P = 0.5
-_CLEAR, _CLEAR_SHARE = 1.5, 0.2
-"""A site is followed if one frame shows so many times what chance does, or this share of its frames, and two at least,
-show more than that."""
+_DEATH, _CHANGE, _SHARES = 0.15, 0.02, (5e-4, 0.2)
+"""Chances a frame that a defect leaves its site, and that it changes its kind; and the share of sites that are defects,
+at least and at most."""
+_LEAST_P, _LEAST_TRACK_P = 0.5, 0.7
+"""A site holds a defect above the first; a track is one if its frames are on average surer than the second."""
+_CLEAR_SHARE = 0.2
+"""A site is followed if one frame shows more than all frames do by chance; or if this share of its frames, and two at
+least, show more than one does."""
 _BESIDE, _BRIGHT = 0.7, 1.3
 """An atom between sites, so near in lattice constants, is on the one where it is brighter; sites whose ratio never
 exceeds the second hold no such atom."""
@@ -455,9 +457,12 @@ def _follow(
         parts.append(part)
     whole = pd.concat(parts, ignore_index=True)
     best = whole.groupby(["i", "j", "sublattice"])["factor"].transform("max")
-    whole = whole[best * _BIRTH > _WORTH * _BIRTH / _LEAST_P]
+    whole = whole[best > _WORTH]
     crystal = known.crystal
     names = _list_kinds(crystal, params)
+    # The largest of more numbers is larger: what one frame shows by chance, all of them exceed somewhere.
+    count = max(float(np.mean([len(seen.positions) for seen in frames])), 2.0)
+    by_chance = np.sqrt(np.log(count * len(frames)) / np.log(count))
     ideal = [_place(cells, known, kind) for cells, kind in ((frames[0].cells, 0), (frames[0].cells, 1))]
     at = np.where((frames[0].sublattice == 0)[:, None], *ideal)
     origin = np.median(frames[0].positions - at, axis=0)
@@ -468,11 +473,11 @@ def _follow(
         seen_at = site["frame"].to_numpy()
         chance = _name(frames, site, int(kind), len(kinds))
         emission[seen_at, 1:] = site["factor"].to_numpy()[:, None] * chance
-        p = smooth(emission)
+        p = smooth(emission, share=_defect_share(known.mixtures[int(kind)]))
         unusual = 1.0 - p[seen_at, 0]
         found = unusual > _LEAST_P
         over = site["over"].to_numpy()[found]
-        if not len(over) or (over.max() < _CLEAR and (over > 1.0).sum() < max(2, _CLEAR_SHARE * len(over))):
+        if over.max(initial=0.0) < by_chance and (over > 1.0).sum() < max(2, _CLEAR_SHARE * len(over)):
             continue
         called = p[seen_at, 1:].argmax(1)
         y, x = (_place(np.array([i, j]), known, int(kind)) + origin) * pixel_nm
@@ -553,7 +558,12 @@ def _place(cells: Whole, known: _Known, kind: int) -> Float:
     return np.asarray((cells + known.places[0 if kind == known.first else 1]) @ known.lattice.vectors)
 
 
-def smooth(emission: Float) -> Float:
+def _defect_share(mixture: Mixture) -> float:
+    """How many sites of a sublattice are defects; what fits nothing is none."""
+    return float(np.clip(mixture.shares[1:-1].sum(), *_SHARES))
+
+
+def smooth(emission: Float, *, share: float) -> Float:
     """Probability of each state in every frame, by a hidden Markov model run forwards and backwards.
 
     Parameters
@@ -561,6 +571,8 @@ def smooth(emission: Float) -> Float:
     emission
         Shape (frames, states): how likely a frame is under each state; the first one is the usual site. Ones where a
         site was not seen.
+    share
+        Of sites that are defects.
 
     Returns
     -------
@@ -568,11 +580,13 @@ def smooth(emission: Float) -> Float:
     """
     count = emission.shape[1] - 1
     step = np.full((count + 1, count + 1), _CHANGE / max(count - 1, 1))
-    step[0], step[1:, 0] = _BIRTH / count, _DEATH
-    step[0, 0] = 1.0 - _BIRTH
+    # As many come as go.
+    birth = _DEATH * share / (1.0 - share)
+    step[0], step[1:, 0] = birth / count, _DEATH
+    step[0, 0] = 1.0 - birth
     np.fill_diagonal(step[1:, 1:], 1.0 - _DEATH - (_CHANGE if count > 1 else 0.0))
-    start = np.full(count + 1, 10.0 * _BIRTH / count)
-    start[0] = 1.0 - 10.0 * _BIRTH
+    start = np.full(count + 1, share / count)
+    start[0] = 1.0 - share
     forward, backward = np.empty_like(emission), np.ones_like(emission)
     state = start
     for index, seen in enumerate(emission):
@@ -605,7 +619,8 @@ def _link(table: pd.DataFrame, params: TrackParams, *, reach_nm: float) -> pd.Da
     )
     linked["track_id"] = linked.pop("particle") + 1
     frames = linked.groupby("track_id")["frame"].transform("size")
-    linked = linked[frames >= params.least_frames].copy()
+    sure = linked.groupby("track_id")["kind_p"].transform("mean")
+    linked = linked[(frames >= params.least_frames) & (sure > _LEAST_TRACK_P)].copy()
     # Numbers without holes, in the order of appearance.
     order = {
         old: new for new, old in enumerate(dict.fromkeys(linked.sort_values("frame")["track_id"]), start=1)

@@ -46,6 +46,8 @@ WINDOW_PX, WINDOW_NM, MATERIAL = 64, 1.7, "WS2"
 KINDS = ("V_M", "V_X", "V_X2", "M_X2", "X_M", "D_M")
 """Six kinds of window: vacancies of W, of S and of both S, W on both S, S on W, and a dopant (Mo) on W."""
 _FIELD_PX = 256
+MOVIE = HoppingParams(frames=40, electrons_per_px=6.0, vacancies=0.04, hop=0.2, birth=0.02, death=0.02)
+"""Hopping vacancies so close and so faint that linking what single frames show goes wrong; drift of 1.5 Å a frame."""
 
 
 @dataclass(frozen=True)
@@ -396,14 +398,14 @@ def evaluate_tracks(
     movies
         Number of movies, each with other vacancies and another orientation.
     params
-        The movies; None for fifty frames of 256×256 px of WS2 at 30 electrons a pixel that drift by 1.5 Å a frame.
+        The movies; None for `MOVIE`.
 
     Returns
     -------
     flatscope; then the defects that `find_defects` sees in single frames, linked to the nearest one, by trackpy, and by
     trackpy when the true drift is taken out.
     """
-    params = params or HoppingParams()
+    params = params or MOVIE
     network = Network.load("defects", task="defects")
     crystal = find_crystal(params.material)
     reach = 1.3 * crystal.lattice_nm / params.optics.pixel_nm
