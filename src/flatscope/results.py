@@ -384,7 +384,7 @@ class DefectTable:
     residual
         Shape (rows, cols): what the repeating part of the image leaves, in units of its noise.
     crops
-        Shape (n, 24, 24): the surroundings of each row's site, turned so that a neighbour lies above it.
+        Shape (n, 24, 24): the surroundings of each row's site, turned so that a neighbour lies below it.
     evidence
         Shape (n, rows, cols): what in the crop speaks for the row's kind; NaN where brightness alone decided.
     calibration

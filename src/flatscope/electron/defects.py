@@ -16,7 +16,6 @@ from scipy import ndimage, special, stats
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.columns import PART
 from flatscope.electron.crystals import CRYSTALS, NUMBERS, Crystal, Sheet, find_crystal
 from flatscope.electron.scans import ALIKE, open_scan
 from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
@@ -39,6 +38,9 @@ _LEAST_P, _SURE_P = 0.5, 0.8
 """A site is a defect above the first, and one to rely on above the second."""
 _TAIL = 8.0
 """Degrees of freedom of Student's distribution for usual sites: scans scatter with longer tails than counting."""
+_VACANT, _HALF = (-0.06, 0.08), (0.39, 0.08)
+"""Ratio on an empty site and where one of two atoms lacks, and by how much it differs between microscopes: less than
+none, since usual columns around raise the level of the hollows, which an empty site is compared with."""
 _OTHER_SPREAD = 0.05
 """How far defects of one kind differ in brightness beside noise."""
 _LEAST_REACH = 4.0
@@ -48,12 +50,16 @@ _BATCH = 1024
 _FAR_OFF, _LEAST_ALIKE, _LEAST_APART = 4.0, 3, 3.0
 """Sites so many sigmas off the usual are looked at for an element of their own; so many must be alike, and on average
 so many sigmas off."""
+_BEYOND_NOISE = 8.0
+"""What is like no defect is one nevertheless where it is so many sigmas off the usual."""
 _MOST_ELSE = 0.02
 """Largest share of sites that fit nothing."""
 _BORDER = 0.5
 """Sites closer to the border than this part of the lattice constant are not judged."""
 _AROUND, _MOSTLY = 13, 0.55
 """Where more than this share of so many nearest sites are defects there is something larger."""
+_BESIDE, _ROUNDS_OF_GROWTH = 1.2, 3
+"""Defects within this many lattice constants of a larger feature are parts of it, and so on so many times."""
 _LEAST_GAP_CELLS = 1.5
 """Where no lattice is seen over less than this many unit cells, nothing is said."""
 _DARK, _BRIGHT = 0.5, 1.3
@@ -252,7 +258,11 @@ def judge(
     )
     for rows, status, reason in (
         (frame["kind_p"] < _SURE_P, "doubtful", "two kinds, or none, are about as likely"),
-        (names[found] == "else", "rejected", "neither as usual nor like any defect: noise or dirt?"),
+        (
+            (names[found] == "else") & (np.abs(readings.z[found]) < _BEYOND_NOISE),
+            "rejected",
+            "neither as usual nor like any defect: noise or dirt?",
+        ),
         (
             ~_stand_out(readings.over_chance(sites)[found], names[found]),
             "rejected",
@@ -323,9 +333,9 @@ def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int) -> Mixt
     Expectation maximisation. Empty sites and halves of a pair have known brightness; elements of their own brightness,
     one darker and one brighter than usual, are looked for where three or more sites are far off.
     """
-    names, middles, spreads = ["", "vacancy"], [0.0], [0.0]
+    names, middles, spreads = ["", "vacancy"], [_VACANT[0]], [_VACANT[1]]
     if (crystal.first, crystal.second)[kind][1] == 2:
-        names, middles, spreads = [*names, "half"], [*middles, PART[0]], [*spreads, PART[1]]
+        names, middles, spreads = [*names, "half"], [*middles, _HALF[0]], [*spreads, _HALF[1]]
     else:
         for name, side in (("dark", ratio < 1.0), ("bright", ratio > 1.0)):
             far = ratio[side & (np.abs(ratio - 1.0) > _FAR_OFF * sigma)]
@@ -412,27 +422,30 @@ def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: 
     """
     crystal = sites.phases.crystal
     constant = sites.phases.lattice.constant_px
-    unusual = np.zeros(len(sites.positions))
-    unusual[frame["site"]] = 1.0
-    mask = ~crystal
+    unusual = np.zeros(len(sites.positions), bool)
+    unusual[frame["site"]] = True
+    cell = constant**2 * np.sqrt(0.75)
+    mask = _drop_small(~crystal, _LEAST_GAP_CELLS * cell)
     if len(frame):
         tree = cKDTree(sites.positions)
         _, near = tree.query(sites.positions, k=min(_AROUND, len(sites.positions)))
-        core = sites.positions[unusual[near.reshape(len(unusual), -1)].mean(1) > _MOSTLY]
-        if len(core):
-            away = np.ones(crystal.shape, bool)
-            away[tuple(np.rint(core).astype(int).T)] = False
-            mask = mask | (ndimage.distance_transform_edt(away) < constant)
+        core = unusual[near.reshape(len(unusual), -1)].mean(1) > _MOSTLY
+        mask[_pixels(sites.positions[core])] = True
+        # Defects beside it belong to it, and those beside these.
+        for _ in range(_ROUNDS_OF_GROWTH):
+            far = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+            joined = sites.positions[unusual & (far[_pixels(sites.positions)] < _BESIDE * constant)]
+            away = np.ones(mask.shape, bool)
+            away[_pixels(joined)] = False
+            if len(joined):
+                mask = mask | (ndimage.distance_transform_edt(away) < 0.5 * constant)
+    mask = _drop_small(mask, _LEAST_GAP_CELLS * cell)
     labels, count = ndimage.label(mask)
-    cell = constant**2 * np.sqrt(0.75)
     usual = max(float(np.median(image[~mask])), 1e-9) if not mask.all() else 1.0
     rows = []
     for index in range(1, count + 1):
         here = labels == index
         area = float(here.sum())
-        if area < _LEAST_GAP_CELLS * cell:
-            mask = mask & ~here
-            continue
         ratio = float(np.median(image[here])) / usual
         kind = EXTENDED_KINDS[0 if ratio < _DARK else 1 if ratio > _BRIGHT else 2]
         row, col = np.argwhere(here).mean(0)
@@ -450,10 +463,23 @@ def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: 
                 "place": -1,
             }
         )
-    row, col = np.rint(frame[["row_px", "col_px"]].to_numpy(float)).astype(int).T
-    inside = mask[row, col] if len(frame) else np.zeros(0, bool)
+    inside = mask[_pixels(frame[["row_px", "col_px"]].to_numpy(float))]
     frame.loc[inside, "status"], frame.loc[inside, "reason"] = "rejected", "part of a larger feature"
     return Extended(pd.DataFrame(rows, columns=[name for name in frame.columns if name != "site"]), mask)
+
+
+def _pixels(places: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The pixels that places (n, 2) lie in."""
+    row, col = np.rint(places.reshape(-1, 2)).astype(int).T
+    return row, col
+
+
+def _drop_small(mask: Mask, least: float) -> Mask:
+    """A mask without its parts of fewer pixels."""
+    labels, count = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return np.asarray((sizes >= least)[labels])
 
 
 def finish(frame: pd.DataFrame, *, image: str, pixel_nm: float, number: int = 0) -> pd.DataFrame:

@@ -34,7 +34,7 @@ _LEVEL_CELLS, _CONTRAST_CELLS = 2.0, 4.0
 """Background and contrast are levelled over Gaussians of so many lattice constants (1 sigma)."""
 _LEAST_CONTRAST = 0.3
 """Contrast is levelled where it is more than this part of the median."""
-_MOST_FOR_MEDIAN = 1500
+_MOST_FOR_MEDIAN = 800
 _WIDTH = 0.14
 """Of the filter that columns are seen through, in lattice constants (1 sigma)."""
 _NEIGHBOURS = 30
@@ -153,7 +153,7 @@ def cut_crops(image: NDArray[np.floating], sites: Sites, *, some: NDArray[np.int
     Returns
     -------
     Shape (n, 2, 24, 24): the crop, and the median of all crops of its sublattice. The site lies between the four pixels
-    in the middle; its three neighbours of the other sublattice always point to the same side.
+    in the middle; of its three neighbours of the other sublattice one always lies below.
     """
     constant = sites.phases.lattice.constant_px
     step = STEP * constant

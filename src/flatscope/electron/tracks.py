@@ -13,6 +13,7 @@ Markov models); Michalet 2010, doi:10.1103/PhysRevE.82.041914 (diffusion with lo
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
@@ -54,8 +55,11 @@ _LOCAL_POWER = 25.0
 """Where a frame's own Bragg peaks rise so far from the noise its distortions are followed, else it is rigid."""
 _REACH_CELLS, _STEADY_CELLS = 6, 1.0
 """Drift between frames is looked for within so many lattice vectors, and changes about this much (1 sigma)."""
-_RESIDUAL_CELLS = 0.25
-"""Residuals are blurred by a Gaussian of this many lattice constants before they are compared."""
+_NOISE_Z, _MOST_Z = 2.5, 8.0
+"""Residuals below the first are taken for noise when frames are compared, above the second for no more than it."""
+_RESIDUAL_CELLS, _WIDE_CELLS = 0.25, 0.7
+"""Residuals are blurred by a Gaussian of the first (lattice constants) before they are compared, less one of the
+second."""
 _DEATH, _CHANGE, _SHARES = 0.15, 0.02, (5e-4, 0.2)
 """Chances a frame that a defect leaves its site, and that it changes its kind; and the share of sites that are defects,
 at least and at most."""
@@ -350,7 +354,6 @@ def _see(frame: NDArray[Any], *, known: _Known) -> _Seen:
     logits = np.full((len(sites.positions), 1), np.nan, np.float32)
     if known.network is not None and known.mixtures is not None:
         logits = _ask(levelled, sites, readings.ratio, readings.sigma, known=known)
-    blur = _RESIDUAL_CELLS * known.lattice.constant_px
     return _Seen(
         sites.positions,
         sites.cells,
@@ -359,10 +362,19 @@ def _see(frame: NDArray[Any], *, known: _Known) -> _Seen:
         readings.sigma,
         readings.over_chance(sites),
         logits,
-        ndimage.gaussian_filter(np.clip(readings.residual, -8.0, 8.0), blur).astype(np.float32),
+        _keep_points(readings.residual, known.lattice.constant_px).astype(np.float32),
         phases.cell[:, ::_GRID_PX, ::_GRID_PX].astype(np.float32),
         inner,
     )
+
+
+def _keep_points(residual: Float, constant_px: float) -> Float:
+    """A residual without its noise, without what is larger than a point, and with nothing that outweighs all else."""
+    kept = np.where(np.abs(residual) > _NOISE_Z, np.clip(residual, -_MOST_Z, _MOST_Z), 0.0)
+    points, wide = (
+        ndimage.gaussian_filter(kept, cells * constant_px) for cells in (_RESIDUAL_CELLS, _WIDE_CELLS)
+    )
+    return np.asarray(points - wide)
 
 
 def _speak(ratio: Float, sigma: Float, sublattice: Whole, mixtures: tuple[Mixture, Mixture]) -> Float:
@@ -600,23 +612,36 @@ def smooth(emission: Float, *, share: float) -> Float:
     return np.asarray(both / both.sum(1, keepdims=True))
 
 
-def _link(table: pd.DataFrame, params: TrackParams, *, reach_nm: float) -> pd.DataFrame:
-    """Give every row a `track_id`, by trackpy."""
-    if table.empty:
-        return table.assign(track_id=np.zeros(0, int))
+def link_points(table: pd.DataFrame, reach: float, *, columns: tuple[str, str], memory: int) -> pd.DataFrame:
+    """Rows of a table with columns `frame` and two of places, and the `particle` each belongs to, by trackpy.
+
+    Raises
+    ------
+    MicrographError
+        If trackpy is not installed.
+    """
     try:
         import trackpy
     except ImportError:
         raise MicrographError("following defects needs trackpy: pip install 'flatscope[movies]'") from None
     trackpy.quiet()
-    linked = trackpy.link(
-        table,
-        reach_nm,
-        pos_columns=["y_nm", "x_nm"],
-        t_column="frame",
-        memory=params.memory,
-        adaptive_stop=_CROWDED * reach_nm,  # where too many are too near for all pairings to be compared
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # trackpy 0.7 calls pandas as it was
+        return trackpy.link(
+            table,
+            reach,
+            pos_columns=list(columns),
+            t_column="frame",
+            memory=memory,
+            adaptive_stop=_CROWDED * reach,  # where too many are too near for all pairings to be compared
+        )
+
+
+def _link(table: pd.DataFrame, params: TrackParams, *, reach_nm: float) -> pd.DataFrame:
+    """Give every row a `track_id`, by trackpy."""
+    if table.empty:
+        return table.assign(track_id=np.zeros(0, int))
+    linked = link_points(table, reach_nm, columns=("y_nm", "x_nm"), memory=params.memory)
     linked["track_id"] = linked.pop("particle") + 1
     frames = linked.groupby("track_id")["frame"].transform("size")
     sure = linked.groupby("track_id")["kind_p"].transform("mean")

@@ -27,7 +27,7 @@ from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.noise import SPOILS, NoiseParams, scan, spoil
 from flatscope.electron.sites import cut_crops, find_sites, level
-from flatscope.electron.tracks import TrackParams, track_defects
+from flatscope.electron.tracks import TrackParams, link_points, track_defects
 from flatscope.evaluation.columns import MATCH_NM, match_points, read_labels
 from flatscope.evaluation.metrics import Interval, binomial_interval, bootstrap
 from flatscope.files.read import read
@@ -484,17 +484,7 @@ def link_nearest(table: pd.DataFrame, reach: float) -> NDArray[np.int64]:
 
 
 def _link_trackpy(table: pd.DataFrame, reach: float) -> NDArray[np.int64]:
-    import trackpy
-
-    trackpy.quiet()
-    linked = trackpy.link(
-        table,
-        reach,
-        pos_columns=["row_px", "col_px"],
-        t_column="frame",
-        memory=2,
-        adaptive_stop=0.2 * reach,
-    )
+    linked = link_points(table, reach, columns=("row_px", "col_px"), memory=2)
     return np.asarray(linked["particle"].reindex(table.index), np.int64)
 
 

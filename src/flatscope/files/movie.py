@@ -118,8 +118,8 @@ def _guarded(load: Callable[[int], NDArray[Any]], count: int) -> Iterator[Frame]
 def _open_npy(path: Path) -> Movie:
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise MicrographError(f"{path}: is no npy file that can be read ({error})") from None
+    except (ValueError, OSError, EOFError):
+        raise MicrographError(f"{path}: is no npy file that can be read: export it again") from None
     if frames.ndim == 2:
         frames = frames[None]
     coloured = frames.ndim == 4 and frames.shape[3] in (3, 4)
@@ -136,8 +136,12 @@ def _open_tiff(path: Path) -> Movie:
     try:
         with tifffile.TiffFile(path) as file:
             count = len(file.pages)
+            if not count:
+                raise MicrographError(f"{path}: holds no page: copy or export it again")
             series = file.series[0] if count == 1 and file.series else None
             packed = series is not None and series.ndim == 3 and series.shape[2] not in (3, 4)
+    except MicrographError:
+        raise
     except Exception as error:  # see `_guarded`
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise MicrographError(
