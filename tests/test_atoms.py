@@ -208,7 +208,7 @@ def test_no_lattice_in_noise_and_none_in_a_photograph_of_dots() -> None:
     )
     with pytest.raises(NoLatticeError, match="no lattice"):
         find_lattice(picture(amorphous))
-    with pytest.raises(MicrographError, match=r"^scan: no lattice"):
+    with pytest.raises(MicrographError, match=r"^scan: not periodic: no lattice"):
         find_columns(as_micrograph(picture(amorphous)), ColumnParams("MoS2"))
 
 

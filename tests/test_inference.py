@@ -343,7 +343,7 @@ def test_a_missing_file_and_a_missing_name(tmp_path: Path) -> None:
 
 
 def test_whatever_ships_is_whole() -> None:
-    tasks = {"columns": "columns", "flakes": "flakes", "orientation": "orientation"}
+    tasks = {"columns": "columns", "defects": "defects", "flakes": "flakes", "orientation": "orientation"}
     assert set(registry.names()) == set(tasks)
     for name, task in tasks.items():
         network = Network.load(name, task=task, threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from torch import nn  # noqa: E402
 
 from flatscope.training import supervised  # noqa: E402
 from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
+from flatscope.training.nets.blobnet import BlobNet  # noqa: E402
+from flatscope.training.nets.cropnet import CropNet  # noqa: E402
 from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
 from flatscope.training.nets.fcn import FCN  # noqa: E402
 from flatscope.training.nets.lraspp import LRASPP  # noqa: E402
 from flatscope.training.nets.msdnet import MSDNet  # noqa: E402
 from flatscope.training.nets.resnet import ResNet18  # noqa: E402
 from flatscope.training.nets.unet import SaitoUNet, YangUNet  # noqa: E402
+from flatscope.training.nets.windownet import WindowNet  # noqa: E402
 
 NETS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     # Classes and number of weights: of the papers for the U-Nets, of the reference implementations at 21 classes.
@@ -250,3 +254,36 @@ def test_the_polynomial_schedule_rises_then_falls() -> None:
     assert rates[0] == pytest.approx(0.002) and rates[9] == pytest.approx(0.02)
     assert rates[55] == pytest.approx(0.02 * 0.5**0.9)
     assert all(after < before for before, after in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "wanted"),
+    [
+        (partial(CropNet, outputs=9, groups=((0, 4), (4, 9))), (3, 2, 24, 24), (3, 9, 6, 6)),
+        (WindowNet, (3, 1, 64, 64), (3, 6)),
+        (BlobNet, (3, 1, 40, 56), (3, 2, 40, 56)),
+    ],
+)
+def test_networks_of_defects_are_exported_as_they_are(
+    make: Callable[..., nn.Module], shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    """Any number of crops at once; a loss that falls when the right answer is called louder."""
+    net = supervised.seeded(make, seed=6).eval()
+    x = np.random.default_rng(3).random(shape, np.float32)
+    logits = answer(net, x)
+    assert logits.shape == wanted
+    given = run_onnx(to_onnx(net, channels=shape[1], multiple=8), x)
+    assert np.abs(given - logits).max() <= 1e-4 * max(1.0, np.abs(logits).max())
+    truth = torch.zeros((3, *wanted[2:]) if isinstance(net, BlobNet) else (3,), dtype=torch.uint8)
+    said = torch.from_numpy(logits)
+    louder = said.clone()
+    louder[:, 0] += 1.0
+    assert float(net.loss(louder, truth)) < float(net.loss(said, truth))
+
+
+def test_crops_are_judged_within_their_own_group() -> None:
+    net = supervised.seeded(CropNet, seed=1, outputs=5, groups=((0, 2), (2, 5)))
+    answers = torch.zeros(2, 5, 1, 1)
+    answers[0, 4], answers[1, 0] = 50.0, 50.0  # loud, but of the other sublattice
+    expected = (np.log(2.0) + np.log(3.0)) / 2.0
+    assert float(net.loss(answers, torch.tensor([0, 2]))) == pytest.approx(expected)

@@ -10,6 +10,7 @@ takes what `flatscope evaluate scenes --json` printed, for the reliability diagr
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,18 @@ from PIL import Image
 
 import flatscope
 from flatscope.electron.crystals import SheetParams
-from flatscope.electron.specimens import draw_specimen
+from flatscope.electron.hopping import HoppingParams, draw_hopping
+from flatscope.electron.imaging import ScanParams
+from flatscope.electron.noise import NoiseParams
+from flatscope.electron.specimens import draw_scanned, draw_specimen
+from flatscope.evaluation.defects import as_movie
 from flatscope.evaluation.papers.larsen2021 import EXAMPLE
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
 from flatscope.report.atoms import draw_columns
+from flatscope.report.defects import draw_broom, draw_defects, draw_examples
 from flatscope.report.figures import Display, draw_overlay, to_display
 from flatscope.report.twist import draw_twist
 
@@ -251,6 +257,37 @@ def draw_series_found() -> None:
     Image.fromarray(both).save(FIGURES / "series.jpg", quality=85, subsampling=0)
 
 
+def draw_defects_found() -> None:
+    """A drawn ADF image with the defects found in it, and the tracks of vacancies that hop through a drawn movie."""
+    contents = SheetParams(
+        "MoS2",
+        turn_deg=14.0,
+        vacancies={"first": 0.008, "one": 0.02, "both": 0.008},
+        dopant="W",
+        dopant_share=0.01,
+        antisites=0.004,
+        holes=1,
+        hole_nm=0.7,
+    )
+    optics = ScanParams(pixel_nm=0.025)
+    rng = np.random.default_rng(11)
+    noise = NoiseParams(lag=0.15, jitter_px=0.2)
+    drawn = draw_scanned(rng, contents, optics, noise, shape=(300, 300), electrons_per_px=40.0)
+    size = flatscope.Calibration((optics.pixel_nm,) * 2, "user")
+    scan = flatscope.Micrograph(drawn.image, full_scale=float(drawn.image.max()), calibration=size)
+    table = flatscope.find_defects(scan, flatscope.DefectParams("MoS2", dopants="W"))
+    marked = draw_defects(scan.pixels, table, constant_px=0.316 / optics.pixel_nm)
+    params = HoppingParams(frames=40, vacancies=0.015, hop=0.15)
+    movie = as_movie(draw_hopping(np.random.default_rng(2), params), params)
+    broom = draw_broom(flatscope.track_defects(movie, flatscope.TrackParams("WS2")))
+    high = 620
+    tiles = [marked, Image.open(io.BytesIO(broom)).convert("RGB")]
+    tiles = [tile.resize((round(tile.width * high / tile.height), high)) for tile in tiles]
+    Image.fromarray(np.hstack(tiles)).save(FIGURES / "defects.jpg", quality=88, subsampling=0)
+    examples = Image.open(io.BytesIO(draw_examples(table))).convert("RGB")
+    examples.save(FIGURES / "evidence.jpg", quality=85, subsampling=0)
+
+
 def draw_dose(numbers: Path) -> None:
     """F1 against dose of both published networks and flatscope, beside what counting statistics allow."""
     sweep = json.loads(numbers.read_text(encoding="utf-8"))[-1]["sweep"]
@@ -294,6 +331,7 @@ def main() -> None:
     draw_measured()
     draw_twisted()
     draw_series_found()
+    draw_defects_found()
     if options.larsen:
         draw_dose(options.larsen)
     if options.limits:

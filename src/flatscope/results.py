@@ -379,6 +379,8 @@ class DefectTable:
         One row a defect, columns `DEFECT_COLUMNS`, from top to bottom.
     area_nm2
         Of the crystal that was judged.
+    cell_nm2
+        Of a unit cell.
     sites
         Number of sites judged on each sublattice.
     residual
@@ -395,6 +397,7 @@ class DefectTable:
 
     frame: pd.DataFrame
     area_nm2: float
+    cell_nm2: float
     sites: dict[str, int]
     residual: NDArray[np.float64]
     crops: NDArray[np.float64]

@@ -32,7 +32,7 @@ from flatscope.files.movie import MOVIE_SUFFIXES, VIDEO_SUFFIXES, read_movie, wr
 from flatscope.files.read import find_pictures, read
 from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import MicrographError, Movie
+from flatscope.micrograph import Micrograph, MicrographError, Movie
 from flatscope.report.defects import (
     draw_broom,
     draw_counts,
@@ -124,17 +124,19 @@ def defects(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
                 try:
                     movie = _open(path, size, options["frame_s"])
                     if movie is None:
-                        _answer_image(path, name, stem, params, network, size=size, out=out, run=run)
+                        micrograph = read(path, um_per_px=size, modality="electron")
+                        table = find_defects(micrograph, params, network=network)
+                        _answer_image(micrograph, table, name, stem, out=out, run=run)
                     else:
                         movie = replace(movie, open=_until(movie.open, interrupted))
-                        table = track_defects(
+                        followed = track_defects(
                             movie,
                             params,
                             network=network,
                             workers=options["workers"],
                             on_progress=on_progress,
                         )
-                        _answer_movie(movie, table, name, stem, out=out, run=run)
+                        _answer_movie(movie, followed, name, stem, out=out, run=run)
                 except MicrographError as error:
                     failed += 1
                     click.echo(f"flatscope: {error}", err=True)
@@ -186,21 +188,11 @@ def _open(path: Path, um_per_px: float | None, frame_s: float | None) -> Movie |
 
 
 def _answer_image(
-    path: Path,
-    name: str,
-    stem: str,
-    params: TrackParams,
-    network: Network | None,
-    *,
-    size: float | None,
-    out: Path,
-    run: _Run,
+    micrograph: Micrograph, table: DefectTable, name: str, stem: str, *, out: Path, run: _Run
 ) -> None:
-    micrograph = read(path, um_per_px=size, modality="electron")
-    table = find_defects(micrograph, params, network=network)
     table.frame["image"] = name
-    constant = find_crystal(params.material).lattice_nm / table.calibration.pixel_size_nm[0]
-    overlay = encode_png(draw_defects(micrograph.pixels, table, constant_px=constant))
+    constant = np.sqrt(2.0 / np.sqrt(3.0) * table.cell_nm2) / table.calibration.pixel_size_nm[0]
+    overlay = encode_png(draw_defects(micrograph.pixels, table, constant_px=float(constant)))
     write_atomic(out / f"{stem}.defects.png", overlay)
     run.frames.append(table.frame)
     run.figures[f"{name}: defects"] = overlay

@@ -184,6 +184,7 @@ def find_defects(
     return DefectTable(
         frame[list(DEFECT_COLUMNS)],
         float((~extended.mask).sum() * np.prod(scan.calibration.pixel_size_nm)),
+        crystal.lattice_nm**2 * np.sqrt(0.75),
         {kind: int((sites.sublattice == index).sum()) for index, kind in enumerate(crystal.sublattices)},
         readings.residual,
         _take(crops, shown),

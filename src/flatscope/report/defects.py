@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from flatscope.report.figures import Colour
 from flatscope.report.study import make_panels, to_png
@@ -28,7 +28,7 @@ _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cros
 _FAINT: Colour = (150, 150, 150)
 _LEAST_SIDE_PX, _MOVIE_SIDE_PX = 1200, 640
 _EXAMPLES = 4
-_LEGEND_PX = 26
+_LEGEND_PX, _FONT_PX = 34, 20
 
 
 def choose_styles(kinds: Sequence[str]) -> dict[str, tuple[Colour, str]]:
@@ -101,25 +101,28 @@ def _draw_marks(
     whole = Image.new("RGB", (picture.width, picture.height + _LEGEND_PX * bool(styles)), (20, 20, 24))
     whole.paste(picture, (0, 0))
     pen = ImageDraw.Draw(whole)
+    font = ImageFont.load_default(_FONT_PX)
     for row in frame.to_dict("records"):
         x, y = ((float(row[key]) + 0.5) * scale for key in ("col_px", "row_px"))
         if row["kind"] in EXTENDED_KINDS:
-            pen.text((x, y), str(row["kind"]), fill=(255, 255, 255), anchor="mm")
+            pen.text((x, y), str(row["kind"]), fill=(255, 255, 255), anchor="mm", font=font)
         elif row["status"] == "rejected":
             _mark(pen, x, y, 0.6 * radius * scale, _FAINT, "circle", width=1)
         else:
             colour, shape = styles[str(row["kind"])]
             _mark(pen, x, y, radius * scale, colour, shape, width=max(scale, 2))
             if row["status"] == "doubtful":
-                pen.text((x + radius * scale, y - radius * scale), "?", fill=colour)
+                pen.text((x + radius * scale, y - radius * scale), "?", fill=colour, font=font)
             if row.get("track_id"):
-                pen.text((x + 1.1 * radius * scale, y), str(row["track_id"]), fill=colour, anchor="lm")
+                pen.text(
+                    (x + 1.1 * radius * scale, y), str(row["track_id"]), fill=colour, anchor="lm", font=font
+                )
     x = 10.0
     for kind, (colour, shape) in styles.items():
         y = picture.height + _LEGEND_PX / 2
         _mark(pen, x + 6, y, 6, colour, shape, width=2)
-        pen.text((x + 18, y), kind, fill=(235, 235, 235), anchor="lm")
-        x += 34 + 8 * len(kind)
+        pen.text((x + 18, y), kind, fill=(235, 235, 235), anchor="lm", font=font)
+        x += 42 + font.getlength(kind)
     return whole
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,6 @@ from flatscope.evaluation.defects import KINDS, MATERIAL, Windows, classify_wind
 from flatscope.evaluation.metrics import Interval, binomial_interval, confusion_matrix
 from flatscope.evaluation.papers import Row, part_of
 from flatscope.inference.runtime import Network
-from flatscope.training import supervised
-from flatscope.training.nets.windownet import WindowNet
 
 DOI = "10.1038/s41524-019-0152-9"
 PUBLISHED = 0.9568
@@ -166,7 +165,10 @@ def _train(
     steps: int,
     checkpoint: Path,
     on_progress: Callable[[int, int], None] | None,
-) -> WindowNet:
+) -> Any:
+    from flatscope.training import supervised
+    from flatscope.training.nets.windownet import WindowNet
+
     net = supervised.seeded(WindowNet, seed=_SEED, outputs=len(KINDS), dropout=dropout)
     plan = supervised.Plan(lr=rate, steps=steps, batch=_BATCH, seed=_SEED)
     supervised.fit(
@@ -178,11 +180,12 @@ def _train(
         checkpoint=checkpoint,
         on_progress=on_progress,
     )
-    assert isinstance(net, WindowNet)
     return net
 
 
-def _name(net: WindowNet, images: NDArray[np.float32]) -> NDArray[np.int64]:
+def _name(net: Any, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    from flatscope.training import supervised
+
     x = supervised.to_tensor(_scale(images)).numpy()
     parts = np.array_split(x, max(len(x) // 256, 1))
     return np.concatenate([supervised.answer(net, part).argmax(1) for part in parts])
@@ -218,9 +221,11 @@ def _run_leaked(
     return binomial_interval(right, len(tested.kinds))
 
 
-def _show(net: WindowNet, image: NDArray[np.float32], kind: int) -> NDArray[np.float32]:
+def _show(net: Any, image: NDArray[np.float32], kind: int) -> NDArray[np.float32]:
     """A window's class activation map, shape (8, 8)."""
     import torch
+
+    from flatscope.training import supervised
 
     with torch.inference_mode():
         maps = net.activation(supervised.to_tensor(_scale(image[None])))[0, kind].numpy()

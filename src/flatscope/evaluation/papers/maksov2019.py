@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,6 @@ from flatscope.electron.rates import count_transitions, measure_diffusion
 from flatscope.electron.tracks import TrackParams, track_defects
 from flatscope.evaluation.defects import as_movie, count_links, find_by_fourier, link_nearest
 from flatscope.inference.runtime import Network
-from flatscope.training import supervised
-from flatscope.training.nets.blobnet import BlobNet
 
 DOI = "10.1038/s41524-019-0152-9"
 CLUSTERS = 3
@@ -102,8 +101,11 @@ def _train(
     *,
     checkpoint: Path,
     on_progress: Callable[[int, int], None] | None,
-) -> BlobNet:
+) -> Any:
     """The network that marks what the Fourier map of the first frame marks."""
+    from flatscope.training import supervised
+    from flatscope.training.nets.blobnet import BlobNet
+
     _, mask = find_by_fourier(np.asarray(frame, float))
     picture, truth = _scale(frame)[None], mask.astype(np.uint8)[None]
 
@@ -118,7 +120,6 @@ def _train(
     net = supervised.seeded(BlobNet, seed=_SEED)
     plan = supervised.Plan(lr=_RATE, steps=size.steps, batch=_BATCH, seed=_SEED)
     supervised.fit(net, picture, truth, plan, augment=cut, checkpoint=checkpoint, on_progress=on_progress)
-    assert isinstance(net, BlobNet)
     return net
 
 
@@ -126,10 +127,12 @@ def _scale(frame: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((frame - frame.min()) / max(float(np.ptp(frame)), 1e-9), np.float32)[..., None]
 
 
-def _follow(made: HoppingMovie, net: BlobNet, params: HoppingParams) -> pd.DataFrame:
+def _follow(made: HoppingMovie, net: Any, params: HoppingParams) -> pd.DataFrame:
     """Blobs of every frame, named by a Gaussian mixture, each linked to the nearest one in the frame before."""
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
+
+    from flatscope.training import supervised
 
     rows: list[tuple[int, float, float]] = []
     windows = []
