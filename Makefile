@@ -37,6 +37,8 @@ studies: .venv/installed-test
 	$(BIN)/flatscope reproduce yang2024-layers --size quick --out reproduced
 	$(BIN)/flatscope reproduce yang2024-twist --size quick --out reproduced
 	$(BIN)/flatscope reproduce larsen2021 --size quick --out reproduced
+	$(BIN)/flatscope reproduce defectfinder2018 --size quick --out reproduced
+	$(BIN)/flatscope reproduce maksov2019 --size quick --out reproduced
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .

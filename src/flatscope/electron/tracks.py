@@ -125,7 +125,8 @@ class _Seen:
     sigma: Float
     over: Float
     """What is seen on each site over what an image without order shows by chance."""
-    logits: NDArray[np.float32]
+    logits: dict[int, NDArray[np.float32]]
+    """What the network says of the sites that look unusual."""
     residual: NDArray[np.float32]
     cell: NDArray[np.float32]
     """Lattice coordinates on a coarse grid, shape (2, n, m), see `_GRID_PX`."""
@@ -351,7 +352,7 @@ def _see(frame: NDArray[Any], *, known: _Known) -> _Seen:
     inner: NDArray[np.bool_] = np.asarray(
         ((sites.positions > rim) & (sites.positions < np.array(image.shape) - 1.0 - rim)).all(1)
     )
-    logits = np.full((len(sites.positions), 1), np.nan, np.float32)
+    logits: dict[int, NDArray[np.float32]] = {}
     if known.network is not None and known.mixtures is not None:
         logits = _ask(levelled, sites, readings.ratio, readings.sigma, known=known)
     return _Seen(
@@ -389,19 +390,23 @@ def _speak(ratio: Float, sigma: Float, sublattice: Whole, mixtures: tuple[Mixtur
     return factor
 
 
-def _ask(levelled: Float, sites: Sites, ratio: Float, sigma: Float, *, known: _Known) -> NDArray[np.float32]:
-    """The network's logits of the sites that look unusual, NaN of all others, shape (n, classes)."""
+def _ask(
+    levelled: Float, sites: Sites, ratio: Float, sigma: Float, *, known: _Known
+) -> dict[int, NDArray[np.float32]]:
+    """The network's logits of the sites that look unusual, each of shape (classes,)."""
     assert known.network is not None and known.mixtures is not None
-    logits = np.full((len(ratio), GROUPS[-1][1]), np.nan, np.float32)
     some = np.flatnonzero(_speak(ratio, sigma, sites.sublattice, known.mixtures) > _NAMED)
-    if len(some):
-        logits[some] = known.network.run(cut_crops(levelled, sites, some=some)).mean((2, 3))
-    return logits
+    if not len(some):
+        return {}
+    said = known.network.run(cut_crops(levelled, sites, some=some)).mean((2, 3))
+    return dict(zip(some.tolist(), said, strict=True))
 
 
 def _forget(seen: _Seen) -> _Seen:
     """A frame without what only the next one needed."""
     small = {one.name: getattr(seen, one.name) for one in fields(seen)}
+    for name in ("positions", "ratio", "sigma", "over"):
+        small[name] = small[name].astype(np.float32)
     small["residual"], small["cell"] = np.zeros((0, 0), np.float32), np.zeros((2, 0, 0), np.float32)
     return _Seen(**small)
 
@@ -483,7 +488,7 @@ def _follow(
         kinds = names[int(kind)]
         emission = np.ones((len(frames), 1 + len(kinds)))
         seen_at = site["frame"].to_numpy()
-        chance = _name(frames, site, int(kind), len(kinds))
+        chance = _name(frames, site, int(kind), known=known, count=len(kinds))
         emission[seen_at, 1:] = site["factor"].to_numpy()[:, None] * chance
         p = smooth(emission, share=_defect_share(known.mixtures[int(kind)]))
         unusual = 1.0 - p[seen_at, 0]
@@ -551,18 +556,18 @@ def _list_kinds(crystal: Crystal, params: TrackParams) -> tuple[list[str], list[
     return one, two
 
 
-def _name(frames: list[_Seen], site: pd.DataFrame, kind: int, count: int) -> Float:
+def _name(frames: list[_Seen], site: pd.DataFrame, kind: int, *, known: _Known, count: int) -> Float:
     """How much each frame speaks for each kind of defect on a site, relative to their mean, shape (n, kinds)."""
-    logits = np.stack(
-        [frames[frame].logits[at] for frame, at in zip(site["frame"], site["at"], strict=True)]
-    ).astype(float)
-    if logits.shape[1] == 1:
+    if known.network is None:
         # Brightness alone: darker than usual is a vacancy.
         dark = (site["ratio"] < 1.0).to_numpy(float)
         return np.asarray(count * np.stack([0.98 * dark + 0.01, 0.99 - 0.98 * dark], axis=1))
     first, end = GROUPS[kind]
-    chance = special.softmax(logits[:, first + 1 : end], axis=1)
-    return np.where(np.isnan(chance), 1.0, count * chance)
+    nothing = np.zeros(GROUPS[-1][1], np.float32)
+    logits = [
+        frames[frame].logits.get(at, nothing) for frame, at in zip(site["frame"], site["at"], strict=True)
+    ]
+    return np.asarray(count * special.softmax(np.array(logits, float)[:, first + 1 : end], axis=1))
 
 
 def _place(cells: Whole, known: _Known, kind: int) -> Float:
