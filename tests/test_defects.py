@@ -23,7 +23,9 @@ from flatscope.electron.defects import (
     classify_sites,
     find_defects,
     fit_mixture,
+    forbid,
     name_class,
+    name_dopant,
 )
 from flatscope.electron.hopping import HoppingMovie, HoppingParams, draw_hopping
 from flatscope.electron.imaging import ScanParams
@@ -224,6 +226,19 @@ def test_the_mixture_learns_shares_and_brightness() -> None:
     unusual, names = mixture.weigh(ratio, sigma)
     assert ((unusual > 0.5) == (kinds > 0)).mean() > 0.995
     assert (names[kinds == 1] == "dark").mean() > 0.97
+
+
+def test_names_fit_the_brightness() -> None:
+    """A lighter dopant is not on a brighter site, nothing that lacks atoms is, and vanadium is no vacancy."""
+    assert name_dopant("W", "Ti", bright=False) == "Ti_W"
+    assert name_dopant("W", "Ti", bright=True) == "X_W"
+    assert name_dopant("Mo", "W", bright=True) == "W_Mo"
+    assert name_dopant("Mo", "V", bright=False) == "vanadium_Mo"
+    assert name_dopant("C", "", bright=True) == "X_C"
+    loud = np.zeros((2, len(CLASSES)))
+    loud[:, CLASSES.index("V_M")] = 9.0
+    likely = forbid(loud, np.array([0.4, 1.6])).argmax(1)
+    assert CLASSES[likely[0]] == "V_M" and CLASSES[likely[1]] not in ("V_M", "V_X", "V_X2", "O_X")
 
 
 def test_noise_alone_is_no_element_of_its_own() -> None:

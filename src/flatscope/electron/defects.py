@@ -32,6 +32,10 @@ a chalcogen site as it should be, lacking one, lacking both, with a metal atom, 
 GROUPS = ((0, 4), (4, 9))
 """Those of a metal site and of a chalcogen site: (first, last + 1)."""
 UNKNOWN = 255
+_DIM, _NEVER = (1, 5, 6, 8), -30.0
+"""Classes of which something lacks, or is lighter: never brighter than usual."""
+_PRIOR = 3.0
+"""So many defects of each kind are added to those of an image when their shares are estimated."""
 MATERIALS = tuple(name for name, crystal in CRYSTALS.items() if crystal.is_dichalcogenide)
 
 _LEAST_P, _SURE_P = 0.5, 0.8
@@ -111,14 +115,26 @@ def classify_sites(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
     return found
 
 
-def name_class(index: int, crystal: Crystal, dopants: str = "") -> str:
-    """A class in the usual notation: "V_W", "Ti_W" or "X_W", "Se_W", "V_Se", "V_Se2", "W_Se2", "O_Se"; "" for usual."""
+def name_class(index: int, crystal: Crystal, dopants: str = "", *, bright: bool | None = None) -> str:
+    """A class in the usual notation: "V_W", "Ti_W" or "X_W", "Se_W", "V_Se", "V_Se2", "W_Se2", "O_Se"; "" for usual.
+
+    Parameters
+    ----------
+    index
+        Place in `CLASSES`.
+    crystal
+        The material.
+    dopants
+        Element that is known to be there.
+    bright
+        Whether the site is brighter than usual: a lighter element is not.
+    """
     metal, chalcogen = crystal.first[0], crystal.second[0]
     pair = crystal.species[1]
     return (
         "",
         f"V_{metal}",
-        f"{dopants or 'X'}_{metal}",
+        name_dopant(metal, dopants, bright=bright),
         f"{chalcogen}_{metal}",
         "",
         f"V_{chalcogen}",
@@ -126,6 +142,20 @@ def name_class(index: int, crystal: Crystal, dopants: str = "") -> str:
         f"{metal}_{pair}",
         f"O_{chalcogen}",
     )[index]
+
+
+def name_dopant(host: str, dopants: str, *, bright: bool | None = None) -> str:
+    """What another element on a site is called: "Ti_W", or "X_W" where nobody knows or where a known one does not fit
+    the brightness. "V" is a vacancy: vanadium is written out."""
+    if not dopants or (bright is not None and bright != (NUMBERS[dopants] > NUMBERS[host.rstrip("2")])):
+        return f"X_{host}"
+    return f"{'vanadium' if dopants == 'V' else dopants}_{host}"
+
+
+def forbid(logits: Float, ratio: Float) -> Float:
+    """Logits (n, classes) without what lacks atoms where a site is brighter than usual."""
+    bright = ratio > 1.0
+    return np.where(bright[:, None] & np.isin(np.arange(len(CLASSES)), _DIM)[None], _NEVER, logits)
 
 
 def find_defects(
@@ -236,12 +266,22 @@ def judge(
     crops = cut_crops(levelled, sites, some=found)
     p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
     if network is not None and len(found):
-        classes, p, maps = _ask(network, crops, sites.sublattice[found])
-        named = np.array([name_class(index, crystal, params.dopants) for index in classes], object)
+        ratio = readings.ratio[found]
+        classes, p, maps = _ask(network, crops, sites.sublattice[found], ratio)
+        named = np.array(
+            [
+                name_class(index, crystal, params.dopants, bright=bool(r > 1.0))
+                for index, r in zip(classes, ratio, strict=True)
+            ],
+            object,
+        )
     elif network is None:
-        for index, name in enumerate(named):
+        for index in range(len(named)):
             element = crystal.species[sites.sublattice[found[index]]]
-            named[index] = f"V_{element}" if name == "vacancy" else f"{params.dopants or 'X'}_{element}"
+            bright = bool(readings.ratio[found[index]] > 1.0)
+            named[index] = (
+                f"V_{element}" if not bright else name_dopant(element, params.dopants, bright=bright)
+            )
     frame = pd.DataFrame(
         {
             "row_px": sites.positions[found, 0],
@@ -374,7 +414,7 @@ def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int) -> Mixt
 
 
 def _ask(
-    network: Network, crops: NDArray[np.float32], sublattice: NDArray[np.int64]
+    network: Network, crops: NDArray[np.float32], sublattice: NDArray[np.int64], ratio: Float
 ) -> tuple[NDArray[np.int64], Float, Float]:
     """The likeliest class of each defect, its probability among all kinds of defect, and its activation map.
 
@@ -383,7 +423,7 @@ def _ask(
     maps = np.concatenate(
         [network.run(part) for part in np.array_split(crops, max(len(crops) // _BATCH, 1)) if len(part)]
     ).astype(float)
-    logits = maps.mean((2, 3))
+    logits = forbid(maps.mean((2, 3)), ratio)
     called, p = np.zeros(len(crops), int), np.ones(len(crops))
     for kind, (first, end) in enumerate(GROUPS):
         mine = np.flatnonzero(sublattice == kind)
@@ -396,7 +436,7 @@ def _ask(
         for _ in range(_ROUNDS):
             weight = chances * share
             weight /= weight.sum(1, keepdims=True)
-            share = (weight.sum(0) + 0.5) / (len(mine) + 0.5 * len(share))
+            share = (weight.sum(0) + _PRIOR) / (len(mine) + _PRIOR * len(share))
         called[mine], p[mine] = first + 1 + weight.argmax(1), weight.max(1)
     return called, p, maps[np.arange(len(crops)), called]
 

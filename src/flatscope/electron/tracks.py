@@ -27,7 +27,16 @@ from scipy.spatial import cKDTree
 
 import flatscope
 from flatscope.electron.crystals import Crystal, find_crystal
-from flatscope.electron.defects import GROUPS, DefectParams, Mixture, fit_mixture, name_class, steady
+from flatscope.electron.defects import (
+    GROUPS,
+    DefectParams,
+    Mixture,
+    fit_mixture,
+    forbid,
+    name_class,
+    name_dopant,
+    steady,
+)
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
@@ -476,7 +485,6 @@ def _follow(
     best = whole.groupby(["i", "j", "sublattice"])["factor"].transform("max")
     whole = whole[best > _WORTH]
     crystal = known.crystal
-    names = _list_kinds(crystal, params)
     # The largest of more numbers is larger: what one frame shows by chance, all of them exceed somewhere.
     count = max(float(np.mean([len(seen.positions) for seen in frames])), 2.0)
     by_chance = np.sqrt(np.log(count * len(frames)) / np.log(count))
@@ -485,7 +493,9 @@ def _follow(
     origin = np.median(frames[0].positions - at, axis=0)
     rows = []
     for (i, j, kind), site in whole.groupby(["i", "j", "sublattice"], sort=True):
-        kinds = names[int(kind)]
+        # Where it is a defect, not where it is none.
+        strongest = site["ratio"].to_numpy()[np.abs(site["ratio"].to_numpy() - 1.0).argmax()]
+        kinds = _list_kinds(int(kind), crystal, params, bright=bool(strongest > 1.0))
         emission = np.ones((len(frames), 1 + len(kinds)))
         seen_at = site["frame"].to_numpy()
         chance = _name(frames, site, int(kind), known=known, count=len(kinds))
@@ -544,16 +554,13 @@ def _take_brightest(table: pd.DataFrame, *, reach_nm: float) -> pd.DataFrame:
     return table.drop(index=drop).reset_index(drop=True)
 
 
-def _list_kinds(crystal: Crystal, params: TrackParams) -> tuple[list[str], list[str]]:
-    """What may be on a site of either sublattice, beside what should be."""
+def _list_kinds(kind: int, crystal: Crystal, params: TrackParams, *, bright: bool) -> list[str]:
+    """What may be on a site of a sublattice, beside what should be."""
     if crystal.is_dichalcogenide:
-        one, two = (
-            [name_class(index, crystal, params.dopants) for index in range(first + 1, end)]
-            for first, end in GROUPS
-        )
-        return one, two
-    one, two = ([f"V_{name}", f"{params.dopants or 'X'}_{name}"] for name in crystal.species)
-    return one, two
+        first, end = GROUPS[kind]
+        return [name_class(index, crystal, params.dopants, bright=bright) for index in range(first + 1, end)]
+    host = crystal.species[kind]
+    return [f"V_{host}", name_dopant(host, params.dopants, bright=bright)]
 
 
 def _name(frames: list[_Seen], site: pd.DataFrame, kind: int, *, known: _Known, count: int) -> Float:
@@ -567,7 +574,8 @@ def _name(frames: list[_Seen], site: pd.DataFrame, kind: int, *, known: _Known, 
     logits = [
         frames[frame].logits.get(at, nothing) for frame, at in zip(site["frame"], site["at"], strict=True)
     ]
-    return np.asarray(count * special.softmax(np.array(logits, float)[:, first + 1 : end], axis=1))
+    likely = forbid(np.array(logits, float), site["ratio"].to_numpy(float))
+    return np.asarray(count * special.softmax(likely[:, first + 1 : end], axis=1))
 
 
 def _place(cells: Whole, known: _Known, kind: int) -> Float:
