@@ -191,6 +191,15 @@ def test_an_amorphous_film_is_not_periodic() -> None:
         find_defects(as_micrograph(noise_image((256, 256))), DefectParams("WS2"))
 
 
+def test_a_wrong_material_and_a_wrong_sublattice_are_noted(network: Network) -> None:
+    scan = as_micrograph(draw("WS2").image)
+    notes = find_defects(scan, DefectParams("MoSe2"), network=network).provenance.notes
+    assert any("by more than those of MoSe2 should" in note for note in notes)
+    notes = find_defects(scan, DefectParams("WS2", brighter="chalcogen"), network=network).provenance.notes
+    assert any("--brighter chalcogen against what high angles show" in note for note in notes)
+    assert not find_defects(scan, DefectParams("WS2"), network=network).provenance.notes
+
+
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="dopants = 'Xx'"):
         DefectParams("WSe2", dopants="Xx")
@@ -438,21 +447,24 @@ def test_events_of_two_tracks(two_tracks: pd.DataFrame) -> None:
 def test_transitions_dwell_times_and_rates(two_tracks: pd.DataFrame) -> None:
     frames = np.arange(6)
     transitions = count_transitions(two_tracks, frames).set_index(["kind", "kind_after"])
-    assert transitions.loc[("V_S", "V_S"), "count"] == 3
+    assert transitions.loc[("V_S", "V_S"), "count"] == 4
     assert transitions.loc[("V_S", "V_S2"), "count"] == 1
     assert transitions.loc[("V_S2", "none"), "count"] == 1
-    # Jeffreys' prior: (3 + 1/2) of (4 + 3/2); the interval is that of a beta distribution.
-    assert transitions.loc[("V_S", "V_S"), "p"] == pytest.approx(3.5 / 5.5)
-    assert transitions.loc[("V_S", "V_S"), "low"] == pytest.approx(stats.beta.ppf(0.025, 3.5, 2.0))
+    # Jeffreys' prior: (4 + 1/2) of (5 + 3/2); the interval is that of a beta distribution.
+    assert transitions.loc[("V_S", "V_S"), "p"] == pytest.approx(4.5 / 6.5)
+    assert transitions.loc[("V_S", "V_S"), "low"] == pytest.approx(stats.beta.ppf(0.025, 4.5, 2.0))
+    gone = count_transitions(two_tracks, frames, left={1}).set_index(["kind", "kind_after"])
+    assert gone.loc[("V_S2", "none"), "count"] == 0
     assert transitions.groupby("kind")["p"].sum().to_numpy() == pytest.approx(1.0)
     dwell = measure_dwell(two_tracks, frames)
     assert sorted(dwell["frames"]) == [1, 1, 2, 4]
     assert dwell[dwell["frames"] == 2]["cut"].all()
     events = find_events(two_tracks, frames, shape=(100, 100), margin_px=5.0)
-    rates = measure_rates(events, two_tracks, frame_s=0.5).set_index("event")
-    assert rates.loc["hop", "per_frame"] == pytest.approx(1 / 7)
-    assert rates.loc["hop", "per_s"] == pytest.approx(2 / 7)
-    assert rates.loc["hop", "low"] < 1 / 7 < rates.loc["hop", "high"]
+    # Seven defects, one of them in the last frame, where nothing can happen any more.
+    rates = measure_rates(events, two_tracks, frames, frame_s=0.5).set_index("event")
+    assert rates.loc["hop", "per_frame"] == pytest.approx(1 / 6)
+    assert rates.loc["hop", "per_s"] == pytest.approx(2 / 6)
+    assert rates.loc["hop", "low"] < 1 / 6 < rates.loc["hop", "high"]
     counts = count_kinds(two_tracks, frames)
     assert counts["V_S"].tolist() == [1, 1, 2, 1, 0, 1]
 

@@ -59,6 +59,9 @@ _EXPLAIN = (
 )
 
 
+_POSITIVE = click.FloatRange(0.0, min_open=True)
+
+
 @dataclass
 class _Run:
     """What a run has found so far."""
@@ -77,9 +80,9 @@ class _Run:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option("--material", required=True, help=f"One of {', '.join(CRYSTALS)}.")
 @click.option(
-    "--nm-per-px", type=float, default=None, help="Pixel size; the lattice of the material corrects it."
+    "--nm-per-px", type=_POSITIVE, default=None, help="Pixel size; the lattice of the material corrects it."
 )
-@click.option("--frame-s", type=float, default=None, help="Time from one frame of a movie to the next.")
+@click.option("--frame-s", type=_POSITIVE, default=None, help="Time from one frame of a movie to the next.")
 @click.option(
     "--dopants", default="", help="Element that is known to be there, such as Ti: Ti_W instead of X_W."
 )
@@ -109,8 +112,6 @@ def defects(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
         brighter=options["brighter"],
         weights=options["weights"],
     )
-    if options["frame_s"] is not None and not options["frame_s"] > 0:
-        raise click.UsageError(f"--frame-s {options['frame_s']}: give a positive number of seconds")
     paths = _list_inputs(inputs)
     size = None if options["nm_per_px"] is None else um_from_nm(options["nm_per_px"])
     pairs = find_crystal(params.material).is_dichalcogenide
@@ -124,7 +125,7 @@ def defects(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
                 try:
                     movie = _open(path, size, options["frame_s"])
                     if movie is None:
-                        micrograph = read(path, um_per_px=size, modality="electron")
+                        micrograph = _read_image(path, size)
                         table = find_defects(micrograph, params, network=network)
                         _answer_image(micrograph, table, name, stem, out=out, run=run)
                     else:
@@ -140,6 +141,8 @@ def defects(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
                 except MicrographError as error:
                     failed += 1
                     click.echo(f"flatscope: {error}", err=True)
+                    run.notes.append(f"failed: {error}")
+                    run.record[name] = {"failed": str(error)}
                 if interrupted():
                     stopped = True
                     break
@@ -152,7 +155,8 @@ def defects(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
     if not run.rows:
         return EXIT_BAD_INPUT
     for note in run.notes:
-        click.echo(note, err=True)
+        if not note.startswith("failed: "):  # said when it happened
+            click.echo(note, err=True)
     show.print_rows(tuple(run.rows[0]), [tuple(row.values()) for row in run.rows])
     click.echo(f"report: {out / 'report.html'}")
     return EXIT_SOME_FAILED if failed else EXIT_FINE
@@ -172,7 +176,7 @@ def _list_inputs(inputs: tuple[str, ...]) -> list[Path]:
                 paths += [*find_pictures([item], modality="electron"), *videos]
             except MicrographError:
                 if not videos:
-                    raise
+                    raise MicrographError(f"{item}: the folder holds no pictures and no movies") from None
                 paths += videos
         else:
             paths += find_pictures([item], modality="electron")
@@ -185,6 +189,19 @@ def _open(path: Path, um_per_px: float | None, frame_s: float | None) -> Movie |
         return None
     movie = read_movie(path, um_per_px=um_per_px, frame_s=frame_s)
     return None if movie.count == 1 and path.suffix.lower() not in VIDEO_SUFFIXES else movie
+
+
+def _read_image(path: Path, um_per_px: float | None) -> Micrograph:
+    """The image of a file, the only frame of a movie too."""
+    if path.suffix.lower() != ".npy":
+        return read(path, um_per_px=um_per_px, modality="electron")
+    movie = read_movie(path, um_per_px=um_per_px)
+    frame = next(iter(movie))
+    if isinstance(frame, MicrographError):
+        raise MicrographError(f"{path}: {frame}")
+    return Micrograph(
+        frame, float(np.abs(frame).max()) or 1.0, movie.calibration, movie.source, movie.sha256, movie.notes
+    )
 
 
 def _answer_image(
@@ -200,6 +217,10 @@ def _answer_image(
     if examples:
         run.figures[f"{name}: the surest of each kind, and where in the crop the network saw it"] = examples
     run.rows.append(_summarise(name, table))
+    run.notes += [
+        f"{name}: {row['kind']}: {row['count']}, {row['per_nm2']:.4f} per nm² [{row['low']:.4f}, {row['high']:.4f}]"
+        for row in table.densities().to_dict("records")
+    ]
     run.notes += [f"{name}: {note}" for note in table.provenance.notes]
     run.record[name] = asdict(table.provenance) | {"densities": table.densities().to_dict("records")}
 
@@ -212,11 +233,12 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
     run.tracks.append(table.frame)
     run.events.append(table.events)
     counts = count_kinds(table.frame, frames)
-    rates = measure_rates(table.events, table.frame, frame_s=table.frame_s)
+    left = set(table.events.loc[table.events["event"] == "left", "track_id"])
+    rates = measure_rates(table.events, table.frame, frames, frame_s=table.frame_s)
     spread = measure_diffusion(table.frame)
     run.record[name] = asdict(table.provenance) | {
         "rates": rates.to_dict("records"),
-        "transitions": count_transitions(table.frame, frames).to_dict("records"),
+        "transitions": count_transitions(table.frame, frames, left=left).to_dict("records"),
         "dwell": measure_dwell(table.frame, frames).to_dict("records"),
         "diffusion_nm2_per_frame": [asdict(one) for one in spread],
         "drift_nm": table.drift.to_dict("records"),
@@ -259,13 +281,13 @@ def _as_defects(table: TrackTable) -> pd.DataFrame:
 
 
 def _summarise(name: str, table: DefectTable) -> dict[str, str]:
-    densities = table.densities()
-    said = [f"{row.count} {row.kind}" for row in densities.itertuples(name="Row")] if len(densities) else []
+    said = [f"{row['count']} {row['kind']}" for row in table.densities().to_dict("records")]
+    doubtful = int((table.found["status"] == "doubtful").sum())
     whole = count_densities({"all": len(table.found)}, table.area_nm2).iloc[0]
     return {
         "image": name,
         "frames": "1",
-        "defects": str(len(table.found)),
+        "defects": f"{len(table.found)}" + (f" ({doubtful} doubtful)" if doubtful else ""),
         "kinds": ", ".join(said),
         "per nm²": f"{whole['per_nm2']:.4f} [{whole['low']:.4f}, {whole['high']:.4f}]",
         "tracks": "",

@@ -76,8 +76,18 @@ class Crystal:
     def brighter(self) -> int:
         """Which site an annular detector at high angles sees brighter, as the sum over its atoms of Z to the power 1.7
         (Yamashita et al. 2018, doi:10.1038/s41598-018-30941-5)."""
-        one, other = (count * NUMBERS[element] ** 1.7 for element, count in (self.first, self.second))
+        one, other = self._strengths
         return 0 if one >= other else 1
+
+    @property
+    def dimmer_share(self) -> float:
+        """How bright the dimmer site is compared with the brighter one, by the same rule."""
+        return min(self._strengths) / max(self._strengths)
+
+    @property
+    def _strengths(self) -> tuple[float, float]:
+        one, other = (count * NUMBERS[element] ** 1.7 for element, count in (self.first, self.second))
+        return one, other
 
     @property
     def spacing_nm(self) -> float:

@@ -529,4 +529,6 @@ def finish(frame: pd.DataFrame, *, image: str, pixel_nm: float, number: int = 0)
     frame["image"], frame["frame"], frame["track_id"] = image, number, ""
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
     frame["defect_id"] = np.arange(1, len(frame) + 1)
+    for name in ("kind_p", "row_px", "col_px", "x_nm", "y_nm", "z_score", "intensity_ratio"):
+        frame[name] = frame[name].astype(float)  # rows without them leave objects behind
     return frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,8 @@ def find_events(
             distance = float(np.hypot(two["x_nm"] - one["x_nm"], two["y_nm"] - one["y_nm"]))
             if distance > _SAME_NM:
                 rows.append(_event("hop", two, one["kind"], two["kind"]) | {"distance_nm": distance})
-            if one["kind"] != two["kind"]:
+            # After a gap elsewhere and as another kind it is rather another defect than a change.
+            if one["kind"] != two["kind"] and (distance <= _SAME_NM or after[one["frame"]] == two["frame"]):
                 rows.append(_event("transformation", two, one["kind"], two["kind"]))
         if last["frame"] != frames[-1]:
             name = "left" if _at_rim(last, shape, margin_px) else "disappearance"
@@ -85,14 +87,18 @@ def count_kinds(tracks: pd.DataFrame, frames: Whole) -> pd.DataFrame:
     return counts.reindex(frames, fill_value=0)
 
 
-def measure_rates(events: pd.DataFrame, tracks: pd.DataFrame, *, frame_s: float | None) -> pd.DataFrame:
-    """How often each event happens to a defect, per frame and per second, with the exact 95 % interval of a count.
+def measure_rates(
+    events: pd.DataFrame, tracks: pd.DataFrame, frames: Whole, *, frame_s: float | None
+) -> pd.DataFrame:
+    """How often each event happens to a defect from one frame to the next, and per second, with the exact 95 % interval
+    of a count.
 
     Returns
     -------
     Columns `event`, `count`, `per_frame`, `low`, `high`, `per_s` (NaN where nobody knows the time of a frame).
     """
-    exposure = float(len(tracks))
+    # In the last frame nothing can happen any more.
+    exposure = max(float((tracks["frame"] < frames[-1]).sum()), 1.0)
     rows = []
     for name, count in sorted(events["event"].value_counts().items()):
         low = special.gammaincinv(count, 0.025) / exposure
@@ -121,26 +127,31 @@ def measure_dwell(tracks: pd.DataFrame, frames: Whole) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["track_id", "kind", "frames", "cut"])
 
 
-def count_transitions(tracks: pd.DataFrame, frames: Whole) -> pd.DataFrame:
-    """What a defect is one frame later.
+def count_transitions(tracks: pd.DataFrame, frames: Whole, *, left: Collection[int] = ()) -> pd.DataFrame:
+    """What a defect is one frame later, or after a gap in which it was not seen.
+
+    Parameters
+    ----------
+    tracks
+        Columns as `flatscope.results.TRACK_COLUMNS`.
+    frames
+        Numbers of the frames that were read.
+    left
+        Tracks that go out of the field: how they end says nothing.
 
     Returns
     -------
     Columns `kind`, `kind_after` ("none" where it is gone), `count`, and the probability `p` with its 95 % interval
     `low`, `high` under a Dirichlet posterior with Jeffreys' prior.
     """
-    following = dict(itertools.pairwise(frames))
     kinds = sorted(set(tracks["kind"]))
     counts = pd.DataFrame(0, index=kinds, columns=[*kinds, GONE])
-    for _, track in tracks.sort_values("frame").groupby("track_id"):
-        at = dict(zip(track["frame"], track["kind"], strict=True))
-        last = max(at)
-        for frame, kind in at.items():
-            after = following.get(frame)
-            if after in at:
-                counts.loc[kind, at[after]] += 1
-            elif frame == last and after is not None:
-                counts.loc[kind, GONE] += 1
+    for track_id, track in tracks.sort_values("frame").groupby("track_id"):
+        names = list(track["kind"])
+        for one, two in itertools.pairwise(names):
+            counts.loc[one, two] += 1
+        if track["frame"].iloc[-1] != frames[-1] and track_id not in left:
+            counts.loc[names[-1], GONE] += 1
     rows = []
     for kind in kinds:
         total = float(counts.loc[kind].sum()) + _PRIOR * counts.shape[1]

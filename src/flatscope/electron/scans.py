@@ -32,6 +32,8 @@ _MUCH_BARE, _DISTORTED = 0.03, 1.05
 _ALIKE = 0.8
 """Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
 ALIKE = "both sublattices are about as bright, high angles tell which is which"
+_UNLIKELY = 0.6
+"""Sublattices whose brightness differs so much more than by their atoms are of another material."""
 SATURATED_SHARE = 0.01
 
 
@@ -91,6 +93,16 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
     sure = brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
     if not sure:
         notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
+    expected = crystal.dimmer_share
+    if alike < _UNLIKELY * expected:
+        notes.append(
+            f"its sublattices differ in brightness (1 to {alike:.2f}) by more than those of {crystal.name} should "
+            f"(1 to {expected:.2f}): check --material"
+        )
+    elif brighter != "auto" and crystal.sublattices.index(brighter) != crystal.brighter and alike < _ALIKE:
+        notes.append(
+            f"--brighter {brighter} against what high angles show of {crystal.name} (1 to {alike:.2f}): check it"
+        )
     first = crystal.brighter if brighter == "auto" else crystal.sublattices.index(brighter)
     return Scan(image, list_sites(phases, places, first=first), calibration, sure)
 

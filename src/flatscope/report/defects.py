@@ -32,8 +32,21 @@ _LEGEND_PX, _FONT_PX = 34, 20
 
 
 def choose_styles(kinds: Sequence[str]) -> dict[str, tuple[Colour, str]]:
-    """Colour and shape of each kind, in the order of their names."""
-    return {kind: _STYLES[place % len(_STYLES)] for place, kind in enumerate(sorted(set(kinds)))}
+    """Colour and shape of each kind, the same in every picture."""
+    return {kind: _STYLES[_class_of(kind)] for kind in sorted(set(kinds))}
+
+
+def _class_of(kind: str) -> int:
+    """Vacancy of a metal, of one chalcogen, of a pair, oxygen, metal on a pair, chalcogen on metal, dopant."""
+    head, _, host = kind.partition("_")
+    chalcogens = ("S", "Se", "Te")
+    if head == "V":
+        return 2 if host.endswith("2") else int(host in chalcogens)
+    if head == "O":
+        return 3
+    if host.endswith("2"):
+        return 4
+    return 5 if head in chalcogens else 6
 
 
 def to_gray(pixels: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
@@ -57,7 +70,7 @@ def draw_defects(pixels: NDArray[Any], table: DefectTable, *, constant_px: float
         Lattice constant: the size of the marks.
     """
     frame = table.frame
-    styles = choose_styles([kind for kind in frame["kind"] if kind not in EXTENDED_KINDS])
+    styles = choose_styles(list(table.found["kind"]))
     return _draw_marks(to_gray(pixels), frame, styles, radius=0.4 * constant_px, least_side=_LEAST_SIDE_PX)
 
 
