@@ -43,7 +43,7 @@ class Size:
     steps: int
 
 
-SIZES = {"quick": Size(12, 12, 20), "cpu": Size(160, 60, 500), "full": Size(2000, 200, 20_000)}
+SIZES = {"quick": Size(12, 12, 20), "cpu": Size(120, 60, 250), "full": Size(2000, 200, 20_000)}
 
 
 @dataclass(frozen=True)
