@@ -19,10 +19,10 @@ _STYLES: tuple[tuple[Colour, str], ...] = (
     ((230, 159, 0), "circle"),
     ((86, 180, 233), "square"),
     ((0, 158, 115), "diamond"),
-    ((240, 228, 66), "triangle"),
     ((213, 94, 0), "cross"),
     ((204, 121, 167), "circle"),
-    ((0, 114, 178), "square"),
+    ((0, 114, 178), "diamond"),
+    ((240, 228, 66), "triangle"),
 )
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "x"}
 _FAINT: Colour = (150, 150, 150)

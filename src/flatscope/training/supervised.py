@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
-from flatscope.training.recipes import Recipe
+from flatscope.training.recipes import Recipe, RecipeError
 
 Pixels = NDArray[Any]
 Truth = NDArray[Any]
@@ -296,7 +296,7 @@ def _resume(
         return 0, 0.0
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state["plan"] != _identity(plan):
-        raise ValueError(f"{path}: made under other settings: train into another folder, or remove it")
+        raise RecipeError(f"{path}: made under other settings: train into another folder, or remove it")
     net.load_state_dict(state["net"])
     optimiser.load_state_dict(state["optimiser"])
     return int(state["done"]), float(state["elapsed"])
