@@ -80,7 +80,7 @@ least, show more than one does."""
 _BESIDE, _BRIGHT = 0.7, 1.3
 """An atom between sites, so near in lattice constants, is on the one where it is brighter; sites whose ratio never
 exceeds the second hold no such atom."""
-_WORTH = 1e-2
+_WORTH = 3.0
 """Sites whose best frame speaks for a defect by less than this are not followed."""
 _NAMED = 1.0
 """Frames in which a site's brightness speaks for a defect by more than this are shown to the network."""
@@ -190,8 +190,8 @@ def track_defects(
     -----
     Frames that cannot be read, or whose size is not the first one's, are left out with a note. Drift of more than half
     a lattice constant a frame is told by what does not repeat: a perfect field that drifts so fast slips by whole
-    lattice vectors, which changes no track but the numbers of its sites. Memory does not grow with the frames but for
-    the brightness of each site.
+    lattice vectors, which changes no track but the numbers of its sites. Of a frame only the brightness of its sites is
+    kept.
     """
     crystal = find_crystal(params.material)
     notes = list(movie.notes)
@@ -416,6 +416,7 @@ def _forget(seen: _Seen) -> _Seen:
     small = {one.name: getattr(seen, one.name) for one in fields(seen)}
     for name in ("positions", "ratio", "sigma", "over"):
         small[name] = small[name].astype(np.float32)
+    small["cells"], small["sublattice"] = seen.cells.astype(np.int32), seen.sublattice.astype(np.int8)
     small["residual"], small["cell"] = np.zeros((0, 0), np.float32), np.zeros((2, 0, 0), np.float32)
     return _Seen(**small)
 
@@ -462,28 +463,37 @@ def _follow(
 ) -> pd.DataFrame:
     """Every site that is a defect in some frame: rows `frame`, site, place, `kind`, `kind_p`."""
     assert known.mixtures is not None
-    parts = []
-    for number, (seen, offset) in enumerate(zip(frames, offsets, strict=True)):
-        factor = _speak(seen.ratio, seen.sigma, seen.sublattice, known.mixtures)
-        kept = seen.inner
-        part = pd.DataFrame(
-            {
-                "frame": number,
-                "i": seen.cells[kept, 0] + offset[0],
-                "j": seen.cells[kept, 1] + offset[1],
-                "sublattice": seen.sublattice[kept],
-                "row_px": seen.positions[kept, 0],
-                "col_px": seen.positions[kept, 1],
-                "ratio": seen.ratio[kept],
-                "factor": factor[kept],
-                "over": seen.over[kept],
-                "at": np.flatnonzero(kept),
-            }
+    factors = [_speak(seen.ratio, seen.sigma, seen.sublattice, known.mixtures) for seen in frames]
+    numbers = [_number(seen, offset) for seen, offset in zip(frames, offsets, strict=True)]
+    # Only sites that are a defect somewhere are looked at in all frames.
+    wanted = np.unique(
+        np.concatenate(
+            [
+                number[seen.inner & (factor > _WORTH)]
+                for seen, factor, number in zip(frames, factors, numbers, strict=True)
+            ]
         )
-        parts.append(part)
+    )
+    parts = []
+    for frame, (seen, offset) in enumerate(zip(frames, offsets, strict=True)):
+        kept = np.flatnonzero(seen.inner & np.isin(numbers[frame], wanted))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "frame": frame,
+                    "i": seen.cells[kept, 0] + offset[0],
+                    "j": seen.cells[kept, 1] + offset[1],
+                    "sublattice": seen.sublattice[kept],
+                    "row_px": seen.positions[kept, 0],
+                    "col_px": seen.positions[kept, 1],
+                    "ratio": seen.ratio[kept],
+                    "factor": factors[frame][kept],
+                    "over": seen.over[kept],
+                    "at": kept,
+                }
+            )
+        )
     whole = pd.concat(parts, ignore_index=True)
-    best = whole.groupby(["i", "j", "sublattice"])["factor"].transform("max")
-    whole = whole[best > _WORTH]
     crystal = known.crystal
     # The largest of more numbers is larger: what one frame shows by chance, all of them exceed somewhere.
     count = max(float(np.mean([len(seen.positions) for seen in frames])), 2.0)
@@ -540,6 +550,12 @@ def _follow(
     if not rows:
         return pd.DataFrame(columns=columns)
     return _take_brightest(pd.concat(rows, ignore_index=True), reach_nm=_BESIDE * crystal.lattice_nm)
+
+
+def _number(seen: _Seen, offset: Whole) -> Whole:
+    """One number for each site of a frame, the same in all frames."""
+    i, j = (seen.cells + offset).T + (1 << 20)
+    return np.asarray((i << 22 | j) << 1 | seen.sublattice)
 
 
 def _take_brightest(table: pd.DataFrame, *, reach_nm: float) -> pd.DataFrame:
