@@ -330,6 +330,22 @@ def test_hopping_vacancies_are_followed_and_drift_is_removed(
     assert list(table.events.columns) == list(EVENT_COLUMNS)
 
 
+def test_a_movie_whose_sublattices_look_alike_is_doubtful(tmp_path: Path, network: Network) -> None:
+    """At 60 kV tungsten and a pair of selenium are as bright: no kind is certain until the user says which is which."""
+    params = HoppingParams(material="WSe2", frames=3, shape=(128, 128), vacancies=0.05, electrons_per_px=60.0)
+    made = draw_hopping(np.random.default_rng(2), params)
+    table = track_defects(as_movie(made, params), TrackParams("WSe2"), network=network)
+    assert not table.sublattices_sure
+    assert any("--brighter metal or chalcogen settles it" in note for note in table.provenance.notes)
+    np.save(tmp_path / "movie.npy", made.frames)
+    command = ["defects", str(tmp_path / "movie.npy"), "--material", "WSe2", "--out", str(tmp_path / "out")]
+    assert run(command) == 0
+    found = pd.read_csv(tmp_path / "out" / "defects.csv")
+    assert len(found) and set(found["status"]) == {"doubtful"}
+    told = TrackParams("WSe2", brighter="metal")
+    assert track_defects(as_movie(made, params), told, network=network).sublattices_sure
+
+
 def with_frames(movie: Movie, change: dict[int, Any]) -> Movie:
     def each() -> Any:
         for number, frame in enumerate(movie):

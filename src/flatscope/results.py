@@ -446,6 +446,8 @@ class TrackTable:
         Of the crystal in a frame.
     cell_nm2
         Of a unit cell.
+    sublattices_sure
+        Whether brightness tells the sublattices apart, or the user did; else every kind is doubtful.
     frame_s
         Time from one frame to the next, or None.
     calibration
@@ -459,6 +461,7 @@ class TrackTable:
     drift: pd.DataFrame
     area_nm2: float
     cell_nm2: float
+    sublattices_sure: bool
     frame_s: float | None
     calibration: Calibration
     provenance: Provenance

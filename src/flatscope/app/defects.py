@@ -19,7 +19,7 @@ from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.crystals import CRYSTALS, find_crystal
-from flatscope.electron.defects import find_defects
+from flatscope.electron.defects import SURE_P, UNSURE, find_defects
 from flatscope.electron.rates import (
     count_kinds,
     count_transitions,
@@ -27,6 +27,7 @@ from flatscope.electron.rates import (
     measure_dwell,
     measure_rates,
 )
+from flatscope.electron.scans import ALIKE
 from flatscope.electron.tracks import TrackParams, track_defects
 from flatscope.files.movie import MOVIE_SUFFIXES, VIDEO_SUFFIXES, read_movie, write_movie
 from flatscope.files.read import find_pictures, read
@@ -276,6 +277,11 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
 def _as_defects(table: TrackTable) -> pd.DataFrame:
     """Rows of a defect table, one a defect and frame."""
     frame = table.frame.assign(status="ok", reason="", z_score=np.nan)
+    for rows, reason in (
+        (frame["kind_p"] < SURE_P, UNSURE),
+        (np.full(len(frame), not table.sublattices_sure), ALIKE),
+    ):
+        frame.loc[rows, "status"], frame.loc[rows, "reason"] = "doubtful", reason
     frame["defect_id"] = np.arange(1, len(frame) + 1)
     return frame[list(DEFECT_COLUMNS)]
 

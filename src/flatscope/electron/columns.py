@@ -45,7 +45,7 @@ _NEIGHBOURS = 30
 """So many columns of the same sublattice tell how bright a perfect one is."""
 _PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
 """How often a column is perfect, lacks one of two atoms, holds something else, or nothing."""
-PART = (0.46, 0.05)
+_PART = (0.46, 0.05)
 """Height of one atom over that of a pair, and how far it differs between detectors: less than a half, since the two
 scatter together where the detector begins at low angles."""
 _NOISE_FACTOR = 1.3
@@ -440,7 +440,7 @@ def _judge(ratio: Float, noise: Float, crystal: Crystal, kind: int) -> tuple[NDA
 
     density = {crystal.species[kind]: chance(_PRIORS["whole"], 1.0, spread)}
     if atoms == 2:
-        density[element] = chance(_PRIORS["part"], PART[0], float(np.hypot(spread, PART[1])))
+        density[element] = chance(_PRIORS["part"], _PART[0], float(np.hypot(spread, _PART[1])))
     # Columns of one kind scatter by more than noise; where there is nothing, there is only noise.
     density[NOTHING] = chance(_PRIORS["none"], 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
     # What else may stand there has any brightness up to three times the usual one.

@@ -38,8 +38,9 @@ _PRIOR = 3.0
 """So many defects of each kind are added to those of an image when their shares are estimated."""
 MATERIALS = tuple(name for name, crystal in CRYSTALS.items() if crystal.is_dichalcogenide)
 
-_LEAST_P, _SURE_P = 0.5, 0.8
+_LEAST_P, SURE_P = 0.5, 0.8
 """A site is a defect above the first, and one to rely on above the second."""
+UNSURE = "two kinds, or none, are about as likely"
 _TAIL = 8.0
 """Degrees of freedom of Student's distribution for usual sites: scans scatter with longer tails than counting."""
 _VACANT, _HALF = (-0.06, 0.08), (0.39, 0.08)
@@ -209,7 +210,7 @@ def find_defects(
         {"defects": asdict(params)},
         notes=tuple(notes),
     )
-    frame = finish(frame, image=micrograph.name, pixel_nm=scan.calibration.pixel_size_nm[0])
+    frame = _finish(frame, image=micrograph.name, pixel_nm=scan.calibration.pixel_size_nm[0])
     shown = frame["place"].to_numpy(int)
     return DefectTable(
         frame[list(DEFECT_COLUMNS)],
@@ -255,50 +256,46 @@ def judge(
     for kind in (0, 1):
         mine = np.flatnonzero(sites.sublattice == kind)
         if len(mine):
-            ratio, sigma = readings.ratio[mine], steady(readings.sigma[mine])
-            unusual[mine], names[mine] = fit_mixture(ratio, sigma, crystal, kind).weigh(ratio, sigma)
+            values = readings.ratio[mine], steady(readings.sigma[mine])
+            unusual[mine], names[mine] = fit_mixture(*values, crystal, kind).weigh(*values)
     constant = sites.phases.lattice.constant_px
     rim = _BORDER * constant
     shape = np.array(levelled.shape)
     cut = ((sites.positions < rim) | (sites.positions > shape - 1.0 - rim)).any(1)
     found = np.flatnonzero((unusual > _LEAST_P) & ~cut)
-    named = np.array([str(name) for name in names[found]], object)
+    kinds, ratio = sites.sublattice[found], readings.ratio[found]
     crops = cut_crops(levelled, sites, some=found)
     p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
-    if network is not None and len(found):
-        ratio = readings.ratio[found]
-        classes, p, maps = _ask(network, crops, sites.sublattice[found], ratio)
-        named = np.array(
-            [
-                name_class(index, crystal, params.dopants, bright=bool(r > 1.0))
-                for index, r in zip(classes, ratio, strict=True)
-            ],
-            object,
-        )
-    elif network is None:
-        for index in range(len(named)):
-            element = crystal.species[sites.sublattice[found[index]]]
-            bright = bool(readings.ratio[found[index]] > 1.0)
-            named[index] = (
-                f"V_{element}" if not bright else name_dopant(element, params.dopants, bright=bright)
-            )
+    if network is None:
+        named = [
+            name_dopant(crystal.species[kind], params.dopants, bright=True)
+            if bright
+            else f"V_{crystal.species[kind]}"
+            for kind, bright in zip(kinds, ratio > 1.0, strict=True)
+        ]
+    else:
+        classes, p, maps = _ask(network, crops, kinds, ratio)
+        named = [
+            name_class(index, crystal, params.dopants, bright=bool(bright))
+            for index, bright in zip(classes, ratio > 1.0, strict=True)
+        ]
     frame = pd.DataFrame(
         {
             "row_px": sites.positions[found, 0],
             "col_px": sites.positions[found, 1],
             "site": found,
-            "kind": named,
+            "kind": np.array(named, object),
             "kind_p": p * unusual[found],
-            "sublattice": np.array(crystal.sublattices)[sites.sublattice[found]],
+            "sublattice": np.array(crystal.sublattices)[kinds],
             "z_score": readings.z[found],
-            "intensity_ratio": readings.ratio[found],
+            "intensity_ratio": ratio,
             "status": "ok",
             "reason": "",
             "place": np.arange(len(found)),
         }
     )
     for rows, status, reason in (
-        (frame["kind_p"] < _SURE_P, "doubtful", "two kinds, or none, are about as likely"),
+        (frame["kind_p"] < SURE_P, "doubtful", UNSURE),
         (
             (names[found] == "else") & (np.abs(readings.z[found]) < _BEYOND_NOISE),
             "rejected",
@@ -420,9 +417,10 @@ def _ask(
 
     How often each kind occurs follows from the image itself (Saerens et al. 2002, doi:10.1162/089976602753284446).
     """
-    maps = np.concatenate(
-        [network.run(part) for part in np.array_split(crops, max(len(crops) // _BATCH, 1)) if len(part)]
-    ).astype(float)
+    if not len(crops):
+        return np.zeros(0, int), np.zeros(0), np.zeros((0, 1, 1))
+    parts = np.array_split(crops, max(len(crops) // _BATCH, 1))
+    maps = np.concatenate([network.run(part) for part in parts]).astype(float)
     logits = forbid(maps.mean((2, 3)), ratio)
     called, p = np.zeros(len(crops), int), np.ones(len(crops))
     for kind, (first, end) in enumerate(GROUPS):
@@ -523,10 +521,10 @@ def _drop_small(mask: Mask, least: float) -> Mask:
     return np.asarray((sizes >= least)[labels])
 
 
-def finish(frame: pd.DataFrame, *, image: str, pixel_nm: float, number: int = 0) -> pd.DataFrame:
-    """Rows of a defect table from top to bottom, with image, frame, numbers and places in nm."""
+def _finish(frame: pd.DataFrame, *, image: str, pixel_nm: float) -> pd.DataFrame:
+    """Rows of a defect table from top to bottom, with image, numbers and places in nm."""
     frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
-    frame["image"], frame["frame"], frame["track_id"] = image, number, ""
+    frame["image"], frame["frame"], frame["track_id"] = image, 0, ""
     frame["x_nm"], frame["y_nm"] = frame["col_px"] * pixel_nm, frame["row_px"] * pixel_nm
     frame["defect_id"] = np.arange(1, len(frame) + 1)
     for name in ("kind_p", "row_px", "col_px", "x_nm", "y_nm", "z_score", "intensity_ratio"):

@@ -15,6 +15,8 @@ from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.noise import NoiseParams, scan
 
 Float = NDArray[np.float64]
+_RIM_NM = 0.6
+"""The crystal goes on so far beyond a frame."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,6 @@ def draw_hopping(rng: np.random.Generator, params: HoppingParams) -> HoppingMovi
                 rows.append((number, identity, row, col, x, y, f"V_{crystal.second[0]}"))
     truth = pd.DataFrame(rows, columns=["frame", "track_id", "row_px", "col_px", "x_nm", "y_nm", "kind"])
     return HoppingMovie(np.stack(frames), truth, drift / pixel)
-
-
-_RIM_NM = 0.6
 
 
 def _hop(rng: np.random.Generator, sheet: Sheet, params: HoppingParams) -> Iterator[dict[int, int]]:

@@ -84,12 +84,35 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
     phases = map_phases(image, lattice)
     places, bright = find_honeycomb(fold_cell(image, phases))
     warn_of_lattice(phases, crystal, notes)
-    alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
-    if crystal.first == crystal.second and alike < _ALIKE:
+    if crystal.first == crystal.second and _compare(bright) < _ALIKE:
         raise MicrographError(
-            f"{micrograph.source}: its two sublattices differ in brightness (1 to {alike:.2f}), those of "
+            f"{micrograph.source}: its two sublattices differ in brightness (1 to {_compare(bright):.2f}), those of "
             f"{crystal.name} do not: check --material"
         )
+    first, sure = order_sublattices(bright, crystal, notes, brighter=brighter)
+    return Scan(image, list_sites(phases, places, first=first), calibration, sure)
+
+
+def _compare(bright: Float) -> float:
+    """Height of the dimmer site over that of the brighter one."""
+    return float((bright[1] - bright[2]) / (bright[0] - bright[2]))
+
+
+def order_sublattices(
+    bright: Float, crystal: Crystal, notes: list[str], *, brighter: str
+) -> tuple[int, bool]:
+    """Which sublattice the brighter one is (0 or 1), and whether brightness or the user says so.
+
+    Parameters
+    ----------
+    bright
+        Of the brighter site, the dimmer one and the hollow, see `flatscope.electron.lattice.find_honeycomb`.
+    notes
+        What a reader should know is added.
+    brighter
+        See `flatscope.electron.columns.ColumnParams`.
+    """
+    alike = _compare(bright)
     sure = brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
     if not sure:
         notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
@@ -104,7 +127,7 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
             f"--brighter {brighter} against what high angles show of {crystal.name} (1 to {alike:.2f}): check it"
         )
     first = crystal.brighter if brighter == "auto" else crystal.sublattices.index(brighter)
-    return Scan(image, list_sites(phases, places, first=first), calibration, sure)
+    return first, sure
 
 
 def prepare(micrograph: Micrograph, notes: list[str]) -> Float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -47,10 +47,10 @@ from flatscope.electron.lattice import (
     map_phases,
 )
 from flatscope.electron.rates import find_events
-from flatscope.electron.scans import ALIKE, calibrate
+from flatscope.electron.scans import calibrate, order_sublattices
 from flatscope.electron.sites import Sites, cut_crops, level, list_sites, measure_sites
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import MicrographError, Movie, Stack
+from flatscope.micrograph import Calibration, MicrographError, Movie, Stack
 from flatscope.parallel import stream
 from flatscope.results import TRACK_COLUMNS, Provenance, TrackTable
 
@@ -59,7 +59,6 @@ Whole = NDArray[np.int64]
 
 _FIRST_FRAMES = 30
 """So many frames tell the lattice, the mean cell and how bright defects are."""
-_ALIKE = 0.8
 _LOCAL_POWER = 25.0
 """Where a frame's own Bragg peaks rise so far from the noise its distortions are followed, else it is rigid."""
 _REACH_CELLS, _STEADY_CELLS = 6, 1.0
@@ -146,12 +145,13 @@ class _Seen:
 class _Known:
     """What the first frames tell: the lattice, its sites in a cell, what defects look like."""
 
+    crystal: Crystal
     lattice: Lattice
     places: Float
     first: int
+    sure: bool
     mixtures: tuple[Mixture, Mixture] | None
     network: Network | None
-    crystal: Crystal = field(default_factory=lambda: find_crystal("WSe2"))
 
 
 def track_defects(
@@ -179,7 +179,7 @@ def track_defects(
 
     Returns
     -------
-    Tracks, events, drift, and rates.
+    Tracks, events and drift; `flatscope.electron.rates` says what they mean.
 
     Raises
     ------
@@ -270,6 +270,7 @@ def track_defects(
         ),
         0.5 * sites * cell_nm2,
         cell_nm2,
+        known.sure,
         movie.frame_s,
         calibration,
         provenance,
@@ -295,7 +296,7 @@ def _take_first(movie: Movie) -> list[NDArray[Any]]:
 
 def _learn(
     first: list[NDArray[Any]], movie: Movie, params: TrackParams, notes: list[str], network: Network | None
-) -> tuple[_Known, Any]:
+) -> tuple[_Known, Calibration]:
     """The lattice of all first frames together, and what sites look like in them."""
     crystal = find_crystal(params.material)
     stated = None if movie.calibration is None else float(np.mean(movie.calibration.pixel_size_nm))
@@ -314,13 +315,10 @@ def _learn(
         axis=0,
     )
     places, bright = find_honeycomb(cell)
-    alike = float((bright[1] - bright[2]) / (bright[0] - bright[2]))
-    if crystal.first != crystal.second and params.brighter == "auto" and alike > _ALIKE:
-        notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
-    bright_one = crystal.brighter if params.brighter == "auto" else crystal.sublattices.index(params.brighter)
+    first_one, sure = order_sublattices(bright, crystal, notes, brighter=params.brighter)
     if crystal.is_dichalcogenide and network is None:
         network = Network.load(params.weights, task="defects")
-    known = _Known(lattice, places, bright_one, None, network, crystal)
+    known = _Known(crystal, lattice, places, first_one, sure, None, network)
     parts = [_see(image, known=known) for image in images[:: max(len(images) // 6, 1)]]
     mixtures = []
     for kind in (0, 1):
@@ -328,7 +326,7 @@ def _learn(
         ratio = np.concatenate([one.ratio[rows] for one, rows in zip(parts, mine, strict=True)])
         sigma = np.concatenate([steady(one.sigma)[rows] for one, rows in zip(parts, mine, strict=True)])
         mixtures.append(fit_mixture(ratio, sigma, crystal, kind))
-    return _Known(lattice, places, bright_one, (mixtures[0], mixtures[1]), network, crystal), calibration
+    return replace(known, mixtures=(mixtures[0], mixtures[1])), calibration
 
 
 def _find_phases(image: Float, lattice: Lattice) -> Phases:

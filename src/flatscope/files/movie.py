@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.files.read import read_stack
+from flatscope.files.read import read, read_stack
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import SMALLEST_SIDE_PX, Calibration, MicrographError, Movie
 from flatscope.units import nm_from_um
@@ -156,13 +156,11 @@ def _open_tiff(path: Path) -> Movie:
             pages = file.pages
             yield from _guarded(lambda index: pages[index].asarray(), count)
 
-    return Movie(each, count, read_stack_calibration(path))
+    return Movie(each, count, _find_calibration(path))
 
 
-def read_stack_calibration(path: Path) -> Calibration | None:
+def _find_calibration(path: Path) -> Calibration | None:
     """Pixel size of a tif's first page, as a microscope program wrote it."""
-    from flatscope.files.read import read
-
     try:
         return read(path, modality="electron").calibration
     except MicrographError:

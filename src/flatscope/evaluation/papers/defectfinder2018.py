@@ -223,10 +223,7 @@ def _run_leaked(
 
 def _show(net: Any, image: NDArray[np.float32], kind: int) -> NDArray[np.float32]:
     """A window's class activation map, shape (8, 8)."""
-    import torch
-
     from flatscope.training import supervised
 
-    with torch.inference_mode():
-        maps = net.activation(supervised.to_tensor(_scale(image[None])))[0, kind].numpy()
-    return np.asarray(maps, np.float32)
+    x = supervised.to_tensor(_scale(image[None])).numpy()
+    return supervised.answer(net.activation, x)[0, kind]
