@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,6 +14,7 @@ import click
 from flatscope.app import show
 from flatscope.app.train import require_training
 from flatscope.evaluation.papers import SIZES, Row
+from flatscope.files.read import read
 from flatscope.files.write import write_atomic
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ _STUDIES = (
     "larsen2021",
     "defectfinder2018",
     "maksov2019",
+    "ke2023",
 )
 _HEAD = ("", "published", "reproduced", "flatscope")
 
@@ -60,8 +63,17 @@ class Outcome:
     show_default=True,
     help="Folder for report, table and checkpoints; the same command goes on from them.",
 )
+@click.option(
+    "--image", type=click.Path(path_type=Path), help="For ke2023: the experimental image; else one is drawn."
+)
+@click.option("--material", default=None, help="For ke2023: its crystal (MoS2 by default).")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="For ke2023: table with row_px, col_px, label of its columns.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def reproduce(study: str, size: str, out: Path, as_json: bool) -> int:
+def reproduce(study: str, size: str, out: Path, as_json: bool, **given: Any) -> int:
     """Run the protocol of a published STUDY, its numbers and flatscope's side by side.
 
     saito2019: layer numbers by a U-Net from 24 pictures (doi:10.1038/s41524-019-0262-4).
@@ -75,22 +87,29 @@ def reproduce(study: str, size: str, out: Path, as_json: bool) -> int:
     defectfinder2018: six kinds of defect in windows of 64 px, by a network with class activation maps.
 
     maksov2019: defects through a movie by a network trained on its first frame (doi:10.1038/s41524-019-0152-9).
+
+    ke2023: defects by U-Nets taught with images made realistic by one experimental image
+    (doi:10.1021/acs.nanolett.4c02654).
     """
     require_training()
-    run = {
+    if study != "ke2023" and any(value is not None for value in given.values()):
+        raise click.UsageError("--image, --material and --labels belong to ke2023")
+    runs: dict[str, Callable[[str, Path, Progress], Outcome]] = {
         "saito2019": _run_saito,
         "yang2024-layers": _run_layers,
         "yang2024-twist": _run_twist,
         "larsen2021": _run_larsen,
         "defectfinder2018": _run_defectfinder,
         "maksov2019": _run_maksov,
-    }[study]
+        "ke2023": partial(_run_ke, **given),
+    }
     with show.progress("steps") as on_progress:
-        outcome = run(size, out / study, on_progress)
-    write_atomic(out / f"{study}.json", json.dumps(outcome.numbers, indent=1))
+        outcome = runs[study](size, out / study, on_progress)
+    numbers = json.dumps(outcome.numbers, indent=1, default=lambda array: array.tolist())
+    write_atomic(out / f"{study}.json", numbers)
     write_atomic(out / f"{study}.html", outcome.page)
     if as_json:
-        click.echo(json.dumps(outcome.numbers))
+        click.echo(numbers)
     else:
         _print_table(outcome.table)
         click.echo(f"report: {out / study}.html")
@@ -269,6 +288,69 @@ def _run_maksov(size: str, out: Path, on_progress: Progress) -> Outcome:
     )
     page = make_study_page(f"Maksov et al. 2019 (doi:{paper.DOI})", table, figures, notes=notes)
     return Outcome(table, [asdict(line) for line in study.lines], page)
+
+
+def _run_ke(
+    size: str,
+    out: Path,
+    on_progress: Progress,
+    *,
+    image: Path | None,
+    material: str | None,
+    labels: Path | None,
+) -> Outcome:
+    import numpy as np
+
+    from flatscope.evaluation.papers import ke2023 as paper
+    from flatscope.evaluation.realism import RINGS
+    from flatscope.report.study import draw_confusion, draw_grays, draw_lines, make_study_page
+
+    if image is None and (material or labels):
+        raise click.UsageError("--material and --labels describe an image: give it by --image")
+    study = paper.run(
+        size,
+        out=out,
+        image=None if image is None else read(image, modality="electron"),
+        material=material or "MoS2",
+        labels=labels,
+        on_progress=on_progress,
+    )
+    doses = np.array(study.doses)
+    curves = {
+        name: (doses, np.array([score.value for score in scores])) for name, scores in study.scores.items()
+    }
+    telling = study.telling
+    shown = (0, len(telling.doses) // 2, len(telling.doses) - 1)
+    compared = {"best possible": telling.bound, **{name: telling.found[name] for name in paper.COMPARED}}
+    confusion = {
+        f"{name}, {telling.doses[place]:.2g} e/Å²": shares[place]
+        for name, shares in compared.items()
+        for place in shown
+    }
+    frequency = (np.arange(RINGS) + 0.5) / RINGS
+    spectra = {name: (frequency, one.spectrum) for name, one in study.looks.items()}
+    figures = {
+        "Parts of the experimental image and of drawn ones": draw_grays(study.examples),
+        "Power spectra of crops": draw_lines(
+            {"": spectra}, labels=("frequency over the highest", "power over that of real crops")
+        ),
+        "Drawn images of other microscopes and scans than were learned from": draw_lines(
+            {"": curves}, labels=("electrons a pixel", "F1 of place and kind"), scales=("log", "linear")
+        ),
+        **{
+            f"Chalcogen sites under counting noise, shares of the true kind: {name}": draw_confusion(
+                {title: shares for title, shares in confusion.items() if title.startswith(f"{name}, ")},
+                classes=("pristine", "vacancy", "oxygen"),
+            )
+            for name in compared
+        },
+    }
+    table = paper.tabulate(study)
+    page = make_study_page(
+        f"Ke et al. 2024 (doi:{paper.DOI})", table, figures, notes=paper.describe(study, size)
+    )
+    numbers = {key: value for key, value in asdict(study).items() if key != "examples"}
+    return Outcome(table, [numbers], page)
 
 
 def _yang_page(study: yang2024.Study, rows: list[Row]) -> str:

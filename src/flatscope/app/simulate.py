@@ -13,6 +13,7 @@ import click
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from flatscope.app import show
 from flatscope.app.settings import checked
@@ -22,6 +23,15 @@ from flatscope.electron.crystals import Sheet, find_crystal, list_defects
 from flatscope.electron.imaging import draw_series
 from flatscope.electron.multislice import MultisliceError, simulate_series
 from flatscope.electron.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
+from flatscope.electron.realism import (
+    MOVED_NM,
+    TASK,
+    Drawn,
+    Look,
+    check_honesty,
+    draw_one,
+    translate,
+)
 from flatscope.electron.specimens import (
     Draw,
     draw_contents,
@@ -33,10 +43,14 @@ from flatscope.electron.specimens import (
 )
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
+from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
 from flatscope.parallel import map_in_order
 
-_QUICK_PX = 64
+_QUICK_PX, _LEAST_CELLS = 64, 8
+"""Side of quick images; of translated ones, in lattice constants, at least."""
+_AROUND_NM = 0.1
+"""Pixels so near to a column that was moved are nobody's."""
 _SUPPORTS = {"none": ("",), "graphene": ("graphene",), "both": ("", "graphene")}
 _NO_H5PY = "data sets are written as HDF5: pip install 'flatscope[simulate]'"
 
@@ -54,6 +68,7 @@ class _Order:
     seed: int
     exact: bool
     noise: NoiseParams | None
+    realism: Path | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class _Item:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the data set.")
-@click.option("--material", default="MoS2", show_default=True)
+@click.option("--material", default=None, help="MoS2 by default; with --realism what its weights say.")
 @click.option("--support", type=click.Choice(tuple(_SUPPORTS)), default="both", show_default=True)
 @click.option("--side-px", type=click.IntRange(32), default=256, show_default=True)
 @click.option("--nm-per-px", type=float, default=None, help="0.0115 for hrtem and 0.02 for stem by default.")
@@ -86,11 +101,19 @@ class _Item:
     help="Range: electrons per Å² of a series (100 100000), or detected electrons a pixel (3 100).",
 )
 @click.option("--noise", type=click.Path(path_type=Path), help="For stem: what flatscope fit-noise wrote.")
+@click.option(
+    "--realism",
+    type=click.Path(path_type=Path),
+    help="For stem: weights that flatscope train realism wrote; they say material, pixel size and noise.",
+)
 @click.option("--exact", is_flag=True, help="For hrtem: multislice by abTEM (extra: multislice).")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--quick", is_flag=True, help=f"Images of {_QUICK_PX} px.")
 def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -> int:
     """Draw HRTEM focal series or ADF-STEM images of sheets with every kind of defect, with their truth.
+
+    With --realism the images look like the one that the weights were trained on: dichalcogenides with vacancies, oxygen
+    and a dopant, in its lattice's own direction.
 
     Writes data.h5 (images, and masks: 0 nothing, 1 and 2 the columns of either sublattice, 3 half a pair, 4 another
     one, 255 nobody can tell), columns.csv, defects.csv and params.jsonl. Item i follows from the seed and i alone.
@@ -129,8 +152,19 @@ def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -
             write_atomic(out / "params.jsonl", "\n".join(params) + "\n")
         scratch.unlink(missing_ok=True)
     seconds = time.perf_counter() - begun
+    if order.realism is not None:
+        _tell_rejected([json.loads(text) for text in params])
     click.echo(f"{count} items in {seconds:.1f} s, {count / seconds:.1f} a second: {out / 'data.h5'}")
     return 0
+
+
+def _tell_rejected(params: list[dict[str, Any]]) -> None:
+    """Print what became of columns when images were translated."""
+    columns, moved, vanished = (sum(one[name] for one in params) for name in ("columns", "moved", "vanished"))
+    click.echo(
+        f"of {columns} columns {moved / max(columns, 1):.1%} were moved by more than {1e3 * MOVED_NM:.0f} pm, and "
+        f"{vanished} defects vanished: marked 255"
+    )
 
 
 def _append(store: Any, name: str, values: NDArray[Any]) -> None:
@@ -149,12 +183,14 @@ def _append(store: Any, name: str, values: NDArray[Any]) -> None:
 
 
 def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
-    material = find_crystal(checked(ColumnParams, material=settings["material"]).material).name
     hrtem = modality == "hrtem"
     if settings["exact"] and not hrtem:
         raise click.UsageError("--exact belongs to hrtem")
     if settings["noise"] is not None and hrtem:
         raise click.UsageError("--noise belongs to stem: series have the counting noise of --dose")
+    if settings["realism"] is not None:
+        settings = settings | _read_look(settings, hrtem=hrtem)
+    material = find_crystal(checked(ColumnParams, material=settings["material"] or "MoS2").material).name
     pixel_nm = settings["nm_per_px"] or (0.0115 if hrtem else 0.02)
     dose = settings["dose"] or ((1e2, 1e5) if hrtem else (3.0, 100.0))
     if not 0.0 < dose[0] <= dose[1]:
@@ -173,7 +209,26 @@ def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
         seed=seed,
         exact=settings["exact"],
         noise=None if settings["noise"] is None else _read_noise(settings["noise"]),
+        realism=settings["realism"],
     )
+
+
+def _read_look(settings: dict[str, Any], *, hrtem: bool) -> dict[str, Any]:
+    """Material and pixel size that weights for --realism were trained at."""
+    if hrtem:
+        raise click.UsageError("--realism belongs to stem")
+    for name in ("material", "nm_per_px", "dose", "noise"):
+        if settings[name] is not None:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is said by the weights of --realism: leave it out"
+            )
+    look = Look.from_card(Network.load(settings["realism"], task=TASK).card)
+    least = int(np.ceil(_LEAST_CELLS * look.constant_px))
+    if (_QUICK_PX if settings["quick"] else settings["side_px"]) < least:
+        raise click.UsageError(
+            f"these weights want images of {least} px or more: --side-px {least}, no --quick"
+        )
+    return {"material": look.material, "nm_per_px": look.pixel_nm}
 
 
 def _read_noise(path: Path) -> NoiseParams:
@@ -195,6 +250,8 @@ def _read_noise(path: Path) -> NoiseParams:
 def _draw(job: tuple[_Order, int]) -> _Item:
     order, index = job
     rng = np.random.default_rng(np.random.SeedSequence(order.seed, spawn_key=(index,)))
+    if order.realism is not None:
+        return _draw_realistic(rng, order, order.realism)
     shape = (order.side_px, order.side_px)
     side_nm = order.side_px * order.pixel_nm
     support = order.supports[index % len(order.supports)]
@@ -204,18 +261,51 @@ def _draw(job: tuple[_Order, int]) -> _Item:
         optics = draw_optics(rng, pixel_nm=order.pixel_nm, dose_e_per_a2=order.dose)
         model: Draw = simulate_series if order.exact else draw_series
         specimen = draw_specimen(rng, contents, optics, shape=shape, draw=model)
-        images, sheet = specimen.images, specimen.sheet
         params["optics"] = asdict(optics)
-    else:
-        microscope = draw_microscope(rng, pixel_nm=order.pixel_nm)
-        noise = order.noise or draw_noise(rng)
-        low, high = np.log(order.dose)
-        electrons = float(np.exp(rng.uniform(low, high)))
-        scanned = draw_scanned(rng, contents, microscope, noise, shape=shape, electrons_per_px=electrons)
-        images, sheet = scanned.image[None], scanned.sheet
-        params |= {"optics": asdict(microscope), "noise": asdict(noise), "electrons_per_px": electrons}
+        return _pack(specimen.images, specimen.sheet, order, params)
+    microscope = draw_microscope(rng, pixel_nm=order.pixel_nm)
+    noise = order.noise or draw_noise(rng)
+    low, high = np.log(order.dose)
+    electrons = float(np.exp(rng.uniform(low, high)))
+    scanned = draw_scanned(rng, contents, microscope, noise, shape=shape, electrons_per_px=electrons)
+    params |= {"optics": asdict(microscope), "noise": asdict(noise), "electrons_per_px": electrons}
+    return _pack(scanned.image[None], scanned.sheet, order, params)
+
+
+def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _Item:
+    """An image translated by trained weights; columns that the translation moved, and defects that it took away, are
+    what nobody can tell."""
+    network = Network.load(weights, task=TASK, threads=1)
+    drawn = draw_one(rng, Look.from_card(network.card), side=order.side_px)
+
+    def look_like(rng: np.random.Generator, one: Drawn) -> NDArray[np.float32]:
+        return translate(rng, one.image, one.sites, network)
+
+    honesty = check_honesty(rng, drawn, look_like)
+    bad = honesty.places_px[honesty.rejected] * order.pixel_nm
+    params = {
+        "realism": network.sha256,
+        "columns": len(honesty.rejected),
+        "moved": int(honesty.moved.sum()),
+        "vanished": int(honesty.vanished.sum()),
+    }
+    item = _pack(look_like(rng, drawn)[None], drawn.sheet, order, params)
+    near = cKDTree(bad).query(_place_pixels(order))[0] if len(bad) else np.full(item.mask.shape, np.inf)
+    item.mask[near < _AROUND_NM] = focal.IGNORE
+    return item
+
+
+def _place_pixels(order: _Order) -> NDArray[np.float64]:
+    """Where pixels lie, shape (rows, cols, 2), nm."""
+    axis = np.arange(order.side_px) * order.pixel_nm
+    return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
+
+
+def _pack(images: NDArray[np.float32], sheet: Sheet, order: _Order, params: dict[str, Any]) -> _Item:
     crystal = find_crystal(order.material)
-    mask = focal.mark_columns(sheet, crystal, shape=shape, pixel_nm=order.pixel_nm)[..., 0].astype(np.uint8)
+    side_nm = order.side_px * order.pixel_nm
+    marked = focal.mark_columns(sheet, crystal, shape=(order.side_px, order.side_px), pixel_nm=order.pixel_nm)
+    mask = marked[..., 0].astype(np.uint8)
     return _Item(
         images, mask, _tabulate(sheet, order.material, side_nm), _list(sheet, order, side_nm), params
     )

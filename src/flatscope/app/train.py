@@ -15,15 +15,21 @@ from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.crystals import find_crystal
+from flatscope.electron.defects import MATERIALS, DefectParams
+from flatscope.electron.realism import draw_clean, learn_look
+from flatscope.electron.scans import open_scan
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
 from flatscope.optical.flakes import FlakeParams
+from flatscope.units import um_from_nm
 
 if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
 
+_COMPARED = 4
+"""So many drawn images show how near a learned look comes."""
 _SUPERVISED = {
     "bilayers": "flatscope.training.orient",
     "series": "flatscope.training.columns",
@@ -51,9 +57,13 @@ _SUPERVISED = {
     "labelme or Label Studio JSON.",
 )
 @click.option(
+    "--image", type=click.Path(path_type=Path), help="For realism: one experimental ADF-STEM image."
+)
+@click.option("--nm-per-px", type=float, default=None, help="For realism: its pixel size; else the file's.")
+@click.option(
     "--material",
     default=None,
-    help="For layers-adapt (graphene by default), and for columns (MoS2 by default).",
+    help="For layers-adapt (graphene by default), columns (MoS2 by default), and realism.",
 )
 @click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
 @click.option("--weights", default="flakes", show_default=True, help="For layers-adapt: what to start from.")
@@ -66,6 +76,9 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
 
     The recipe layers-adapt takes three or more labelled pictures of your own set-up (--images, --masks) and adapts the
     shipped weights to it in minutes. It keeps the outcome only if that is better on pictures held out.
+
+    The recipe realism takes one experimental ADF-STEM image (--image, --material) and learns to give drawn images its
+    look: for `flatscope simulate stem --realism`.
 
     The recipe orientation trains the network behind `flatscope twist --method network`, columns the one behind
     `flatscope atoms --modality hrtem`, for any --material.
@@ -86,6 +99,10 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
         return _adapt(plan, *given, params, weights=options["weights"], out=out)
     if given != (None, None):
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
+    if plan.pictures == "crops":
+        return _learn_look(plan, out=out, **options)
+    if options["image"] is not None:
+        raise click.UsageError("--image belongs to realism")
     if plan.pictures in _SUPERVISED:
         if options["material"]:
             known = checked(ColumnParams, material=options["material"])
@@ -138,6 +155,50 @@ def _train_supervised(
     if ship:
         path = registry.register(path, name=card.name)
     click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return EXIT_FINE
+
+
+def _learn_look(
+    recipe: Recipe,
+    *,
+    out: Path,
+    image: Path | None,
+    material: str | None,
+    nm_per_px: float | None,
+    workers: int,
+    no_resume: bool,
+    ship: bool,
+    **_: Any,
+) -> int:
+    if image is None or material is None:
+        raise click.UsageError(f"{recipe.name} learns from an image: give --image FILE and --material NAME")
+    if ship:
+        raise click.UsageError(f"--ship does not belong to {recipe.name}: its weights are of one image")
+    known = checked(DefectParams, material=material)
+    if not find_crystal(known.material).is_dichalcogenide:
+        raise MicrographError(f"--material {material}: {recipe.name} knows {', '.join(MATERIALS)}")
+    size = None if nm_per_px is None else um_from_nm(nm_per_px)
+    micrograph = read(image, um_per_px=size, modality="electron")
+    notes = list(micrograph.notes)
+    opened = open_scan(micrograph, known.material, notes)
+    for note in notes:
+        click.echo(note)
+    try:
+        teacher = learn_look(opened, known.material, source=micrograph.name, workers=workers)
+    except ValueError as error:
+        raise MicrographError(str(error)) from None
+    from flatscope.evaluation.realism import LookScore, compare_looks, learn_translation, list_ways
+
+    with show.progress("steps") as on_progress:
+        network = learn_translation(
+            teacher, recipe, out=out, resume=not no_resume, workers=workers, on_progress=on_progress
+        )
+    drawn = draw_clean(teacher.look, _COMPARED, side=recipe.scene_px, seed=recipe.seed + 1, workers=workers)
+    looks = compare_looks(teacher, list_ways(teacher, network), drawn)
+    show.print_rows(
+        ("", *LookScore.HEAD), [(name, *score.to_words().values()) for name, score in looks.items()]
+    )
+    click.echo(f"weights: {network.path} ({network.path.stat().st_size / 1e6:.1f} MB)")
     return EXIT_FINE
 
 

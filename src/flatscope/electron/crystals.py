@@ -352,6 +352,36 @@ def refill(sheet: Sheet, species: NDArray[np.str_], material: str) -> Sheet:
     )
 
 
+def deform(sheet: Sheet, axes: Float, *, field_nm: tuple[float, float]) -> Sheet:
+    """A sheet as a scan shows it that stretches, shears and turns; what leaves the field is gone.
+
+    Parameters
+    ----------
+    sheet
+        Its middle comes to lie in the middle of the field.
+    axes
+        Shape (2, 2): where one nanometre down and one across the sheet lie in the scan, (rows, cols) in nm.
+    field_nm
+        Height and width of the scan's field.
+    """
+    middle = 0.5 * (sheet.sites_nm.min(0) + sheet.sites_nm.max(0))
+
+    def place(flat: Float) -> tuple[Float, Mask]:
+        moved = (flat - middle) @ axes + 0.5 * np.array(field_nm)
+        return moved, ((moved >= 0.0) & (moved < field_nm)).all(1)
+
+    sites, kept = place(sheet.sites_nm)
+    atoms, seen = place(sheet.positions_nm[:, :2])
+    return Sheet(
+        sheet.numbers[seen],
+        np.column_stack([atoms, sheet.positions_nm[:, 2]])[seen],
+        sites[kept],
+        sheet.sublattice[kept],
+        sheet.species[kept],
+        sheet.buried[kept],
+    )
+
+
 def _build_layer(rng: np.random.Generator, params: SheetParams, turn_deg: float, *, keep: Keep) -> Sheet:
     """One sheet about height 0, with its vacancies, dopants and antisites."""
     crystal = find_crystal(params.material)

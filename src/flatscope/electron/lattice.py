@@ -286,6 +286,13 @@ def fold_cell(image: NDArray[np.floating], phases: Phases) -> Float:
     return np.where(count > 0, total / np.maximum(count, 1), mean).reshape(_CELL_BINS, _CELL_BINS)
 
 
+def repeat_cell(image: NDArray[np.floating], phases: Phases) -> Float:
+    """The mean unit cell in place of every one."""
+    cell = fold_cell(image, phases)
+    places = (phases.cell % 1.0) * len(cell) - 0.5
+    return np.asarray(ndimage.map_coordinates(cell, places, order=1, mode="grid-wrap"))
+
+
 def find_honeycomb(cell: Float) -> tuple[Float, Float]:
     """Where in the mean cell the two sites of a honeycomb lie, and how bright they are.
 

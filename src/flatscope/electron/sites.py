@@ -21,6 +21,7 @@ from flatscope.electron.lattice import (
     fold_cell,
     map_phases,
     place_sites,
+    repeat_cell,
 )
 
 Float = NDArray[np.float64]
@@ -71,6 +72,15 @@ class Sites:
     sublattice: NDArray[np.int64]
     phases: Phases
     places: Float
+
+    def take(self, some: NDArray[np.int64]) -> Sites:
+        """Some of them."""
+        return replace(
+            self,
+            positions=self.positions[some],
+            cells=self.cells[some],
+            sublattice=self.sublattice[some],
+        )
 
     def swap(self) -> Sites:
         """The same with the other sublattice first."""
@@ -171,7 +181,7 @@ def cut_crops(image: NDArray[np.floating], sites: Sites, *, some: NDArray[np.int
         here = sites.sublattice[wanted] == kind
         if not here.any():
             continue
-        frame = grid @ _find_frame(sites, kind)
+        frame = grid @ find_axes(sites, kind)
 
         def cut(places: Float, frame: Float = frame) -> Float:
             pixels = np.moveaxis(places[:, None, None] + frame, -1, 0)
@@ -186,7 +196,7 @@ def cut_crops(image: NDArray[np.floating], sites: Sites, *, some: NDArray[np.int
     return crops
 
 
-def _find_frame(sites: Sites, kind: int) -> Float:
+def find_axes(sites: Sites, kind: int) -> Float:
     """Axes of a crop around sites of a sublattice, shape (2, 2): pixels down and across for one lattice constant."""
     one, two = sites.phases.lattice.vectors
     if one @ two > 0:
@@ -245,7 +255,7 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
         See `list_sites`.
     """
     width = _WIDTH * sites.phases.lattice.constant_px
-    model = _repeat(levelled, sites.phases)
+    model = repeat_cell(levelled, sites.phases)
     seen = np.where(sites.phases.crystal, levelled - model, 0.0)
     matched, usual = (ndimage.gaussian_filter(image, width) for image in (seen, model))
     heights = _sample(matched + usual, sites.positions)
@@ -289,13 +299,6 @@ def _find_near(these: Float, places: Float) -> NDArray[np.int64]:
     """Which of `these` are nearest to each place, shape (n, 30) or as many as there are."""
     _, near = cKDTree(these).query(places, k=min(_NEIGHBOURS, len(these)))
     return np.reshape(near, (len(places), -1))
-
-
-def _repeat(levelled: Float, phases: Phases) -> Float:
-    """The mean unit cell in place of every one."""
-    cell = fold_cell(levelled, phases)
-    places = (phases.cell % 1.0) * len(cell) - 0.5
-    return np.asarray(ndimage.map_coordinates(cell, places, order=1, mode="grid-wrap"))
 
 
 def _find_hollows(sites: Sites) -> Float:

@@ -12,11 +12,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, build_sheet, deform, find_crystal
 from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
 from flatscope.electron.noise import NoiseParams, count_electrons, scan
 from flatscope.electron.vibrations import find_amplitudes
 
+Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
 Draw: TypeAlias = Callable[..., Real]
 
@@ -237,6 +238,7 @@ def draw_scanned(
     *,
     shape: tuple[int, int],
     electrons_per_px: float,
+    axes_px: Float | None = None,
 ) -> Scanned:
     """Scan a sheet.
 
@@ -252,8 +254,11 @@ def draw_scanned(
         Rows and columns of the image.
     electrons_per_px
         Detected in a pixel, on average over the image.
+    axes_px
+        How the scan distorts and turns the crystal, see `flatscope.electron.sites.find_axes` of the first sublattice;
+        then the contents' own direction does not count. None for pixels that are square.
     """
-    whole, wide, rim = _build_beyond(rng, contents, optics.pixel_nm, shape)
+    whole, wide, rim = _build_beyond(rng, contents, optics.pixel_nm, shape, axes_px)
     mean = draw_adf(whole, optics, shape=wide)
     mean *= electrons_per_px / max(float(mean[rim:-rim, rim:-rim].mean()), 1e-12)
     sites_px = whole.sites_nm / optics.pixel_nm
@@ -264,13 +269,23 @@ def draw_scanned(
 
 
 def _build_beyond(
-    rng: np.random.Generator, contents: SheetParams, pixel_nm: float, shape: tuple[int, int]
+    rng: np.random.Generator,
+    contents: SheetParams,
+    pixel_nm: float,
+    shape: tuple[int, int],
+    axes_px: Float | None = None,
 ) -> tuple[Sheet, tuple[int, int], int]:
     """A sheet that goes on beyond the image, rows and columns of both, and the rim in pixels."""
     rim = int(np.ceil(RIM_NM / pixel_nm))
     wide = (shape[0] + 2 * rim, shape[1] + 2 * rim)
     field_nm = (wide[0] * pixel_nm, wide[1] * pixel_nm)
-    return build_sheet(rng, replace(contents, field_nm=field_nm)), wide, rim
+    if axes_px is None:
+        return build_sheet(rng, replace(contents, field_nm=field_nm)), wide, rim
+    axes = axes_px * pixel_nm / find_crystal(contents.material).lattice_nm
+    # The field's box, seen from the crystal.
+    high, width = np.abs(np.linalg.inv(axes)).T @ np.array(field_nm)
+    sheet = build_sheet(rng, replace(contents, turn_deg=0.0, field_nm=(float(high), float(width))))
+    return deform(sheet, axes, field_nm=field_nm), wide, rim
 
 
 def _move(sheet: Sheet, by_nm: float) -> Sheet:

@@ -72,6 +72,8 @@ class Card:
         Programs and versions that made the file.
     material, known
         Of weights adapted to one set-up: the material, and regions known there as (layers, red, green, blue contrast).
+    look
+        Of weights that learned the look of one scan: plain data that `flatscope.electron.realism` reads.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Card:
     normalisation: str = NORMALISATION
     material: str = ""
     known: tuple[tuple[float, ...], ...] = ()
+    look: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a card that the runtime could not obey."""
@@ -197,6 +200,8 @@ def _check(key: str, value: Any) -> Any:
         return value
     if key == "scale" and _is_number(value):
         return float(value)
+    if key == "look" and isinstance(value, dict):
+        return value
     if key == "pixel_size_nm" and (value is None or _is_number(value)):
         return value
     if key == "object_px":

@@ -96,6 +96,23 @@ def draw_classes(rows: Sequence[tuple[NDArray[np.uint8], ...]], *, titles: Seque
     return to_png(figure)
 
 
+def draw_grays(images: Mapping[str, NDArray[np.floating]]) -> bytes:
+    """Gray images beside each other, each from its darkest to its brightest hundredth, as a PNG file.
+
+    Parameters
+    ----------
+    images
+        Title to image (rows, cols).
+    """
+    figure, axes = make_panels(len(images))
+    for axis, (title, image) in zip(axes, images.items(), strict=True):
+        low, high = np.quantile(image, (0.01, 0.99))
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
+    return to_png(figure)
+
+
 def draw_confusion(matrices: Mapping[str, NDArray[np.floating]], *, classes: Sequence[str]) -> bytes:
     """Shares of each true class (rows) that are found as each class (columns), a panel a method, as a PNG file."""
     figure, axes = make_panels(len(matrices))

@@ -24,7 +24,7 @@ class Recipe:
     Parameters
     ----------
     name, version, task
-        Go into the card. `task` is "flakes", "orientation", "columns" or "defects".
+        Go into the card. `task` is "flakes", "orientation", "columns", "defects" or "realism".
     training_data
         One sentence for the card: what the network saw.
     licence
@@ -65,7 +65,8 @@ class Recipe:
     pictures
         "drawn"; "labelled": then weights that exist are adapted to labelled pictures, see `training.adapt`;
         "bilayers": drawn ones, for the network of `training.orient`; "series": drawn focal series, for that of
-        `training.columns`; or "sites": drawn ADF-STEM images, for that of `training.defects`.
+        `training.columns`; "sites": drawn ADF-STEM images, for that of `training.defects`; or "crops": of one
+        experimental image and of drawn ones, for `training.realism`.
     material
         Of drawn focal series.
     depth
@@ -123,7 +124,7 @@ class Recipe:
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "must lie in [0, 1)")
         four = len(self.class_weights) == 4 and min(self.class_weights) > 0
         _require(self, "class_weights", four, "must be four positive numbers (substrate, thin, ...)")
-        kinds = ("drawn", "labelled", "bilayers", "series", "sites")
+        kinds = ("drawn", "labelled", "bilayers", "series", "sites", "crops")
         _require(self, "pictures", self.pictures in kinds, f"must be one of {', '.join(kinds)}")
         _require(self, "bits", self.bits in (8, 32), "must be 8 or 32")
         low, high = self.object_px

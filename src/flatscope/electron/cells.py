@@ -1,0 +1,228 @@
+"""Crops as large as a few unit cells, in the image's own pixels, and back into the image.
+
+Unlike those of `flatscope.electron.sites` they are neither turned nor resampled: a scan's noise keeps its rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from flatscope.electron.crystals import Sheet, find_crystal
+from flatscope.electron.lattice import Phases, blur, repeat_cell
+from flatscope.electron.sites import Sites, find_axes
+
+Float = NDArray[np.float64]
+Real = NDArray[np.float32]
+
+CENTRES = ("first", "second", "hollow")
+"""Where crops are centred: on the sites of either sublattice, and in the middle of their hexagons."""
+KINDS = ("nothing", "vacancy", "oxygen", "dopant")
+"""What is marked: chalcogens that lack, one or both; oxygen in place of one; another metal."""
+_FLAT_CELLS = 2.0
+"""Background is levelled over a Gaussian of so many lattice constants (1 sigma)."""
+_SHOWN, _MULTIPLE, _LEAST_PX = 2.0, 8, 24
+"""A crop shows so many lattice constants; its side is a multiple of so many pixels, and not smaller."""
+_MARK = 0.25
+"""Radius of a mark, in lattice constants: below half of the distance between neighbours."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Crops of an image.
+
+    Parameters
+    ----------
+    images
+        Shape (n, side, side), of the image's own type.
+    corners
+        Shape (n, 2): row and column of each crop's first pixel.
+    centres
+        Shape (n, 2): places they are centred on, to within half a pixel.
+    """
+
+    images: NDArray[Any]
+    corners: NDArray[np.int64]
+    centres: Float
+
+
+def choose_side(constant_px: float) -> int:
+    """Rows and columns of a crop for a lattice constant."""
+    return max(int(np.ceil(_SHOWN * constant_px / _MULTIPLE)) * _MULTIPLE, _LEAST_PX)
+
+
+def flatten(image: NDArray[np.floating], phases: Phases) -> Float:
+    """An image without slow changes of background, in units of its lattice's own contrast.
+
+    The mean unit cell has a standard deviation of 1 thereby, however strong the noise.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols).
+    phases
+        Of its lattice.
+    """
+    flat = np.asarray(image, float) - blur(image, _FLAT_CELLS * phases.lattice.constant_px)
+    return np.asarray(flat / max(float(repeat_cell(flat, phases).std()), 1e-12))
+
+
+def find_noise(flat: NDArray[np.floating], phases: Phases) -> float:
+    """Standard deviation of what does not repeat, see `flatten`."""
+    rest = (flat - repeat_cell(np.asarray(flat, float), phases))[phases.crystal]
+    return 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
+
+
+def find_centres(sites: Sites) -> dict[str, Float]:
+    """Places of all crops, shape (n, 2), by `CENTRES`.
+
+    Hollows lie beyond the second sublattice as that lies beyond the first.
+    """
+    one, two = (sites.positions[sites.sublattice == kind] for kind in (0, 1))
+    step = -find_axes(sites, 0)[0] / np.sqrt(3.0)
+    return {"first": one, "second": two, "hollow": one + step}
+
+
+def cut_cells(image: NDArray[Any], centres: Float, *, side: int, clip: bool = False) -> Cells:
+    """Crops around places.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols).
+    centres
+        Shape (n, 2).
+    side
+        See `choose_side`.
+    clip
+        Whether crops that would stick out of the image are moved into it; else they are left out.
+
+    Raises
+    ------
+    ValueError
+        The image is smaller than a crop.
+    """
+    shape = np.array(image.shape)
+    if shape.min() < side:
+        raise ValueError(f"{shape[1]}x{shape[0]} px are too few: crops are {side} px wide")
+    corners = np.rint(centres - 0.5 * (side - 1)).astype(np.int64).reshape(-1, 2)
+    inside = ((corners >= 0) & (corners <= shape - side)).all(1)
+    if clip:
+        corners = np.clip(corners, 0, shape - side)
+    else:
+        corners, centres = corners[inside], centres[inside]
+    windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
+    return Cells(windows[corners[:, 0], corners[:, 1]], corners, np.asarray(centres, float))
+
+
+def put_back(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
+    """An image in which each pixel comes from the crop whose centre is nearest, so that noise is not averaged.
+
+    Parameters
+    ----------
+    images
+        Shape (n, side, side), in the order of `cells`, which hold a crop for every part of the image.
+    shape
+        Rows and columns of the image.
+    """
+    side = images.shape[1]
+    middles = cells.corners + 0.5 * (side - 1)
+    grid = np.stack(np.meshgrid(*(np.arange(length) for length in shape), indexing="ij"), axis=-1)
+    _, owner = cKDTree(middles).query(grid.reshape(-1, 2))
+    place = grid.reshape(-1, 2) - cells.corners[owner]
+    if place.min() < 0 or place.max() >= side:
+        raise ValueError("some pixels lie in no crop")
+    return np.asarray(images[owner, place[:, 0], place[:, 1]].reshape(shape), np.float32)
+
+
+def put_back_mean(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
+    """The mean of all crops at each pixel, 0 where there is none.
+
+    Parameters
+    ----------
+    images
+        Shape (n, channels, side, side), in the order of `cells`.
+    shape
+        Rows and columns of the image.
+
+    Returns
+    -------
+    Shape (channels, rows, cols).
+    """
+    side = images.shape[-1]
+    total = np.zeros((images.shape[1], *shape), np.float32)
+    count = np.zeros(shape, np.float32)
+    for made, (row, col) in zip(images, cells.corners, strict=True):
+        here = (slice(row, row + side), slice(col, col + side))
+        total[:, *here] += made
+        count[here] += 1.0
+    return np.asarray(total / np.maximum(count, 1.0))
+
+
+def mark_defects(
+    sheet: Sheet, material: str, *, shape: tuple[int, int], pixel_nm: float
+) -> NDArray[np.uint8]:
+    """What stands on each pixel's site, as a place in `KINDS`; 255 on and around other defects.
+
+    Parameters
+    ----------
+    sheet
+        Positions count from the centre of the first pixel.
+    shape
+        Rows and columns of the image.
+    """
+    crystal = find_crystal(material)
+    places = sheet.sites_nm / pixel_nm
+    kinds = classify(sheet, material)
+    kinds[sheet.buried] = 255
+    marks = np.zeros(shape, np.uint8)
+    radius = _MARK * crystal.lattice_nm / pixel_nm
+    reach = int(np.ceil(radius))
+    for (row, col), kind in zip(places[kinds > 0], kinds[kinds > 0], strict=True):
+        top, left = max(int(row) - reach, 0), max(int(col) - reach, 0)
+        here = marks[top : int(row) + reach + 2, left : int(col) + reach + 2]
+        down, across = np.ogrid[: here.shape[0], : here.shape[1]]
+        here[np.hypot(down + top - row, across + left - col) <= radius] = kind
+    return marks
+
+
+def classify(sheet: Sheet, material: str) -> NDArray[np.uint8]:
+    """What stands on each site, as a place in `KINDS`; 255 for other defects."""
+    crystal = find_crystal(material)
+    (metal, _), (chalcogen, _) = crystal.first, crystal.second
+    species, first = sheet.species, sheet.sublattice == 0
+    kinds = np.full(len(species), 255, np.uint8)
+    kinds[species == np.array([*crystal.species, ""])[sheet.sublattice]] = 0
+    kinds[(sheet.sublattice == 1) & np.isin(species, ["", chalcogen])] = 1
+    kinds[(sheet.sublattice == 1) & (species == f"O{chalcogen}")] = 2
+    kinds[first & ~np.isin(species, [metal, "", crystal.species[1]])] = 3
+    return kinds
+
+
+def read_sites(maps: Real, positions: Float, constant_px: float) -> Float:
+    """What maps say of sites: their mean within a mark.
+
+    Parameters
+    ----------
+    maps
+        Shape (kinds, rows, cols), see `put_back_mean`.
+    positions
+        Shape (n, 2).
+    constant_px
+        Lattice constant.
+
+    Returns
+    -------
+    Shape (n, kinds).
+    """
+    reach = int(np.ceil(_MARK * constant_px))
+    steps = np.stack(np.meshgrid(*(np.arange(-reach, reach + 1),) * 2), axis=-1).reshape(-1, 2)
+    steps = steps[np.hypot(*steps.T) <= _MARK * constant_px]
+    pixels = np.rint(positions).astype(int)[:, None] + steps
+    limits = np.array(maps.shape[1:]) - 1
+    row, col = np.moveaxis(np.clip(pixels, 0, limits), -1, 0)
+    return np.asarray(maps[:, row, col].mean(-1).T, float)

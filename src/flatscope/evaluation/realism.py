@@ -1,0 +1,251 @@
+"""How near drawn crops come to real ones, and what a defect's crop can tell at best.
+
+References
+----------
+Heusel et al. 2017, arXiv:1706.08500 (Fréchet distance of features); Portilla and Simoncelli 2000,
+doi:10.1023/A:1026553619983 (statistics of oriented filters as features of textures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, linalg, stats
+
+from flatscope.electron.cells import cut_cells, find_centres
+from flatscope.electron.realism import (
+    TASK,
+    Drawn,
+    Teacher,
+    add_noise,
+    check_honesty,
+    fit_look,
+    scan_again,
+    translate,
+)
+from flatscope.inference.runtime import Network
+
+if TYPE_CHECKING:
+    from flatscope.training.recipes import Recipe
+
+Float = NDArray[np.float64]
+Real = NDArray[np.float32]
+Way = Callable[[np.random.Generator, Drawn], Real]
+"""Gives a drawn image another look."""
+
+_WAVES_PX, _DIRECTIONS = (2.5, 3.5, 5.0, 8.0), 6
+"""Wavelengths and number of directions of the filters."""
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+RINGS = 8
+"""Of frequency, from 0 to half a cycle a pixel."""
+_RIDGE, _SEED = 1e-6, 5
+
+
+@dataclass(frozen=True)
+class LookScore:
+    """How far drawn crops are from real ones, and what became of their columns.
+
+    Parameters
+    ----------
+    frechet
+        Fréchet distance of `describe`'s features, each in units of its scatter among real crops.
+    spectrum
+        Power over that of real crops, in rings of frequency from the lowest to the highest, shape (`RINGS`,).
+    rows
+        Power from row to row over that along rows, both at high frequencies; of real crops it tells of scan noise.
+    histogram
+        Largest difference of the cumulative distributions of pixel values (Kolmogorov and Smirnov).
+    moved, vanished
+        Shares of columns moved and of defects vanished, see `flatscope.electron.realism.Honesty`; None where nobody
+        knows.
+    """
+
+    frechet: float
+    spectrum: Float
+    rows: float
+    histogram: float
+    moved: float | None = None
+    vanished: float | None = None
+
+    HEAD: ClassVar = ("Fréchet", "power, worst ring", "row noise", "values", "moved", "vanished")
+
+    def to_words(self) -> dict[str, str]:
+        """For a table, by `HEAD`."""
+        worst = self.spectrum[np.abs(np.log(self.spectrum)).argmax()]
+        shares = ["" if share is None else f"{share:.1%}" for share in (self.moved, self.vanished)]
+        texts = (f"{self.frechet:.1f}", f"{worst:.2f}", f"{self.rows:.2f}", f"{self.histogram:.3f}", *shares)
+        return dict(zip(self.HEAD, texts, strict=True))
+
+
+def measure_look(made: Real, real: Real) -> LookScore:
+    """Compare crops with real ones.
+
+    Parameters
+    ----------
+    made, real
+        Shapes (n, side, side) and (m, side, side), see `flatscope.electron.cells.flatten`.
+    """
+    seen, wanted = describe(made), describe(real)
+    scale = wanted.std(0) + 1e-9
+    power, true_power = find_power(made), find_power(real)
+    return LookScore(
+        find_frechet(seen / scale, wanted / scale),
+        _ring(power) / _ring(true_power),
+        _compare_rows(power),
+        float(stats.ks_2samp(made.ravel(), real.ravel()).statistic),
+    )
+
+
+def learn_translation(
+    teacher: Teacher,
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = True,
+    workers: int = 2,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Network:
+    """Train the translator of an experimental image, and write it into a folder as `realism.onnx`.
+
+    Parameters
+    ----------
+    recipe, out, resume
+        See `flatscope.training.realism.train`.
+    """
+    from flatscope.training import export, realism
+
+    outcome = realism.train(recipe, teacher, out=out, resume=resume, workers=workers, on_progress=on_progress)
+    card = realism.make_card(recipe, teacher, outcome)
+    return Network.load(export.export(outcome.net, card, out / f"{recipe.name}.onnx"), task=TASK)
+
+
+def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
+    """Three ways to make images to learn from: as they are drawn, with fitted noise, and translated."""
+    fitted = fit_look(teacher)
+    return {
+        "raw simulation": lambda rng, drawn: drawn.image.astype(np.float32),
+        "fitted noise": lambda rng, drawn: scan_again(rng, drawn, fitted),
+        "translated": lambda rng, drawn: translate(rng, drawn.image, drawn.sites, network),
+    }
+
+
+def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, LookScore]:
+    """How near drawn images come to the held half of an experimental one, each way of giving them its look; beside them
+    the other half of the experimental image, the real crops themselves cannot be nearer, and white noise as strong.
+
+    Parameters
+    ----------
+    ways
+        Name to what makes an image of a drawn one.
+    images
+        Drawn images without noise.
+    """
+    scores = {"experiment, left half": measure_look(teacher.crops, teacher.held)}
+    side = teacher.crops.shape[1]
+    shown: dict[str, Way] = {**ways, "white noise": partial(add_noise, look=teacher.look)}
+    for name, way in shown.items():
+        made = [way(np.random.default_rng([_SEED, index]), one) for index, one in enumerate(images)]
+        crops = [
+            cut_cells(one, np.vstack(list(find_centres(drawn.sites).values())), side=side).images
+            for one, drawn in zip(made, images, strict=True)
+        ]
+        checks = [check_honesty(np.random.default_rng(_SEED), drawn, way) for drawn in images]
+        defects = np.concatenate([one.kinds > 0 for one in checks])
+        scores[name] = replace(
+            measure_look(np.concatenate(crops), teacher.held),
+            moved=float(np.concatenate([one.moved for one in checks]).mean()),
+            vanished=float(np.concatenate([one.vanished for one in checks])[defects].mean()),
+        )
+    return scores
+
+
+def describe(crops: Real) -> Float:
+    """Features of crops, shape (n, 56): mean and scatter of what oriented filters of four wavelengths see, by
+    quadrature, and quantiles of the pixels' values.
+
+    Crops are taken as periodic after a window, so that borders say nothing.
+    """
+    side = crops.shape[1]
+    window = np.outer(np.hanning(side + 2)[1:-1], np.hanning(side + 2)[1:-1])
+    window /= np.sqrt(np.square(window).mean())
+    spectra = fft.fft2(crops * window, axes=(1, 2))
+    down, across = fft.fftfreq(side)[:, None], fft.fftfreq(side)[None]
+    features = [np.quantile(crops, _QUANTILES, axis=(1, 2)).T, crops.std((1, 2))[:, None]]
+    for wave in _WAVES_PX:
+        for turn in range(_DIRECTIONS):
+            angle = np.pi * turn / _DIRECTIONS
+            centre = np.array([np.sin(angle), np.cos(angle)]) / wave
+            spot = np.exp(-0.5 * ((down - centre[0]) ** 2 + (across - centre[1]) ** 2) * (2.0 * wave) ** 2)
+            seen = np.log(np.abs(fft.ifft2(spectra * spot, axes=(1, 2))) + 1e-3)
+            features.append(np.stack([seen.mean((1, 2)), seen.std((1, 2))], axis=1))
+    return np.concatenate(features, axis=1)
+
+
+def find_frechet(one: Float, other: Float) -> float:
+    """Fréchet distance of two clouds of features (n, k) and (m, k), taken for normal."""
+    gap = one.mean(0) - other.mean(0)
+    covariances = [np.cov(cloud.T) + _RIDGE * np.eye(cloud.shape[1]) for cloud in (one, other)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return float(gap @ gap + np.trace(covariances[0] + covariances[1] - 2.0 * root))
+
+
+def find_power(crops: Real) -> Float:
+    """Mean power of windowed crops, shape (side, side), frequency 0 first; white noise of variance 1 has 1."""
+    side = crops.shape[1]
+    window = np.outer(np.hanning(side + 2)[1:-1], np.hanning(side + 2)[1:-1])
+    spectra = fft.fft2((crops - crops.mean((1, 2), keepdims=True)) * window, axes=(1, 2))
+    return np.asarray((np.abs(spectra) ** 2).mean(0) / np.square(window).sum())
+
+
+def _ring(power: Float) -> Float:
+    """Mean power in rings of frequency, shape (`RINGS`,)."""
+    frequency = np.hypot(*np.meshgrid(*(fft.fftfreq(side) for side in power.shape), indexing="ij"))
+    place = np.digitize(frequency, np.linspace(0.0, 0.5, RINGS + 1)) - 1
+    return np.array([power[place == index].mean() for index in range(RINGS)])
+
+
+def _compare_rows(power: Float) -> float:
+    down, across = (
+        np.abs(axis) for axis in np.meshgrid(*(fft.fftfreq(side) for side in power.shape), indexing="ij")
+    )
+    return float(power[(down > 0.35) & (across < 0.1)].mean() / power[(across > 0.35) & (down < 0.1)].mean())
+
+
+def find_least_dose(one: Float, other: Float, *, accuracy: float = 0.9) -> float:
+    """Dose at which two noiseless images can be told apart at best, by the likelihood ratio of Poisson counts.
+
+    Parameters
+    ----------
+    one, other
+        Mean counts of each pixel at a dose of 1, same shape; both equally likely, everything else known.
+    accuracy
+        Share of right answers.
+
+    Notes
+    -----
+    The logarithm of the ratio is taken for normal, which holds for many pixels (Neyman and Pearson 1933,
+    doi:10.1098/rsta.1933.0009).
+    """
+    both = np.maximum(0.5 * (one + other), 1e-300)
+    return float((2.0 * stats.norm.ppf(accuracy)) ** 2 / (np.square(one - other) / both).sum())
+
+
+def classify_counts(counts: Float, templates: Float) -> NDArray[np.int64]:
+    """Which of some known images counts come from, by the largest likelihood.
+
+    Parameters
+    ----------
+    counts
+        Shape (n, rows, cols).
+    templates
+        Shape (kinds, rows, cols), mean counts.
+    """
+    means = np.maximum(templates, 1e-12).reshape(len(templates), -1)
+    likelihood = counts.reshape(len(counts), -1) @ np.log(means).T - means.sum(1)
+    return np.asarray(likelihood.argmax(1))

@@ -1,0 +1,154 @@
+"""Train U-Nets that mark defects on unit-cell crops, and read whole images with them.
+
+References
+----------
+Ke et al. 2024, doi:10.1021/acs.nanolett.4c02654 (U-Nets on unit-cell crops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from flatscope.electron.cells import (
+    KINDS,
+    choose_side,
+    cut_cells,
+    find_centres,
+    put_back_mean,
+    read_sites,
+)
+from flatscope.electron.sites import Sites
+from flatscope.training import supervised
+from flatscope.training.losses import IGNORE
+from flatscope.training.nets.unet import YangUNet
+
+Float = NDArray[np.float64]
+Real = NDArray[np.float32]
+
+WIDTHS = (16, 32, 64, 128)
+_LR, _BATCH, _CROPS_AT_ONCE = 2e-3, 64, 256
+_THRESHOLDS = np.linspace(0.05, 0.95, 19)
+
+
+@dataclass(frozen=True)
+class Marked:
+    """An image and what stands on its sites.
+
+    Parameters
+    ----------
+    image
+        Shape (rows, cols), see `flatscope.electron.cells.flatten`.
+    marks
+        Shape (rows, cols), see `flatscope.electron.cells.mark_defects`; 255 is not learned from.
+    sites
+        Of the image.
+    kinds
+        Shape (n,): what stands on each of them, see `flatscope.electron.cells.classify`.
+    """
+
+    image: Real
+    marks: NDArray[np.uint8]
+    sites: Sites
+    kinds: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained network, and from which probability on a site is called a defect."""
+
+    net: nn.Module
+    threshold: float
+
+
+def train(
+    images: Sequence[Marked],
+    held: Sequence[Marked],
+    *,
+    steps: int,
+    seed: int,
+    checkpoint: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Detector:
+    """Train a detector.
+
+    Parameters
+    ----------
+    images
+        Learned from.
+    held
+        Others of the same look, which decide on the threshold.
+    steps
+        Of 64 crops each.
+    checkpoint
+        File to go on from.
+    """
+    crops, marks = _cut(images)
+    net = supervised.seeded(YangUNet, seed=seed, outputs=len(KINDS), channels=1, widths=WIDTHS)
+    plan = supervised.Plan(
+        lr=_LR, steps=steps, batch=_BATCH, schedule="poly", warmup=steps // 20 + 1, seed=seed
+    )
+    supervised.fit(net, crops, marks, plan, augment=_leave, checkpoint=checkpoint, on_progress=on_progress)
+    return Detector(net, _find_threshold(net, held))
+
+
+def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
+    """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
+    return _name(_read(detector.net, image, sites), detector.threshold)
+
+
+def _cut(images: Sequence[Marked]) -> tuple[Real, NDArray[np.uint8]]:
+    """Crops (n, side, side, 1) of all images and their marks (n, side, side)."""
+    crops, marks = [], []
+    for one in images:
+        side = choose_side(one.sites.phases.lattice.constant_px)
+        centres = np.vstack(list(find_centres(one.sites).values()))
+        crops.append(cut_cells(one.image, centres, side=side).images)
+        marks.append(cut_cells(one.marks, centres, side=side).images)
+    return np.concatenate(crops)[..., None], np.concatenate(marks)
+
+
+def _leave(rng: np.random.Generator, crop: Real, marks: NDArray[np.uint8]) -> tuple[Real, NDArray[np.uint8]]:
+    """Crops are not turned or mirrored: a scan has a direction, and there are enough of them."""
+    return crop, marks
+
+
+def _read(net: nn.Module, image: NDArray[np.floating], sites: Sites) -> Float:
+    """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
+    side = choose_side(sites.phases.lattice.constant_px)
+    cells = cut_cells(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
+    maps = []
+    with torch.inference_mode():
+        for start in range(0, len(cells.images), _CROPS_AT_ONCE):
+            part = torch.from_numpy(cells.images[start : start + _CROPS_AT_ONCE, None])
+            maps.append(torch.softmax(net(part), dim=1).numpy())
+    whole = put_back_mean(np.concatenate(maps), cells, (image.shape[0], image.shape[1]))
+    p = read_sites(whole, sites.positions, sites.phases.lattice.constant_px)
+    first = sites.sublattice == 0
+    p[np.ix_(first, [1, 2])] = 0.0
+    p[~first, 3] = 0.0
+    return np.asarray(p / np.maximum(p.sum(1, keepdims=True), 1e-12))
+
+
+def _name(p: Float, threshold: float) -> NDArray[np.int64]:
+    return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
+
+
+def _find_threshold(net: nn.Module, held: Sequence[Marked]) -> float:
+    """The one with the best F1 of place and kind."""
+    p = np.concatenate([_read(net, one.image, one.sites) for one in held])
+    kinds = np.concatenate([one.kinds for one in held]).astype(int)
+    p, kinds = p[kinds != IGNORE], kinds[kinds != IGNORE]
+
+    def score(threshold: float) -> float:
+        called = _name(p, threshold)
+        right = int(((called == kinds) & (kinds > 0)).sum())
+        return 2.0 * right / max(int((called > 0).sum() + (kinds > 0).sum()), 1)
+
+    return float(max(_THRESHOLDS, key=score))
