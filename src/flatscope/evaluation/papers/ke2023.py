@@ -328,11 +328,12 @@ def _teach(images: Sequence[Drawn], ways: dict[str, Way], name: str) -> list[Mar
         chosen = name if name in ways else ("fitted noise", "translated")[index % 2]
         rng = np.random.default_rng([_SEED, index])
         honesty = check_honesty(rng, drawn, ways[chosen]) if chosen == "translated" else None
-        made.append(_mark(drawn, ways[chosen](rng, drawn), honesty))
+        made.append(mark(drawn, ways[chosen](rng, drawn), honesty))
     return made
 
 
-def _mark(drawn: Drawn, image: Real, honesty: Honesty | None) -> Marked:
+def mark(drawn: Drawn, image: Real, honesty: Honesty | None) -> Marked:
+    """What is to be learned from an image that was made of a drawn one; nothing of the columns that failed a check."""
     from flatscope.training.cells import Marked
     from flatscope.training.losses import IGNORE
 
