@@ -39,6 +39,7 @@ studies: .venv/installed-test
 	$(BIN)/flatscope reproduce larsen2021 --size quick --out reproduced
 	$(BIN)/flatscope reproduce defectfinder2018 --size quick --out reproduced
 	$(BIN)/flatscope reproduce maksov2019 --size quick --out reproduced
+	$(BIN)/flatscope reproduce ke2023 --size quick --out reproduced
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .

@@ -506,7 +506,8 @@ def test_train_and_simulate_with_the_look_of_an_image(
         'name = "realism"\ntask = "realism"\npictures = "crops"\nseed = 1\nscenes_train = 1\nscenes_val = 1\n'
         "scene_px = 128\nwidths = [4, 8]\nepochs = 1\nbatch = 64\nlr = 1e-4\n"
     )
-    # Fewer microscopes are tried than by default.
+    # Fewer microscopes and translations are tried than by default.
+    monkeypatch.setattr("flatscope.electron.realism._DRAWS", 2)
     monkeypatch.setattr("flatscope.app.train.learn_look", partial(learn_look, tried=3))
     options = ["--image", str(image), "--material", "MoS2", "--workers", "1", "--out", str(tmp_path / "w")]
     assert run(["train", str(recipe), *options]) == 0
@@ -586,3 +587,29 @@ def test_a_scan_that_lags_has_more_noise_from_row_to_row() -> None:
     )
     power = find_power(crops.astype(np.float32))
     assert power[28:36, 1:4].mean() > 1.5 * power[1:4, 28:36].mean()
+
+
+def test_the_study_runs_and_says_what_it_did(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    from flatscope.evaluation.papers import ke2023
+
+    tiny = ke2023.Size(0.01, 1, 1, 128, 2, 2, 1, 2, 1)
+    monkeypatch.setitem(ke2023.SIZES, "quick", tiny)
+    monkeypatch.setattr(ke2023, "_SHOWN", 1)
+    monkeypatch.setattr("flatscope.electron.realism._DRAWS", 1)
+    monkeypatch.setattr(ke2023, "DOSES", (1.0, 10.0))
+    assert run(["reproduce", "ke2023", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for name in (*ke2023.WAYS, ke2023.OURS, "white noise", "best possible"):
+        assert name in printed
+    page = (tmp_path / "ke2023.html").read_text(encoding="utf-8")
+    assert "a drawn one" in page and page.count("<img") == 7
+    (numbers,) = json.loads((tmp_path / "ke2023.json").read_text())
+    assert len(numbers["scores"]["translated"]) == 2
+    # At the least dose the likelihood is right in about nine of ten cases, at a hundred times as much always.
+    bound = np.array(numbers["telling"]["bound"])
+    np.testing.assert_allclose(bound.sum(2), 1.0)
+    np.testing.assert_array_equal(bound[-1], np.eye(3))

@@ -281,7 +281,7 @@ def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _
     def look_like(rng: np.random.Generator, one: Drawn) -> NDArray[np.float32]:
         return translate(rng, one.image, one.sites, network)
 
-    honesty = check_honesty(rng, drawn, look_like)
+    honesty = check_honesty(rng.spawn(1)[0], drawn, look_like)
     bad = honesty.places_px[honesty.rejected] * order.pixel_nm
     params = {
         "realism": network.sha256,

@@ -50,6 +50,7 @@ from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.evaluation.papers import part_of
 from flatscope.evaluation.realism import (
     LookScore,
+    Way,
     classify_counts,
     compare_looks,
     find_least_dose,
@@ -71,25 +72,44 @@ DOSES = (0.3, 1.0, 3.0, 10.0)
 """Of tested images, over that of the experimental one."""
 _SEED, _HELD_SEED, _TEST_SEED, _SHOWN_SEED = 2023, 77, 4242, 5
 _HELD, _SHOWN, _PART_PX, _TIMED = 4, 4, 96, 256
-_MATCH, _BESIDE, _RIM, _LABEL_MATCH, _BLOCKS, _OTHER = 0.25, 0.5, 1.0, 0.35, 8, 9
+"""One drawn image in so many chooses thresholds; so many show what they look like, in parts so large; crops timed."""
+_MATCH, _LABEL_MATCH, _BESIDE, _RIM = 0.25, 0.35, 0.5, 1.0
+"""In lattice constants: a site is a true one, or a labelled one; what lies around a rejected column; the rim left out."""
+_BLOCKS, _OTHER = 8, 9
+"""Strips of the field that intervals go by; what is none of `KINDS`."""
 _DEFOCUS_NM = 2.0
+"""By which tested images are out of focus."""
 _TOLD_SEED, _TOLD_CELLS, _RIGHT = 11, 7.0, 0.9
 _LEAST_TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""Doses at which kinds are told apart, over the least one."""
+"""Kinds are told apart in images so many lattice constants wide, at so many times the least dose, with that share of
+right answers."""
 _STAND_IN_PX, _STAND_IN_NM, _STAND_IN_ELECTRONS = 320, 0.026, 12.0
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
-Way = Callable[[np.random.Generator, Drawn], Real]
 Reader = Callable[[Float, Sites], NDArray[np.int64]]
 """What stands on each site of an image."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Minutes and drawn images for the translation; drawn images, their side, and steps for each detector; tested
-    images a dose; microscopes that are tried;
-    sites of each kind at each dose."""
+    """How much is done.
+
+    Parameters
+    ----------
+    minutes, epochs, scenes
+        Of training the translation, whichever ends first, and drawn images for it.
+    side_px
+        Of all drawn images.
+    images, steps
+        Drawn images and steps of 64 crops for each detector.
+    tested
+        Images at each dose.
+    microscopes
+        That are tried.
+    told
+        Sites of each kind at each dose that are told apart.
+    """
 
     minutes: float
     epochs: int
@@ -208,7 +228,7 @@ def run(
     )
     network = learn_translation(teacher, recipe, out=out, on_progress=_scale(parts[0]))
     ways = list_ways(teacher, network)
-    shown = draw_clean(look, _SHOWN, side=plan.side_px, seed=_SHOWN_SEED)
+    shown = draw_clean(look, _SHOWN, side=plan.side_px, seed=_SHOWN_SEED, workers=1)
     compared = compare_looks(teacher, ways, shown)
     examples = {"experiment": teacher.image[-_PART_PX:, -_PART_PX:].astype(np.float32)}
     for name, way in ways.items():
@@ -216,11 +236,11 @@ def run(
     drawn = draw_clean(look, plan.images, side=plan.side_px, seed=_SEED)
     held = draw_clean(look, max(plan.images // _HELD, 2), side=plan.side_px, seed=_HELD_SEED)
     detectors: dict[str, Detector] = {}
+    learned, kept = (_teach(images, ways) for images in (drawn, held))
     for number, name in enumerate(WAYS):
-        learned, kept = (_teach(images, ways, name) for images in (drawn, held))
         detectors[name] = cells.train(
-            learned,
-            kept,
+            learned[name],
+            kept[name],
             steps=plan.steps,
             seed=_SEED,
             checkpoint=out / f"{name.replace(' ', '-')}.pt",
@@ -229,7 +249,8 @@ def run(
     readers: dict[str, Reader] = {
         name: partial(cells.detect, detector) for name, detector in detectors.items()
     }
-    readers[OURS] = partial(_read_ours, material=look.material)
+    ours = Network.load("defects", task="defects")
+    readers[OURS] = partial(_read_ours, material=look.material, network=ours)
     doses = tuple(_find_dose(look, shown) * factor for factor in DOSES)
     scores: dict[str, list[Interval]] = {name: [] for name in readers}
     for dose in doses:
@@ -320,15 +341,16 @@ def _scale(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int
     )
 
 
-def _teach(images: Sequence[Drawn], ways: dict[str, Way], name: str) -> list[Marked]:
-    """Drawn images made to look in one of `WAYS`, and what is to be found; translations that fail the check are left
-    out of it."""
-    made = []
+def _teach(images: Sequence[Drawn], ways: dict[str, Way]) -> dict[str, list[Marked]]:
+    """Drawn images made to look in each of `WAYS`, and what is to be found in them; translations that fail the check
+    are left out of it."""
+    made: dict[str, list[Marked]] = {name: [] for name in WAYS}
     for index, drawn in enumerate(images):
-        chosen = name if name in ways else ("fitted noise", "translated")[index % 2]
         rng = np.random.default_rng([_SEED, index])
-        honesty = check_honesty(rng, drawn, ways[chosen]) if chosen == "translated" else None
-        made.append(mark(drawn, ways[chosen](rng, drawn), honesty))
+        for name, way in ways.items():
+            honesty = check_honesty(rng, drawn, way) if name == "translated" else None
+            made[name].append(mark(drawn, way(rng, drawn), honesty))
+        made["both"].append(made[("fitted noise", "translated")[index % 2]][-1])
     return made
 
 
@@ -408,10 +430,9 @@ def _score(counts: Sequence[tuple[int, int, int]]) -> Interval:
     return bootstrap(counts, lambda total: 2.0 * total[0] / max(total[1] + total[2], 1.0))
 
 
-def _read_ours(image: Float, sites: Sites, *, material: str) -> NDArray[np.int64]:
+def _read_ours(image: Float, sites: Sites, *, material: str, network: Network) -> NDArray[np.int64]:
     """What flatscope's own network says of each site."""
     levelled = level(image, sites.phases.lattice.constant_px)
-    network = Network.load("defects", task="defects")
     params = DefectParams(material)
     frame, _ = judge(levelled, sites, measure_sites(levelled, sites), params, network=network)
     called = np.zeros(len(sites.positions), np.int64)
