@@ -4,7 +4,7 @@ Without options, everything that follows from the package alone. `--real` takes 
 part of the repository) for the before-and-after figure, scenes beside them, and the comparison of contrasts; `--scores`
 takes what `flatscope evaluate scenes --json` printed, for the reliability diagram; `--curve` the folder of
 `flatscope evaluate adaptation --json > FOLDER/curve.json --out FOLDER`; `--larsen` the larsen2021.json of
-`flatscope reproduce larsen2021`.
+`flatscope reproduce larsen2021`; `--look` weights of `flatscope train realism` for the HAADF image of WSe2 in `--real`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ from flatscope.electron.crystals import SheetParams
 from flatscope.electron.hopping import HoppingParams, draw_hopping
 from flatscope.electron.imaging import ScanParams
 from flatscope.electron.noise import NoiseParams
+from flatscope.electron.realism import draw_clean, learn_look
+from flatscope.electron.scans import open_scan
 from flatscope.electron.specimens import draw_scanned, draw_specimen
 from flatscope.evaluation.defects import as_movie
 from flatscope.evaluation.papers.larsen2021 import EXAMPLE
+from flatscope.evaluation.realism import list_ways
+from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
@@ -37,6 +41,7 @@ from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
 from flatscope.report.atoms import draw_columns
 from flatscope.report.defects import draw_broom, draw_defects, draw_examples
 from flatscope.report.figures import Display, draw_overlay, to_display
+from flatscope.report.study import draw_grays
 from flatscope.report.twist import draw_twist
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -318,6 +323,18 @@ def draw_limits(numbers: Path) -> None:
     figure.savefig(FIGURES / "limits.png", dpi=110)
 
 
+def draw_look(real: Path, weights: Path) -> None:
+    """Parts of an experimental image, and of a drawn one as it is, with fitted noise, and translated."""
+    path = real / "electron" / "wse2_ti" / "ti_wse2_adf2.dm4"
+    teacher = learn_look(open_scan(read(path, modality="electron"), "WSe2", []), "WSe2", source=path.name)
+    drawn = draw_clean(teacher.look, 1, side=160, seed=3, workers=1)[0]
+    rng = np.random.default_rng(0)
+    ways = list_ways(teacher, Network.load(weights, task="realism"))
+    images = {"experiment": teacher.image[-200:-104, -120:-24]}
+    images |= {name: way(rng, drawn)[32:128, 32:128] for name, way in ways.items()}
+    (FIGURES / "look.png").write_bytes(draw_grays(images))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path)
@@ -325,6 +342,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path)
     parser.add_argument("--larsen", type=Path)
     parser.add_argument("--limits", type=Path)
+    parser.add_argument("--look", type=Path)
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_contrast()
@@ -345,6 +363,8 @@ def main() -> None:
         draw_scenes(options.real)
         draw_before_after(options.real)
         draw_atoms(options.real)
+    if options.real and options.look:
+        draw_look(options.real, options.look)
 
 
 if __name__ == "__main__":

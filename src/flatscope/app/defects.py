@@ -72,8 +72,17 @@ class _Run:
     events: list[pd.DataFrame] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
     figures: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+
+    def add_table(self, caption: str, frame: pd.DataFrame) -> None:
+        """Show a table in the report; an empty one, and columns of which nobody knows anything, are left out."""
+        if len(frame):
+            shown = frame.dropna(axis=1, how="all").map(
+                lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+            )
+            self.tables[caption] = shown.to_dict("records")
 
 
 @click.command()
@@ -218,10 +227,7 @@ def _answer_image(
     if examples:
         run.figures[f"{name}: the surest of each kind, and where in the crop the network saw it"] = examples
     run.rows.append(_summarise(name, table))
-    run.notes += [
-        f"{name}: {row['kind']}: {row['count']}, {row['per_nm2']:.4f} per nm² [{row['low']:.4f}, {row['high']:.4f}]"
-        for row in table.densities().to_dict("records")
-    ]
+    run.add_table(f"{name}: densities per nm²", table.densities())
     run.notes += [f"{name}: {note}" for note in table.provenance.notes]
     run.record[name] = asdict(table.provenance) | {"densities": table.densities().to_dict("records")}
 
@@ -235,21 +241,21 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
     run.events.append(table.events)
     counts = count_kinds(table.frame, frames)
     left = set(table.events.loc[table.events["event"] == "left", "track_id"])
+    transitions = count_transitions(table.frame, frames, left=left)
     rates = measure_rates(table.events, table.frame, frames, frame_s=table.frame_s)
     spread = measure_diffusion(table.frame)
     run.record[name] = asdict(table.provenance) | {
         "rates": rates.to_dict("records"),
-        "transitions": count_transitions(table.frame, frames, left=left).to_dict("records"),
+        "transitions": transitions.to_dict("records"),
         "dwell": measure_dwell(table.frame, frames).to_dict("records"),
         "diffusion_nm2_per_frame": [asdict(one) for one in spread],
         "drift_nm": table.drift.to_dict("records"),
     }
     run.notes += [f"{name}: {note}" for note in table.provenance.notes]
-    run.notes += [
-        f"{name}: {one.event}: {one.count}, {one.per_frame:.4f} a defect and frame [{one.low:.4f}, {one.high:.4f}]"
-        + (f", {one.per_s:.4f} per s" if np.isfinite(one.per_s) else "")
-        for one in rates.itertuples()
-    ]
+    densities = count_densities(_round_mean(counts), table.area_nm2)
+    run.add_table(f"{name}: densities per nm² in a frame, as surely as one frame tells", densities)
+    run.add_table(f"{name}: events, a defect and frame", rates)
+    run.add_table(f"{name}: what a defect is one frame later", transitions)
     run.notes += [
         f"{name}: diffusion of {one.kind}: {one.coefficient:.5f} nm² a frame [{one.low:.5f}, {one.high:.5f}] from "
         f"{one.tracks} tracks, error of places {one.error_nm:.3f} nm taken out; {one.by_variance:.5f} by the variance "
@@ -304,15 +310,22 @@ def _summarise(name: str, table: DefectTable) -> dict[str, str]:
 def _summarise_movie(name: str, table: TrackTable, counts: pd.DataFrame) -> dict[str, str]:
     events = table.events["event"].value_counts()
     mean = float(counts.sum(axis=1).mean()) if len(counts.columns) else 0.0
+    # Frames show the same defects again and again: their number is known as surely as from one frame.
+    whole = count_densities({"all": round(mean)}, table.area_nm2).iloc[0]
     return {
         "image": name,
         "frames": str(len(counts)),
         "defects": f"{mean:.1f} a frame",
         "kinds": ", ".join(f"{kind} {value:.1f}" for kind, value in counts.mean().items()),
-        "per nm²": f"{mean / max(table.area_nm2, 1e-12):.4f}",
+        "per nm²": f"{whole['per_nm2']:.4f} [{whole['low']:.4f}, {whole['high']:.4f}]",
         "tracks": str(len(table)),
         "events": ", ".join(f"{count} {event}" for event, count in events.items()),
     }
+
+
+def _round_mean(counts: pd.DataFrame) -> dict[str, int]:
+    """Mean number of each kind in a frame."""
+    return {str(kind): round(float(value)) for kind, value in counts.mean().items()}
 
 
 def _write(out: Path, run: _Run) -> None:
@@ -321,7 +334,7 @@ def _write(out: Path, run: _Run) -> None:
         write_atomic(out / "tracks.csv", _to_csv(run.tracks, TRACK_COLUMNS))
         write_atomic(out / "events.csv", _to_csv(run.events, EVENT_COLUMNS))
     write_atomic(out / "run.json", json.dumps(run.record, indent=2, default=str))
-    page = make_study_page("Defects", run.rows, run.figures, notes=[*run.notes, _EXPLAIN])
+    page = make_study_page("Defects", run.rows, run.figures, notes=[*run.notes, _EXPLAIN], more=run.tables)
     write_atomic(out / "report.html", page)
 
 

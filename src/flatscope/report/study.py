@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,12 @@ def make_histogram(values: NDArray[np.floating], *, upto: float, label: str) -> 
 
 
 def make_study_page(
-    title: str, table: Sequence[Mapping[str, str]], figures: Mapping[str, bytes], *, notes: Sequence[str]
+    title: str,
+    table: Sequence[Mapping[str, str]],
+    figures: Mapping[str, bytes],
+    *,
+    notes: Sequence[str],
+    more: Mapping[str, Sequence[Mapping[str, str]]] = MappingProxyType({}),
 ) -> str:
     """HTML that holds everything in itself.
 
@@ -190,25 +196,31 @@ def make_study_page(
         Caption to PNG file.
     notes
         Paragraphs above the table.
+    more
+        Caption to another table, below the figures.
     """
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in table[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>"
-        for row in table
-    )
     shown = "".join(
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
         f'{base64.b64encode(png).decode("ascii")}"><figcaption>{html.escape(caption)}</figcaption></figure>'
         for caption, png in figures.items()
     )
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    below = "".join(f"<h2>{html.escape(caption)}</h2>{_tabulate(rows)}" for caption, rows in more.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.25rem .75rem;border-bottom:1px solid #ccc;text-align:left}"
-        "img{max-width:100%}figure{margin:2rem 0}</style>"
-        f"<h1>{html.escape(title)}</h1>{said}<table><tr>{head}</tr>{body}</table>{shown}</html>"
+        "h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}figure{margin:2rem 0}</style>"
+        f"<h1>{html.escape(title)}</h1>{said}{_tabulate(table)}{shown}{below}</html>"
     )
+
+
+def _tabulate(rows: Sequence[Mapping[str, str]]) -> str:
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def make_panels(count: int) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ _SEED, _HELD_SEED, _TEST_SEED, _SHOWN_SEED = 2023, 77, 4242, 5
 _HELD, _SHOWN, _PART_PX, _TIMED = 4, 4, 96, 256
 """One drawn image in so many chooses thresholds; so many show what they look like, in parts so large; crops timed."""
 _MATCH, _LABEL_MATCH, _BESIDE, _RIM = 0.25, 0.35, 0.5, 1.0
-"""In lattice constants: a site is a true one, or a labelled one; what lies around a rejected column; the rim left out."""
+"""In lattice constants: how near a true and a labelled site are; around rejected columns; the rim that is left out."""
 _BLOCKS, _OTHER = 8, 9
 """Strips of the field that intervals go by; what is none of `KINDS`."""
 _DEFOCUS_NM = 2.0
