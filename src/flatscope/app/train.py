@@ -100,6 +100,8 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     if given != (None, None):
         raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
     if plan.pictures == "crops":
+        if device not in ("auto", "cpu"):
+            raise click.UsageError(f"--device {device}: {recipe} trains on the CPU")
         return _learn_look(plan, out=out, **options)
     if options["image"] is not None:
         raise click.UsageError("--image belongs to realism")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ from flatscope.electron import focal
 from flatscope.electron.crystals import find_crystal
 from flatscope.electron.focal import CLASSES, MAPS
 from flatscope.electron.specimens import draw_contents, draw_optics, draw_specimen
-from flatscope.files.write import write_atomic
-from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised
 from flatscope.training.nets.columnnet import ColumnNet
@@ -141,7 +139,22 @@ def train(
     out
         Folder for the drawn series and a checkpoint; a run that was cut off goes on from both.
     """
-    series = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    count = recipe.scenes_val + recipe.scenes_train
+
+    def draw() -> dict[str, Half]:
+        return vars(
+            draw_all(
+                count,
+                side=recipe.scene_px,
+                material=recipe.material,
+                seed=recipe.seed,
+                workers=workers,
+                on_progress=on_progress,
+            )
+        )
+
+    kept = out / f"series-{recipe.material}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    series = Series(**supervised.draw_or_load(kept, draw))
     held, known = series.take(slice(0, recipe.scenes_val)), series.take(slice(recipe.scenes_val, None))
     net = make_net(recipe)
     checkpoint = out / f"{recipe.name}.pt"
@@ -155,48 +168,21 @@ def train(
 
 def make_card(recipe: Recipe, outcome: Outcome) -> Card:
     """The card of a network trained by `recipe`."""
-    return Card(
-        name=recipe.name,
-        version=recipe.version,
-        task=recipe.task,
-        recipe=recipe.name,
-        training_data=f"{recipe.training_data}; {recipe.scenes_train} series of {recipe.scene_px} px",
-        seed=recipe.seed,
+    card = supervised.start_card(
+        recipe,
+        saw=f"{recipe.scenes_train} series of {recipe.scene_px} px",
         channels=tuple(f"image {number}" for number in range(1, IMAGES + 1)),
         classes=CLASSES,
         maps=MAPS,
-        scale=1.0,
-        normalisation=PLAIN,
-        pixel_size_nm=focal.PIXEL_NM,
         multiple=outcome.net.multiple,
+    )
+    return replace(
+        card,
+        pixel_size_nm=focal.PIXEL_NM,
         halo_px=outcome.net.halo_px,
         scores=outcome.scores,
-        licence=recipe.licence,
-        created_with=f"flatscope.training, torch {torch.__version__}",
         material=recipe.material,
     )
-
-
-def _draw_or_load(
-    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
-) -> Series:
-    count = recipe.scenes_val + recipe.scenes_train
-    kept = out / f"series-{recipe.material}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
-    if kept.is_file():
-        with np.load(kept) as stored:
-            return Series(stored["images"], stored["truth"])
-    series = draw_all(
-        count,
-        side=recipe.scene_px,
-        material=recipe.material,
-        seed=recipe.seed,
-        workers=workers,
-        on_progress=on_progress,
-    )
-    stream = io.BytesIO()
-    np.savez(stream, images=series.images, truth=series.truth)
-    write_atomic(kept, stream.getvalue())
-    return series
 
 
 def _score(net: nn.Module, series: Series) -> dict[str, Score]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,7 @@ from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.noise import SPOILS, spoil
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
 from flatscope.electron.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
-from flatscope.files.write import write_atomic
-from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised
 from flatscope.training.losses import IGNORE
@@ -181,7 +180,17 @@ def train(
     out
         Folder for the crops and a checkpoint; a run that was cut off goes on from both.
     """
-    crops = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    count = recipe.scenes_val + recipe.scenes_train
+
+    def draw() -> dict[str, NDArray[Any]]:
+        return vars(
+            draw_crops(
+                count, side=recipe.scene_px, seed=recipe.seed, workers=workers, on_progress=on_progress
+            )
+        )
+
+    kept = out / f"crops-{recipe.version}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    crops = Crops(**supervised.draw_or_load(kept, draw))
     held, known = (
         crops.take(rows) for rows in (crops.scans < recipe.scenes_val, crops.scans >= recipe.scenes_val)
     )
@@ -204,41 +213,14 @@ def train(
 
 def make_card(recipe: Recipe, outcome: Outcome) -> Card:
     """The card of a network trained by `recipe`."""
-    return Card(
-        name=recipe.name,
-        version=recipe.version,
-        task=recipe.task,
-        recipe=recipe.name,
-        training_data=f"{recipe.training_data}; {recipe.scenes_train} images of {recipe.scene_px} px",
-        seed=recipe.seed,
+    card = supervised.start_card(
+        recipe,
+        saw=f"{recipe.scenes_train} images of {recipe.scene_px} px",
         channels=("crop", "usual crop"),
         classes=CLASSES,
-        maps=(),
-        scale=1.0,
-        normalisation=PLAIN,
         multiple=outcome.net.multiple,
-        halo_px=0,
-        scores=outcome.scores,
-        licence=recipe.licence,
-        created_with=f"flatscope.training, torch {torch.__version__}",
     )
-
-
-def _draw_or_load(
-    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
-) -> Crops:
-    count = recipe.scenes_val + recipe.scenes_train
-    kept = out / f"crops-{recipe.version}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
-    if kept.is_file():
-        with np.load(kept) as stored:
-            return Crops(stored["images"], stored["classes"], stored["scans"])
-    crops = draw_crops(
-        count, side=recipe.scene_px, seed=recipe.seed, workers=workers, on_progress=on_progress
-    )
-    stream = io.BytesIO()
-    np.savez(stream, images=crops.images, classes=crops.classes, scans=crops.scans)
-    write_atomic(kept, stream.getvalue())
-    return crops
+    return replace(card, scores=outcome.scores)
 
 
 def _answer(net: nn.Module, crops: Crops) -> NDArray[np.float32]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flatscope.files.write import write_atomic
-from flatscope.inference.card import PLAIN, Card, Score
+from flatscope.inference.card import Card, Score
 from flatscope.optical.bilayers import BilayerParams, draw_bilayer
 from flatscope.optical.orientation import CROP_PX, crop_layer, decode_density
 from flatscope.optical.twist import find_stacks
@@ -138,7 +137,12 @@ def train(
     out
         Folder for the drawn crystals and a checkpoint; a run that was cut off goes on from both.
     """
-    crystals = _draw_or_load(recipe, out=out, workers=workers, on_progress=on_progress)
+    count = recipe.scenes_val + recipe.scenes_train
+
+    def draw() -> dict[str, NDArray[Any]]:
+        return vars(draw_crystals(count, seed=recipe.seed, workers=workers, on_progress=on_progress))
+
+    crystals = Crystals(**supervised.draw_or_load(out / f"crystals-{recipe.seed}-{count}.npz", draw))
     held = crystals.take(slice(0, recipe.scenes_val))
     known = crystals.take(slice(recipe.scenes_val, None))
     net = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
@@ -159,39 +163,14 @@ def train(
 
 def make_card(recipe: Recipe, outcome: Outcome) -> Card:
     """The card of a network trained by `recipe`."""
-    return Card(
-        name=recipe.name,
-        version=recipe.version,
-        task=recipe.task,
-        recipe=recipe.name,
-        training_data=f"{recipe.training_data}; {recipe.scenes_train} bilayers",
-        seed=recipe.seed,
+    card = supervised.start_card(
+        recipe,
+        saw=f"{recipe.scenes_train} bilayers",
         channels=("layer", "hidden"),
-        classes=(),
         maps=OUTPUTS,
-        scale=1.0,
-        normalisation=PLAIN,
         multiple=CROP_PX,
-        halo_px=0,
-        scores=outcome.scores,
-        licence=recipe.licence,
-        created_with=f"flatscope.training, torch {torch.__version__}",
     )
-
-
-def _draw_or_load(
-    recipe: Recipe, *, out: Path, workers: int, on_progress: Callable[[int, int], None] | None
-) -> Crystals:
-    count = recipe.scenes_val + recipe.scenes_train
-    kept = out / f"crystals-{recipe.seed}-{count}.npz"
-    if kept.is_file():
-        with np.load(kept) as stored:
-            return Crystals(stored["crops"], stored["corners_deg"])
-    crystals = draw_crystals(count, seed=recipe.seed, workers=workers, on_progress=on_progress)
-    stream = io.BytesIO()
-    np.savez_compressed(stream, crops=crystals.crops, corners_deg=crystals.corners_deg)
-    write_atomic(kept, stream.getvalue())
-    return crystals
+    return replace(card, scores=outcome.scores)
 
 
 def _score(net: nn.Module, crystals: Crystals) -> dict[str, Score]:

@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flatscope.electron.realism import Teacher, draw_clean
-from flatscope.inference.card import PLAIN, Card
+from flatscope.inference.card import Card
 from flatscope.training import supervised
 from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.nets.ugatit import Discriminator, Generator
@@ -34,7 +34,8 @@ Real = NDArray[np.float32]
 ADVERSARIAL, CYCLE, IDENTITY, ATTENTION = 1.0, 10.0, 10.0, 1000.0
 """Published weights of the losses."""
 _BETAS, _EMA = (0.5, 0.999), 0.999
-_SAVE_S = 60.0
+_SAVE_S, _PARTS = 60.0, 1000
+"""Seconds from one checkpoint to the next, and parts of the run that progress is told in."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,17 @@ def train(
     ----------
     recipe
         `scenes_train` images of `scene_px` are drawn; `widths`, `lr`, `weight_decay`, `epochs` (over the drawn crops),
-        `batch` and `max_minutes` hold, the rest does not. The rate falls linearly over the second half of the run, be
-        it of steps or of minutes.
+        `batch` and `max_minutes` hold, the rest does not; the first of `widths` is that of both generators and
+        discriminators at full resolution, and as many as there are blocks stand on either side of the attention. The
+        rate falls linearly over the second half of the run, be it of steps or of minutes.
     teacher
         The experimental image.
     out
-        Folder for a checkpoint; a run that was cut off goes on from it.
+        Folder for a checkpoint, written once a minute and at the end, also that by Ctrl-C; a run goes on from it.
     fourier
         Whether a discriminator of spectra takes part.
+    on_progress
+        Called with (parts done, parts in all) of the run, be it of steps or of minutes.
 
     Raises
     ------
@@ -108,21 +112,22 @@ def train(
     begun = saved = time.perf_counter()
     before = run.elapsed
     limit = math.inf if recipe.max_minutes is None else 60.0 * recipe.max_minutes
+    share = max(run.done / steps, before / limit)
     try:
         while run.done < steps and run.elapsed < limit:
             rng = np.random.default_rng([recipe.seed, run.done])
             chosen = crops[rng.integers(len(crops), size=recipe.batch)]
             noisy = chosen + look.noise * rng.standard_normal(chosen.shape, np.float32)
             real = teacher.crops[rng.integers(len(teacher.crops), size=recipe.batch)]
-            share = max(run.done / steps, run.elapsed / limit)
             with hold_interrupt():
                 run.step(_to_tensor(noisy), _to_tensor(real), rate=recipe.lr * min(2.0 * (1.0 - share), 1.0))
             run.elapsed = before + time.perf_counter() - begun
+            share = max(run.done / steps, run.elapsed / limit)
             if time.perf_counter() - saved > _SAVE_S:
                 run.save()
                 saved = time.perf_counter()
             if on_progress is not None:
-                on_progress(run.done, steps)
+                on_progress(min(round(_PARTS * share), _PARTS), _PARTS)
     finally:
         run.save()
     return Outcome(run.average.eval(), run.done)
@@ -130,23 +135,16 @@ def train(
 
 def make_card(recipe: Recipe, teacher: Teacher, outcome: Outcome) -> Card:
     """The card of a translator trained by `recipe` on `teacher`."""
-    return Card(
-        name=recipe.name,
-        version=recipe.version,
-        task=recipe.task,
-        recipe=recipe.name,
-        training_data=f"{recipe.training_data}; {len(teacher.crops)} crops of {teacher.source}, {outcome.steps} steps",
-        seed=recipe.seed,
+    card = supervised.start_card(
+        recipe,
+        saw=f"{len(teacher.crops)} crops of {teacher.source}, {outcome.steps} steps",
         channels=("crop",),
         classes=("crop",),
-        maps=(),
-        scale=1.0,
-        normalisation=PLAIN,
         multiple=outcome.net.multiple,
-        halo_px=0,
+    )
+    return replace(
+        card,
         pixel_size_nm=teacher.look.pixel_nm,
-        licence=recipe.licence,
-        created_with=f"flatscope.training, torch {torch.__version__}",
         material=teacher.look.material,
         look=teacher.look.to_dict(),
     )

@@ -5,6 +5,7 @@ The flake finder has its own loop (`training.loop`), since its losses, schedule 
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flatscope.files.write import write_atomic
+from flatscope.inference.card import PLAIN, Card
 from flatscope.training.loop import hold_interrupt, write_state
 from flatscope.training.losses import IGNORE, cross_entropy
 from flatscope.training.recipes import Recipe, RecipeError
@@ -192,6 +195,47 @@ def fit_by(
         seed=recipe.seed,
     )
     return fit(net, pictures, truth, plan, augment=augment, checkpoint=checkpoint, on_progress=on_progress)
+
+
+def draw_or_load(path: Path, draw: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Arrays by name from an .npz file; where it does not exist they are drawn and kept there."""
+    if path.is_file():
+        with np.load(path) as stored:
+            return dict(stored)
+    made = draw()
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **made)  # type: ignore[arg-type]
+    write_atomic(path, stream.getvalue())
+    return made
+
+
+def start_card(
+    recipe: Recipe,
+    *,
+    saw: str,
+    channels: tuple[str, ...],
+    classes: tuple[str, ...] = (),
+    maps: tuple[str, ...] = (),
+    multiple: int,
+) -> Card:
+    """The card of a network trained by `recipe` on pictures that come normalised; `saw` says on how many."""
+    return Card(
+        name=recipe.name,
+        version=recipe.version,
+        task=recipe.task,
+        recipe=recipe.name,
+        training_data=f"{recipe.training_data}; {saw}",
+        seed=recipe.seed,
+        channels=channels,
+        classes=classes,
+        maps=maps,
+        scale=1.0,
+        normalisation=PLAIN,
+        multiple=multiple,
+        halo_px=0,
+        licence=recipe.licence,
+        created_with=f"flatscope.training, torch {torch.__version__}",
+    )
 
 
 def seeded(make: Callable[..., nn.Module], *, seed: int, **settings: Any) -> nn.Module:

@@ -75,8 +75,8 @@ _HELD, _SHOWN, _PART_PX, _TIMED = 4, 4, 96, 256
 """One drawn image in so many chooses thresholds; so many show what they look like, in parts so large; crops timed."""
 _MATCH, _LABEL_MATCH, _BESIDE, _RIM = 0.25, 0.35, 0.5, 1.0
 """In lattice constants: how near a true and a labelled site are; around rejected columns; the rim that is left out."""
-_BLOCKS, _OTHER = 8, 9
-"""Strips of the field that intervals go by; what is none of `KINDS`."""
+_BLOCKS, _OTHER, _PARTS = 8, 9, 1000
+"""Strips of the field that intervals go by; what is none of `KINDS`; parts that progress is told in."""
 _DEFOCUS_NM = 2.0
 """By which tested images are out of focus."""
 _TOLD_SEED, _TOLD_CELLS, _RIGHT = 11, 7.0, 0.9
@@ -218,7 +218,7 @@ def run(
     opened = open_scan(taken, material, [])
     teacher = learn_look(opened, material, source=taken.name, tried=plan.microscopes)
     look = teacher.look
-    parts = [part_of(on_progress, number=number, parts=len(WAYS) + 1, steps=1000) for number in range(5)]
+    parts = [part_of(on_progress, number=number, parts=len(WAYS) + 1, steps=_PARTS) for number in range(5)]
     recipe = replace(
         recipes.load("realism"),
         max_minutes=plan.minutes,
@@ -337,7 +337,9 @@ def time_translation(network: Network, crops: Real) -> float:
 def _scale(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int], None] | None:
     """Progress of a part in thousandths."""
     return (
-        None if on_progress is None else lambda done, total: on_progress(1000 * done // max(total, 1), 1000)
+        None
+        if on_progress is None
+        else lambda done, total: on_progress(_PARTS * done // max(total, 1), _PARTS)
     )
 
 
