@@ -70,6 +70,8 @@ def draw_lines(
         axis.set(title=title, xlabel=labels[0], ylabel=labels[1], xscale=scales[0], yscale=scales[1])
         if scales[0] == "linear":
             axis.set_xlim(0.0, 1.02)
+        else:
+            axis.xaxis.set_minor_formatter("")
         axis.legend(frameon=False, fontsize="small")
     return to_png(figure)
 

@@ -79,10 +79,10 @@ _BLOCKS, _OTHER, _PARTS = 8, 9, 1000
 """Strips of the field that intervals go by; what is none of `KINDS`; parts that progress is told in."""
 _DEFOCUS_NM = 2.0
 """By which tested images are out of focus."""
-_TOLD_SEED, _TOLD_CELLS, _RIGHT = 11, 7.0, 0.9
+_TOLD_SEED, _TOLD_CELLS, _AROUND, _RIGHT = 11, 10.0, 1.5, 0.9
 _LEAST_TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""Kinds are told apart in images so many lattice constants wide, at so many times the least dose, with that share of
-right answers."""
+"""Kinds are told apart in images so many lattice constants wide, by the crops so near, with that share of right
+answers, at so many times the least dose."""
 _STAND_IN_PX, _STAND_IN_NM, _STAND_IN_ELECTRONS = 320, 0.026, 12.0
 
 Float = NDArray[np.float64]
@@ -448,12 +448,10 @@ def _read_ours(image: Float, sites: Sites, *, material: str, network: Network) -
 
 def _tell_apart(look: Look, readers: dict[str, Reader], *, count: int) -> Telling:
     """Images of one site that is pristine, lacks a chalcogen, or holds oxygen, counted at several doses."""
-    clean, templates = _draw_kinds(look)
-    middle = 0.5 * (np.array(templates.shape[1:]) - 1.0)
-    away = np.hypot(*(clean.sites.positions - middle).T)
-    chalcogen = np.where(clean.sites.sublattice == 1, away, np.inf)
-    near = np.flatnonzero(away < 1.5 * look.constant_px)
-    place = int(np.flatnonzero(near == int(chalcogen.argmin()))[0])
+    clean, templates, place_px = _draw_kinds(look)
+    away = np.hypot(*(clean.sites.positions - place_px).T)
+    near = np.flatnonzero(away < _AROUND * look.constant_px)
+    place = int(away[near].argmin())
     sites = clean.sites.take(near)
     per_px = (10.0 * look.pixel_nm) ** 2
     least = find_least_dose(templates[1], templates[2])
@@ -493,9 +491,9 @@ def _find_crossing(doses: Float, right: Float) -> float | None:
     )
 
 
-def _draw_kinds(look: Look) -> tuple[Drawn, Float]:
-    """A perfect crystal, and shares of the beam that each pixel detects of it, of a vacancy and of oxygen in its
-    middle, shape (3, rows, cols)."""
+def _draw_kinds(look: Look) -> tuple[Drawn, Float, Float]:
+    """A perfect crystal; shares of the beam that each pixel detects of it, of a vacancy and of oxygen about its middle,
+    shape (3, rows, cols); and where these are, (row, col)."""
     crystal = find_crystal(look.material)
     side = int(np.ceil(_TOLD_CELLS * look.constant_px))
     field_nm = (side * look.pixel_nm, side * look.pixel_nm)
@@ -513,7 +511,7 @@ def _draw_kinds(look: Look) -> tuple[Drawn, Float]:
         images.append(
             draw_adf(refill(sheet, species, look.material), look.microscopes[0], shape=(side, side))
         )
-    return open_drawn(images[0], sheet, look), np.stack(images)
+    return open_drawn(images[0], sheet, look), np.stack(images), sheet.sites_nm[middle] / look.pixel_nm
 
 
 def _score_labels(
@@ -545,6 +543,7 @@ def _score_labels(
                 )
                 for inside in (here & (block == index) for index in range(_BLOCKS))
             ]
-            if sum(count[2] for count in counts):
-                scores[name][KINDS[kind]] = _score(counts)
+            labels_there = sum(count[2] for count in counts)
+            if labels_there:
+                scores[name][f"{labels_there} of {KINDS[kind]}"] = _score(counts)
     return scores
