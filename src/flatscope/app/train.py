@@ -200,6 +200,15 @@ def _learn_look(
     show.print_rows(
         ("", *LookScore.HEAD), [(name, *score.to_words().values()) for name, score in looks.items()]
     )
+    click.echo(
+        "Fréchet: distance of unit cells from those of the right half of the image; power: over theirs in the ring of "
+        "frequency that is furthest off"
+    )
+    nearest = min(("translated", "fitted noise", "white noise"), key=lambda name: looks[name].frechet)
+    if nearest != "translated":
+        click.echo(
+            f"{nearest} comes nearer than the translation: train longer, or take simulate stem --noise"
+        )
     click.echo(f"weights: {network.path} ({network.path.stat().st_size / 1e6:.1f} MB)")
     return EXIT_FINE
 
