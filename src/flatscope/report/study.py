@@ -212,7 +212,7 @@ def make_study_page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}"
         "table{border-collapse:collapse}td,th{padding:.25rem .75rem;border-bottom:1px solid #ccc;text-align:left}"
-        "h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}figure{margin:2rem 0}</style>"
+        ".wide{overflow-x:auto}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}figure{margin:2rem 0}</style>"
         f"<h1>{html.escape(title)}</h1>{said}{_tabulate(table)}{shown}{below}</html>"
     )
 
@@ -222,7 +222,7 @@ def _tabulate(rows: Sequence[Mapping[str, str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def make_panels(count: int) -> tuple[Any, Any]:
