@@ -160,18 +160,8 @@ def _train_supervised(
     return EXIT_FINE
 
 
-def _learn_look(
-    recipe: Recipe,
-    *,
-    out: Path,
-    image: Path | None,
-    material: str | None,
-    nm_per_px: float | None,
-    workers: int,
-    no_resume: bool,
-    ship: bool,
-    **_: Any,
-) -> int:
+def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **given: Any) -> int:
+    image, material, nm_per_px = given["image"], given["material"], given["nm_per_px"]
     if image is None or material is None:
         raise click.UsageError(f"{recipe.name} learns from an image: give --image FILE and --material NAME")
     if ship:
