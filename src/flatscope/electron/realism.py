@@ -54,7 +54,7 @@ _DEFECTS = {"one": 0.02, "both": 0.005, "oxygen": 0.02, "dopant": 0.03}
 _METALS = ("Ti", "V", "Nb", "Mo", "W", "Re")
 _LEAST_CHANGE = 0.15
 """Defects whose columns differ by less from perfect ones are not looked for."""
-_BATCH, _LEAST_CROPS = 64, 64
+_BATCH, _LEAST_CROPS, _FEW = 64, 64, 4
 _TRIED, _MATCHED, _MATCHED_CELLS = 60, 6, 8
 """So many microscopes are tried, on so many unit cells, and so many kept."""
 _INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
@@ -268,6 +268,8 @@ def draw_clean(
         Image i has the random stream (seed, i): the result does not depend on the number of workers.
     """
     jobs = [(look, seed, index, side, dopants) for index in range(count)]
+    # Processes take longer to start than a few images to be drawn.
+    workers = workers if count > _FEW else 1
     return list(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress))
 
 

@@ -71,8 +71,8 @@ COMPARED = ("fitted noise", "translated", OURS)
 DOSES = (0.3, 1.0, 3.0, 10.0)
 """Of tested images, over that of the experimental one."""
 _SEED, _HELD_SEED, _TEST_SEED, _SHOWN_SEED = 2023, 77, 4242, 5
-_HELD, _SHOWN, _PART_PX, _TIMED = 4, 4, 96, 256
-"""One drawn image in so many chooses thresholds; so many show what they look like, in parts so large; crops timed."""
+_HELD, _PART_PX, _TIMED = 4, 96, 256
+"""One drawn image in so many chooses thresholds; side of the parts that are shown; crops timed."""
 _MATCH, _LABEL_MATCH, _BESIDE, _RIM = 0.25, 0.35, 0.5, 1.0
 """In lattice constants: how near a true and a labelled site are; around rejected columns; the rim that is left out."""
 _BLOCKS, _OTHER, _PARTS = 8, 9, 1000
@@ -109,6 +109,8 @@ class Size:
         That are tried.
     told
         Sites of each kind at each dose that are told apart.
+    shown
+        Drawn images that are compared with the experimental one.
     """
 
     minutes: float
@@ -120,12 +122,13 @@ class Size:
     tested: int
     microscopes: int
     told: int
+    shown: int
 
 
 SIZES = {
-    "quick": Size(0.2, 1, 4, 128, 4, 40, 2, 8, 6),
-    "cpu": Size(40.0, 100, 60, 192, 40, 900, 8, 60, 100),
-    "full": Size(600.0, 1000, 400, 256, 400, 10_000, 40, 200, 1000),
+    "quick": Size(0.1, 1, 2, 128, 2, 30, 1, 4, 2, 1),
+    "cpu": Size(40.0, 100, 60, 192, 40, 900, 8, 60, 100, 4),
+    "full": Size(600.0, 1000, 400, 256, 400, 10_000, 40, 200, 1000, 16),
 }
 
 
@@ -228,7 +231,7 @@ def run(
     )
     network = learn_translation(teacher, recipe, out=out, on_progress=_scale(parts[0]))
     ways = list_ways(teacher, network)
-    shown = draw_clean(look, _SHOWN, side=plan.side_px, seed=_SHOWN_SEED, workers=1)
+    shown = draw_clean(look, plan.shown, side=plan.side_px, seed=_SHOWN_SEED)
     compared = compare_looks(teacher, ways, shown)
     examples = {"experiment": teacher.image[-_PART_PX:, -_PART_PX:].astype(np.float32)}
     for name, way in ways.items():
