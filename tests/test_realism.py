@@ -47,6 +47,7 @@ from flatscope.electron.scans import open_scan
 from flatscope.electron.sites import find_axes
 from flatscope.electron.specimens import draw_scanned
 from flatscope.evaluation.realism import (
+    VALUES,
     classify_counts,
     compare_looks,
     describe,
@@ -335,6 +336,8 @@ def test_distances_are_none_to_itself_and_grow_with_what_differs(drawn: Drawn) -
     noisy = [drawn.image + 0.8 * np.random.default_rng(k).normal(size=drawn.image.shape) for k in (1, 2)]
     real, again = (cut(image) for image in noisy)
     same = measure_look(real, real)
+    assert same.values.sum() == pytest.approx(1.0, abs=1e-3)
+    assert same.values @ (VALUES[:-1] + 0.125) == pytest.approx(float(real.mean()), abs=0.02)
     assert same.frechet == pytest.approx(0.0, abs=1e-3) and same.histogram == 0.0
     np.testing.assert_allclose(same.spectrum, 1.0)
     near, louder, clean = (
@@ -630,7 +633,7 @@ def test_the_study_runs_and_says_what_it_did(
     for name in (*ke2023.WAYS, ke2023.OURS, "white noise", "best possible"):
         assert name in printed
     page = (tmp_path / "ke2023.html").read_text(encoding="utf-8")
-    assert "a drawn one" in page and page.count("<img") == 7
+    assert "a drawn one" in page and page.count("<img") == 8
     (numbers,) = json.loads((tmp_path / "ke2023.json").read_text())
     assert len(numbers["scores"]["translated"]) == 2
     # At the least dose the likelihood is right in about nine of ten cases, at a hundred times as much always.

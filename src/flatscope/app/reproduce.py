@@ -302,7 +302,7 @@ def _run_ke(
     import numpy as np
 
     from flatscope.evaluation.papers import ke2023 as paper
-    from flatscope.evaluation.realism import RINGS
+    from flatscope.evaluation.realism import RINGS, VALUES
     from flatscope.report.study import draw_confusion, draw_grays, draw_lines, make_study_page
 
     if image is None and (material or labels):
@@ -329,10 +329,17 @@ def _run_ke(
     }
     frequency = (np.arange(RINGS) + 0.5) / RINGS
     spectra = {name: (frequency, one.spectrum) for name, one in study.looks.items()}
+    values = {name: (VALUES[:-1], one.values) for name, one in study.looks.items()}
     figures = {
         "Parts of the experimental image and of drawn ones": draw_grays(study.examples),
         "Power spectra of crops": draw_lines(
             {"": spectra}, labels=("frequency over the highest", "power over that of real crops")
+        ),
+        "Pixel values of crops": draw_lines(
+            {"": values},
+            labels=("value over the lattice's contrast", "share of pixels"),
+            scales=("linear", "linear"),
+            steps=True,
         ),
         "Drawn images of other microscopes and scans than were learned from": draw_lines(
             {"": curves}, labels=("electrons a pixel", "F1 of place and kind"), scales=("log", "linear")

@@ -44,6 +44,8 @@ _WAVES_PX, _DIRECTIONS = (2.5, 3.5, 5.0, 8.0), 6
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 RINGS = 8
 """Of frequency, from 0 to half a cycle a pixel."""
+VALUES = np.linspace(-4.0, 8.0, 49)
+"""Edges of the bins of pixel values, in units of the lattice's contrast."""
 _RIDGE, _SEED = 1e-6, 5
 
 
@@ -61,6 +63,8 @@ class LookScore:
         Power from row to row over that along rows, both at high frequencies; of real crops it tells of scan noise.
     histogram
         Largest difference of the cumulative distributions of pixel values (Kolmogorov and Smirnov).
+    values
+        Shares of the pixels in each of `VALUES`, shape (48,).
     moved, vanished
         Shares of columns moved and of defects vanished, see `flatscope.electron.realism.Honesty`; None where nobody
         knows.
@@ -70,6 +74,7 @@ class LookScore:
     spectrum: Float
     rows: float
     histogram: float
+    values: Float
     moved: float | None = None
     vanished: float | None = None
 
@@ -99,6 +104,7 @@ def measure_look(made: Real, real: Real) -> LookScore:
         _ring(power) / _ring(true_power),
         _compare_rows(power),
         float(stats.ks_2samp(made.ravel(), real.ravel()).statistic),
+        np.histogram(made, VALUES)[0] / made.size,
     )
 
 

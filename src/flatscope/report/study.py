@@ -68,10 +68,10 @@ def draw_lines(
             if not steps:
                 axis.plot(x[-1], shown[-1], "o", color=line.get_color())
         axis.set(title=title, xlabel=labels[0], ylabel=labels[1], xscale=scales[0], yscale=scales[1])
-        if scales[0] == "linear":
-            axis.set_xlim(0.0, 1.02)
-        else:
+        if scales[0] == "log":
             axis.xaxis.set_minor_formatter("")
+        elif all(len(x) == 0 or 0.0 <= x.min() <= x.max() <= 1.0 for x, _ in lines.values()):
+            axis.set_xlim(0.0, 1.02)
         axis.legend(frameon=False, fontsize="small")
     return to_png(figure)
 
