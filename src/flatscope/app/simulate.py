@@ -279,7 +279,7 @@ def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _
     drawn = draw_one(rng, Look.from_card(network.card), side=order.side_px)
 
     def look_like(rng: np.random.Generator, one: Drawn) -> NDArray[np.float32]:
-        return translate(rng, one.image, one.sites, network)
+        return translate(rng, one, network)
 
     honesty = check_honesty(rng.spawn(1)[0], drawn, look_like)
     bad = honesty.places_px[honesty.rejected] * order.pixel_nm

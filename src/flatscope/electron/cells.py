@@ -19,8 +19,8 @@ from flatscope.electron.sites import Sites, find_axes
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 
-CENTRES = ("first", "second", "hollow")
-"""Where crops are centred: on the sites of either sublattice, and in the middle of their hexagons."""
+UNKNOWN = 255
+"""What is none of `KINDS`, or cannot be seen."""
 KINDS = ("nothing", "vacancy", "oxygen", "dopant")
 """What is marked: chalcogens that lack, one or both; oxygen in place of one; another metal."""
 _FLAT_CELLS = 2.0
@@ -41,13 +41,10 @@ class Cells:
         Shape (n, side, side), of the image's own type.
     corners
         Shape (n, 2): row and column of each crop's first pixel.
-    centres
-        Shape (n, 2): places they are centred on, to within half a pixel.
     """
 
     images: NDArray[Any]
     corners: NDArray[np.int64]
-    centres: Float
 
 
 def choose_side(constant_px: float) -> int:
@@ -78,9 +75,8 @@ def find_noise(flat: NDArray[np.floating], phases: Phases) -> float:
 
 
 def find_centres(sites: Sites) -> dict[str, Float]:
-    """Places of all crops, shape (n, 2), by `CENTRES`.
-
-    Hollows lie beyond the second sublattice as that lies beyond the first.
+    """Where crops are centred, each of shape (n, 2): on the sites of either sublattice, and in the hollows of their
+    hexagons, which lie beyond the second sublattice as that lies beyond the first.
     """
     one, two = (sites.positions[sites.sublattice == kind] for kind in (0, 1))
     step = -find_axes(sites, 0)[0] / np.sqrt(3.0)
@@ -110,13 +106,17 @@ def cut_cells(image: NDArray[Any], centres: Float, *, side: int, clip: bool = Fa
     if shape.min() < side:
         raise ValueError(f"{shape[1]}x{shape[0]} px are too few: crops are {side} px wide")
     corners = np.rint(centres - 0.5 * (side - 1)).astype(np.int64).reshape(-1, 2)
-    inside = ((corners >= 0) & (corners <= shape - side)).all(1)
     if clip:
         corners = np.clip(corners, 0, shape - side)
     else:
-        corners, centres = corners[inside], centres[inside]
+        corners = corners[((corners >= 0) & (corners <= shape - side)).all(1)]
     windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
-    return Cells(windows[corners[:, 0], corners[:, 1]], corners, np.asarray(centres, float))
+    return Cells(windows[corners[:, 0], corners[:, 1]], corners)
+
+
+def cut_all(image: NDArray[Any], sites: Sites, *, side: int) -> Cells:
+    """Crops around all sites and hollows that lie whole in the image, see `cut_cells`."""
+    return cut_cells(image, np.vstack(list(find_centres(sites).values())), side=side)
 
 
 def put_back(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
@@ -166,7 +166,7 @@ def put_back_mean(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
 def mark_defects(
     sheet: Sheet, material: str, *, shape: tuple[int, int], pixel_nm: float
 ) -> NDArray[np.uint8]:
-    """What stands on each pixel's site, as a place in `KINDS`; 255 on and around other defects.
+    """What stands on each pixel's site, as a place in `KINDS`; `UNKNOWN` on other defects.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def mark_defects(
     crystal = find_crystal(material)
     places = sheet.sites_nm / pixel_nm
     kinds = classify(sheet, material)
-    kinds[sheet.buried] = 255
+    kinds[sheet.buried] = UNKNOWN
     marks = np.zeros(shape, np.uint8)
     radius = _MARK * crystal.lattice_nm / pixel_nm
     reach = int(np.ceil(radius))
@@ -191,11 +191,11 @@ def mark_defects(
 
 
 def classify(sheet: Sheet, material: str) -> NDArray[np.uint8]:
-    """What stands on each site, as a place in `KINDS`; 255 for other defects."""
+    """What stands on each site, as a place in `KINDS`; `UNKNOWN` for other defects."""
     crystal = find_crystal(material)
     (metal, _), (chalcogen, _) = crystal.first, crystal.second
     species, first = sheet.species, sheet.sublattice == 0
-    kinds = np.full(len(species), 255, np.uint8)
+    kinds = np.full(len(species), UNKNOWN, np.uint8)
     kinds[species == np.array([*crystal.species, ""])[sheet.sublattice]] = 0
     kinds[(sheet.sublattice == 1) & np.isin(species, ["", chalcogen])] = 1
     kinds[(sheet.sublattice == 1) & (species == f"O{chalcogen}")] = 2

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from flatscope.electron.cells import (
-    Cells,
     choose_side,
     classify,
+    cut_all,
     cut_cells,
-    find_centres,
     find_noise,
     flatten,
     put_back,
@@ -53,8 +52,9 @@ _DEFECTS = {"one": 0.02, "both": 0.005, "oxygen": 0.02, "dopant": 0.03}
 """Shares of sites with each kind of defect in drawn images."""
 _METALS = ("Ti", "V", "Nb", "Mo", "W", "Re")
 _LEAST_CHANGE = 0.15
-"""Defects whose columns differ by less from perfect ones are not looked for."""
+"""Dopants, and by how much an atomic number must differ from the host's to be told from it."""
 _BATCH, _LEAST_CROPS, _FEW = 64, 64, 4
+"""Crops that are translated at once, crops that half an image must hold, and images that are not worth a process."""
 _TRIED, _MATCHED, _MATCHED_CELLS = 60, 6, 8
 """So many microscopes are tried, on so many unit cells, and so many kept."""
 _INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
@@ -87,6 +87,11 @@ class Look:
         """Lattice constant in pixels, the mean of all directions."""
         return float(np.sqrt(abs(np.linalg.det(self.axes_px))))
 
+    @property
+    def side_px(self) -> int:
+        """Of all crops of images with this look."""
+        return choose_side(self.constant_px)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for a card."""
         return {**asdict(self), "axes_px": self.axes_px.tolist()}
@@ -116,17 +121,16 @@ class Teacher:
         Of the image.
     crops, held
         Shape (n, side, side): of the left half, which is learned from, and of the right one.
-    image, sites
-        Shape (rows, cols), see `flatscope.electron.cells.flatten`, and its sites.
+    image
+        Shape (rows, cols), see `flatscope.electron.cells.flatten`.
     source
-        Name of the image.
+        Its name.
     """
 
     look: Look
     crops: Real
     held: Real
     image: Float
-    sites: Sites
     source: str
 
 
@@ -155,12 +159,6 @@ class Drawn:
     material: str
     pixel_nm: float
 
-    def cut(self, side: int) -> Cells:
-        """Crops around all sites and hollows."""
-        return cut_cells(
-            self.image.astype(np.float32), np.vstack(list(find_centres(self.sites).values())), side=side
-        )
-
 
 def learn_look(
     opened: Scan, material: str, *, source: str, seed: int = 0, tried: int = _TRIED, workers: int = 2
@@ -172,17 +170,8 @@ def learn_look(
     ValueError
         The image is too small for two halves of crops.
     """
-    side = choose_side(opened.sites.phases.lattice.constant_px)
     image = flatten(opened.image, opened.sites.phases)
     middle = image.shape[1] // 2
-    centres = np.vstack(list(find_centres(opened.sites).values()))
-    cells = cut_cells(image.astype(np.float32), centres, side=side)
-    left, right = cells.corners[:, 1] + side <= middle, cells.corners[:, 1] >= middle
-    if min(left.sum(), right.sum()) < _LEAST_CROPS:
-        raise ValueError(
-            f"{source}: {image.shape[1]}x{image.shape[0]} px hold {min(left.sum(), right.sum())} crops of {side} px in "
-            f"half of the field: {_LEAST_CROPS} are needed"
-        )
     look = Look(
         find_crystal(material).name,
         opened.calibration.pixel_size_nm[0],
@@ -190,10 +179,18 @@ def learn_look(
         find_noise(image, opened.sites.phases),
         (),
     )
+    cells = cut_all(image.astype(np.float32), opened.sites, side=look.side_px)
+    left, right = cells.corners[:, 1] + look.side_px <= middle, cells.corners[:, 1] >= middle
+    least = min(int(left.sum()), int(right.sum()))
+    if least < _LEAST_CROPS:
+        raise ValueError(
+            f"{source}: {image.shape[1]}x{image.shape[0]} px hold {least} crops of {look.side_px} px in half of the "
+            f"field: {_LEAST_CROPS} are needed"
+        )
     usual = _show_usual(image, opened.sites)
     microscopes = _match_microscopes(look, usual, seed=seed, tried=tried, workers=workers)
     look = replace(look, microscopes=microscopes)
-    return Teacher(look, cells.images[left], cells.images[right], image, opened.sites, source)
+    return Teacher(look, cells.images[left], cells.images[right], image, source)
 
 
 def _show_usual(image: Float, sites: Sites) -> Real:
@@ -226,7 +223,9 @@ def _try_microscope(job: tuple[Look, Real, int, int]) -> tuple[float, ScanParams
     return float(np.square(_show_usual(seen.image, seen.sites) - usual).mean()), microscope
 
 
-def draw_contents(rng: np.random.Generator, material: str, *, dopants: tuple[str, ...] = ()) -> SheetParams:
+def draw_few_defects(
+    rng: np.random.Generator, material: str, *, dopants: tuple[str, ...] = ()
+) -> SheetParams:
     """A dichalcogenide with chalcogen vacancies, oxygen on chalcogen sites, and a metal dopant.
 
     Parameters
@@ -281,7 +280,7 @@ def _draw(job: tuple[Look, int, int, int, tuple[str, ...]]) -> Drawn:
 def draw_one(rng: np.random.Generator, look: Look, *, side: int, dopants: tuple[str, ...] = ()) -> Drawn:
     """One noiseless image, see `draw_clean`."""
     microscope = look.microscopes[int(rng.integers(len(look.microscopes)))]
-    return _scan(rng, look, draw_contents(rng, look.material, dopants=dopants), microscope, side=side)
+    return _scan(rng, look, draw_few_defects(rng, look.material, dopants=dopants), microscope, side=side)
 
 
 def _scan(
@@ -330,17 +329,15 @@ def scan_again(rng: np.random.Generator, drawn: Drawn, fitted: tuple[NoiseParams
     return scan(rng, np.maximum(drawn.image - zero, 0.0), noise)[0] + np.float32(zero)
 
 
-def translate(rng: np.random.Generator, image: NDArray[np.floating], sites: Sites, network: Network) -> Real:
+def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:
     """Give a drawn image the look that a network has learned.
 
     Parameters
     ----------
     rng
         Source of the noise that the network shapes.
-    image
-        Shape (rows, cols), without noise, see `flatscope.electron.cells.flatten`.
-    sites
-        Of the image.
+    drawn
+        The image, without noise.
     network
         Weights of the task "realism".
 
@@ -348,19 +345,15 @@ def translate(rng: np.random.Generator, image: NDArray[np.floating], sites: Site
     -------
     Shape (rows, cols), in units of the lattice's own contrast.
     """
-    noisy = _add_noise(rng, image, Look.from_card(network.card))
-    side = choose_side(sites.phases.lattice.constant_px)
-    cells = cut_cells(noisy, _cover(sites, noisy.shape), side=side, clip=True)
+    look = Look.from_card(network.card)
+    noisy = add_noise(rng, drawn, look=look)
+    cells = cut_cells(noisy, _cover(drawn.sites, noisy.shape), side=look.side_px, clip=True)
     return put_back(run_on_crops(network, cells.images), cells, (noisy.shape[0], noisy.shape[1]))
 
 
 def add_noise(rng: np.random.Generator, drawn: Drawn, *, look: Look) -> Real:
     """A drawn image with as much noise as an experimental one, but without its structure: what is translated."""
-    return _add_noise(rng, drawn.image, look)
-
-
-def _add_noise(rng: np.random.Generator, image: NDArray[np.floating], look: Look) -> Real:
-    return np.asarray(image + look.noise * rng.standard_normal(image.shape), np.float32)
+    return np.asarray(drawn.image + look.noise * rng.standard_normal(drawn.image.shape), np.float32)
 
 
 def run_on_crops(network: Network, crops: Real) -> Real:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, linalg, stats
 
-from flatscope.electron.cells import cut_cells, find_centres
+from flatscope.electron.cells import cut_all
 from flatscope.electron.realism import (
     TASK,
     Drawn,
@@ -137,13 +137,13 @@ def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
     return {
         "raw simulation": lambda rng, drawn: drawn.image.astype(np.float32),
         "fitted noise": lambda rng, drawn: scan_again(rng, drawn, fitted),
-        "translated": lambda rng, drawn: translate(rng, drawn.image, drawn.sites, network),
+        "translated": lambda rng, drawn: translate(rng, drawn, network),
     }
 
 
 def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, LookScore]:
-    """How near drawn images come to the held half of an experimental one, each way of giving them its look; beside them
-    the other half of the experimental image, the real crops themselves cannot be nearer, and white noise as strong.
+    """How near drawn images come to the held half of an experimental one, each way of giving them its look. Beside them
+    stand its other half, than which nothing drawn can be expected to be nearer, and white noise as strong as its own.
 
     Parameters
     ----------
@@ -153,12 +153,11 @@ def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Dr
         Drawn images without noise.
     """
     scores = {"experiment, left half": measure_look(teacher.crops, teacher.held)}
-    side = teacher.crops.shape[1]
     shown: dict[str, Way] = {**ways, "white noise": partial(add_noise, look=teacher.look)}
     for name, way in shown.items():
         made = [way(np.random.default_rng([_SEED, index]), one) for index, one in enumerate(images)]
         crops = [
-            cut_cells(one, np.vstack(list(find_centres(drawn.sites).values())), side=side).images
+            cut_all(one, drawn.sites, side=teacher.look.side_px).images
             for one, drawn in zip(made, images, strict=True)
         ]
         checks = [check_honesty(np.random.default_rng(_SEED), drawn, way) for drawn in images]

@@ -18,9 +18,8 @@ from torch import nn
 
 from flatscope.electron.cells import (
     KINDS,
-    choose_side,
+    cut_all,
     cut_cells,
-    find_centres,
     put_back_mean,
     read_sites,
 )
@@ -61,9 +60,10 @@ class Marked:
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained network, and from which probability on a site is called a defect."""
+    """A trained network, the side of its crops, and from which probability on a site is called a defect."""
 
     net: nn.Module
+    side_px: int
     threshold: float
 
 
@@ -71,6 +71,7 @@ def train(
     images: Sequence[Marked],
     held: Sequence[Marked],
     *,
+    side: int,
     steps: int,
     seed: int,
     checkpoint: Path,
@@ -84,33 +85,33 @@ def train(
         Learned from.
     held
         Others of the same look, which decide on the threshold.
+    side
+        Of crops, see `flatscope.electron.realism.Look`.
     steps
         Of 64 crops each.
     checkpoint
         File to go on from.
     """
-    crops, marks = _cut(images)
+    crops, marks = _cut(images, side)
     net = supervised.seeded(YangUNet, seed=seed, outputs=len(KINDS), channels=1, widths=WIDTHS)
     plan = supervised.Plan(
         lr=_LR, steps=steps, batch=_BATCH, schedule="poly", warmup=steps // 20 + 1, seed=seed
     )
     supervised.fit(net, crops, marks, plan, augment=_leave, checkpoint=checkpoint, on_progress=on_progress)
-    return Detector(net, _find_threshold(net, held))
+    return Detector(net, side, _find_threshold(net, held, side))
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
     """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
-    return _name(_read(detector.net, image, sites), detector.threshold)
+    return _name(_read(detector.net, image, sites, detector.side_px), detector.threshold)
 
 
-def _cut(images: Sequence[Marked]) -> tuple[Real, NDArray[np.uint8]]:
+def _cut(images: Sequence[Marked], side: int) -> tuple[Real, NDArray[np.uint8]]:
     """Crops (n, side, side, 1) of all images and their marks (n, side, side)."""
     crops, marks = [], []
     for one in images:
-        side = choose_side(one.sites.phases.lattice.constant_px)
-        centres = np.vstack(list(find_centres(one.sites).values()))
-        crops.append(cut_cells(one.image, centres, side=side).images)
-        marks.append(cut_cells(one.marks, centres, side=side).images)
+        crops.append(cut_all(one.image, one.sites, side=side).images)
+        marks.append(cut_all(one.marks, one.sites, side=side).images)
     return np.concatenate(crops)[..., None], np.concatenate(marks)
 
 
@@ -119,9 +120,8 @@ def _leave(rng: np.random.Generator, crop: Real, marks: NDArray[np.uint8]) -> tu
     return crop, marks
 
 
-def _read(net: nn.Module, image: NDArray[np.floating], sites: Sites) -> Float:
+def _read(net: nn.Module, image: NDArray[np.floating], sites: Sites, side: int) -> Float:
     """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
-    side = choose_side(sites.phases.lattice.constant_px)
     cells = cut_cells(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
     maps = []
     with torch.inference_mode():
@@ -140,9 +140,9 @@ def _name(p: Float, threshold: float) -> NDArray[np.int64]:
     return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
 
 
-def _find_threshold(net: nn.Module, held: Sequence[Marked]) -> float:
+def _find_threshold(net: nn.Module, held: Sequence[Marked], side: int) -> float:
     """The one with the best F1 of place and kind."""
-    p = np.concatenate([_read(net, one.image, one.sites) for one in held])
+    p = np.concatenate([_read(net, one.image, one.sites, side) for one in held])
     kinds = np.concatenate([one.kinds for one in held]).astype(int)
     p, kinds = p[kinds != IGNORE], kinds[kinds != IGNORE]
 

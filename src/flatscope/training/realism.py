@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flatscope.electron.cells import cut_all
 from flatscope.electron.realism import Teacher, draw_clean
 from flatscope.inference.card import Card
 from flatscope.training import supervised
@@ -99,7 +100,9 @@ def train(
     """
     look = teacher.look
     drawn = draw_clean(look, recipe.scenes_train, side=recipe.scene_px, seed=recipe.seed, workers=workers)
-    crops = np.concatenate([one.cut(teacher.crops.shape[1]).images for one in drawn])
+    crops = np.concatenate(
+        [cut_all(one.image.astype(np.float32), one.sites, side=look.side_px).images for one in drawn]
+    )
     steps = recipe.epochs * len(crops) // recipe.batch
     players = supervised.seeded(
         _Players, seed=recipe.seed, width=recipe.widths[0], blocks=len(recipe.widths), fourier=fourier

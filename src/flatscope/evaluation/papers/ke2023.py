@@ -37,7 +37,7 @@ from flatscope.electron.realism import (
     Teacher,
     check_honesty,
     draw_clean,
-    draw_contents,
+    draw_few_defects,
     learn_look,
     open_drawn,
     run_on_crops,
@@ -84,6 +84,7 @@ _LEAST_TIMES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Kinds are told apart in images so many lattice constants wide, by the crops so near, with that share of right
 answers, at so many times the least dose."""
 _STAND_IN_PX, _STAND_IN_NM, _STAND_IN_ELECTRONS = 320, 0.026, 12.0
+"""Side, pixel size and electrons a pixel of the image that is drawn where none is given."""
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
@@ -221,7 +222,10 @@ def run(
     opened = open_scan(taken, material, [])
     teacher = learn_look(opened, material, source=taken.name, tried=plan.microscopes)
     look = teacher.look
-    parts = [part_of(on_progress, number=number, parts=len(WAYS) + 1, steps=_PARTS) for number in range(5)]
+    parts = [
+        part_of(on_progress, number=number, parts=len(WAYS) + 1, steps=_PARTS)
+        for number in range(len(WAYS) + 1)
+    ]
     recipe = replace(
         recipes.load("realism"),
         max_minutes=plan.minutes,
@@ -244,6 +248,7 @@ def run(
         detectors[name] = cells.train(
             learned[name],
             kept[name],
+            side=look.side_px,
             steps=plan.steps,
             seed=_SEED,
             checkpoint=out / f"{name.replace(' ', '-')}.pt",
@@ -319,7 +324,7 @@ def draw_stand_in() -> Micrograph:
     rng = np.random.default_rng(_SEED)
     scanned = draw_scanned(
         rng,
-        replace(draw_contents(rng, "MoS2"), turn_deg=17.0),
+        replace(draw_few_defects(rng, "MoS2"), turn_deg=17.0),
         replace(draw_microscope(rng, pixel_nm=_STAND_IN_NM), defocus_nm=1.0),
         replace(draw_noise(rng), row_sigma=0.4, drift_px=(1.0, -2.0)),
         shape=(_STAND_IN_PX, _STAND_IN_PX),
@@ -400,7 +405,7 @@ def _draw_test(look: Look, electrons: float, index: int, side: int) -> _Test:
     off = _DEFOCUS_NM * float(rng.choice([-1.0, 1.0]))
     scanned = draw_scanned(
         rng,
-        draw_contents(rng, look.material),
+        draw_few_defects(rng, look.material),
         replace(microscope, defocus_nm=microscope.defocus_nm + off),
         draw_noise(rng),
         shape=(side, side),
