@@ -14,7 +14,14 @@ from skimage import draw
 from flatscope.app.cli import run
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import BilayerParams, cut_triangle, draw_bilayer, draw_sample
-from flatscope.optical.orientation import CROP_PX, crop_layer, orient_by_edges, orient_by_network
+from flatscope.optical.orientation import (
+    CROP_PX,
+    Orientation,
+    crop_layer,
+    orient_by_edges,
+    orient_by_network,
+    weigh,
+)
 from flatscope.optical.twist import TwistParams, measure_twist
 
 NOTHING = np.zeros((300, 300), bool)
@@ -65,6 +72,41 @@ def test_the_network_is_less_sure_of_less_outline(network: Network) -> None:
     whole, half = (orient_by_network(mask & ~cover, cover, network=network) for cover in (NOTHING, hidden))
     assert half.sigma_deg > whole.sigma_deg
     assert off(half.corner_deg, 35.0, period=60.0) < 4.0 * half.sigma_deg
+
+
+def test_a_turned_or_mirrored_crystal_is_read_turned_or_mirrored(network: Network) -> None:
+    """All eight copies are asked about, so that none is read better than another."""
+    mask = crystal(33.0, cut=0.1) & ~crystal(80.0, radius=30.0)
+    mask[:, :130] = False
+    seen = orient_by_network(mask, NOTHING, network=network)
+    for copy, corner in (
+        (np.rot90(mask), seen.corner_deg + 90.0),
+        (mask[:, ::-1], 180.0 - seen.corner_deg),
+        (mask[::-1], -seen.corner_deg),
+    ):
+        again = orient_by_network(copy, NOTHING, network=network)
+        assert off(again.corner_deg, corner) < 0.05
+        assert again.sigma_deg == pytest.approx(seen.sigma_deg, rel=0.01)
+
+
+def test_both_ways_together_are_no_worse_than_the_surer_one(network: Network) -> None:
+    """The mean lies between both, has the smaller error or less, and doubts what disagrees."""
+    one, other = Orientation(20.0, 0.5, True, "edges"), Orientation(80.2, 0.6, False, "network")
+    both = weigh(one, other)
+    # 80.2° is 20.2° to edges: which of the two it is, the surer one says.
+    assert 20.0 < both.corner_deg < 20.2 and both.three_fold and both.method == "edges and network"
+    assert both.sigma_deg < 0.5
+    far = weigh(one, Orientation(20.7, 6.0, False, "network"))
+    assert far.method == "edges" and far.corner_deg == 20.0 and far.sigma_deg == 0.5
+    against = weigh(one, Orientation(25.0, 0.6, True, "network"))
+    assert against.method == "network" and against.corner_deg == 25.0 and against.sigma_deg > 1.5 * 0.6
+
+
+def test_pieces_of_a_torn_second_layer_are_one_row() -> None:
+    layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
+    layers[150:152][layers[150:152] == 2] = 1
+    frame = measure_twist(layers).frame
+    assert len(frame) == 1 and frame["twist_deg"][0] == pytest.approx(40.0, abs=1.0)
 
 
 def test_twist_by_the_network(network: Network) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
 from flatscope.optical import flakes
 from flatscope.optical.flakes import FlakeParams
+from flatscope.parallel import worker_processes
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 from flatscope.units import um_from_nm
@@ -293,26 +289,8 @@ def analyse_all(
         for job in jobs:
             yield analyse(job, bench, network)
         return
-    with _one_thread_a_process(), _deaf_to_interrupt():
-        pool = ProcessPoolExecutor(
-            min(workers, len(jobs)),
-            mp_context=get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(bench,),
-        )
-        pending = {pool.submit(_analyse_in_worker, job): job for job in jobs}
-    processes = list((getattr(pool, "_processes", None) or {}).values())
-    try:
-        yield from _collect(pending)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        for process in processes:  # a pool that was shut down without waiting forgets to wait later
-            process.join(timeout=5.0)
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with worker_processes(min(workers, len(jobs)), start=_start_worker, given=(bench,)) as pool:
+        yield from _collect({pool.submit(_analyse_in_worker, job): job for job in jobs})
 
 
 def _collect(pending: dict[Future[Answer], Job]) -> Iterator[Answer]:
@@ -330,40 +308,10 @@ def _collect(pending: dict[Future[Answer], Job]) -> Iterator[Answer]:
             yield answer
 
 
-@contextmanager
-def _one_thread_a_process() -> Iterator[None]:
-    """Workers inherit this: several processes with several threads each spin against one another."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _deaf_to_interrupt() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; workers that start in here leave it to this one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 _worker: dict[str, Any] = {}
 
 
 def _start_worker(bench: Bench) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker["bench"], _worker["network"] = bench, Network.load(bench.weights, threads=1)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import numpy as np
@@ -25,6 +26,7 @@ from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.materials import MATERIALS
 from flatscope.optical.orientation import METHODS
 from flatscope.optical.twist import TwistParams, measure_twist
+from flatscope.parallel import map_in_order
 from flatscope.report.figures import Display, encode_png, to_display
 from flatscope.report.study import make_study_page
 from flatscope.report.twist import draw_histogram, draw_twist
@@ -33,6 +35,8 @@ from flatscope.units import nm_from_um
 
 _LEAST_SECOND_LAYER_PX = 30
 """Second layers are small: the flake finder is asked for regions down to this area."""
+_FEW = 8
+"""So few pictures are done before a second process has started."""
 _DRAWN = (".twist.png", ".overlay.png")
 _LAYER_NUMBERS = {*range(7), THICK_LABEL, REJECTED_LABEL}
 _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
@@ -51,11 +55,12 @@ _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint
     type=click.Choice(METHODS),
     default="auto",
     show_default=True,
-    help="How a layer's orientation is told: by its straight edges, by a network, or by the surer of both.",
+    help="How a layer's orientation is told: by its straight edges, by a network, or by both, the surer weighing more.",
 )
 @click.option(
     "--fold", type=click.Choice(["60", "30"]), default="60", show_default=True, help="Range of angles."
 )
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Pictures at a time.")
 def twist(
     inputs: tuple[str, ...], out: Path, labels: bool, material: str, method: str, **options: Any
 ) -> int:
@@ -66,29 +71,31 @@ def twist(
     opposite ways; --fold 30 counts θ and 60° − θ as one.
     """
     params = checked(TwistParams, material=material, method=method)
-    fold = options.pop("fold")
-    look = _LabelImages(options["um_per_px"]) if labels else _Micrographs(material, **options)
+    fold, workers = options.pop("fold"), options.pop("workers")
+    look: _Look = (
+        _LabelImages(options["um_per_px"]) if labels else _Micrographs.given(material=material, **options)
+    )
     paths = _find_label_images(inputs) if labels else find_pictures(inputs)
+    jobs = [
+        _Job(path, name, stem, look, params, fold == "30")
+        for path, (name, stem) in zip(paths, name_apart(paths), strict=True)
+    ]
     tables: list[TwistTable] = []
     overlays: dict[str, bytes] = {}
     failed = 0
     try:
         with show.progress("pictures") as on_progress:
-            for done, (path, (name, stem)) in enumerate(zip(paths, name_apart(paths), strict=True), start=1):
-                try:
-                    display, layers, calibration = look.at(path)
-                except MicrographError as error:
+            workers = workers if len(jobs) > _FEW else 1
+            answers = map_in_order(_measure, jobs, workers=workers, on_progress=on_progress)
+            for job, answer in zip(jobs, answers, strict=True):
+                if isinstance(answer, str):
                     failed += 1
-                    click.echo(f"flatscope: {error}", err=True)
+                    click.echo(f"flatscope: {answer}", err=True)
                     continue
-                table = measure_twist(layers, params, calibration=calibration, image=name)
-                if fold == "30":  # the angle stands in twist_fold30_deg alone
-                    table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
+                table, picture = answer
                 tables.append(table)
-                picture = encode_png(draw_twist(display, layers, table.frame))
-                write_atomic(out / f"{stem}.twist.png", picture)
-                overlays[name] = picture
-                on_progress(done, len(paths))
+                write_atomic(out / f"{job.stem}.twist.png", picture)
+                overlays[job.name] = picture
     finally:
         # Also after Ctrl-C or on a full disk: what is finished can be read.
         if tables:
@@ -116,43 +123,82 @@ def _find_label_images(inputs: tuple[str, ...]) -> list[Path]:
     return found
 
 
-class _Micrographs:
-    """Layer numbers from `find_flakes`."""
-
-    def __init__(
-        self, material: str, *, oxide_nm: float | None, um_per_px: float | None, weights: str
-    ) -> None:
-        self._params = checked(
-            FlakeParams,
-            material=material,
-            oxide_nm=oxide_nm,
-            min_area_px=_LEAST_SECOND_LAYER_PX,
-        )
-        self._network = Network.load(weights)
-        self._um_per_px = um_per_px
+class _Look(Protocol):
+    """Where layer numbers come from."""
 
     def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
         """What is shown, the layer numbers and the pixel size."""
-        micrograph: Micrograph = read(path, um_per_px=self._um_per_px)
+
+
+@dataclass(frozen=True)
+class _Micrographs:
+    """Layer numbers from `find_flakes`."""
+
+    params: FlakeParams
+    weights: str
+    um_per_px: float | None
+
+    @classmethod
+    def given(
+        cls, *, material: str, oxide_nm: float | None, um_per_px: float | None, weights: str
+    ) -> _Micrographs:
+        """Settings that make sense, and weights that exist."""
+        params = checked(
+            FlakeParams, material=material, oxide_nm=oxide_nm, min_area_px=_LEAST_SECOND_LAYER_PX
+        )
+        _load(weights)
+        return cls(params, weights, um_per_px)
+
+    def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
+        """What is shown, the layer numbers and the pixel size."""
+        micrograph: Micrograph = read(path, um_per_px=self.um_per_px)
         if set(np.unique(micrograph.pixels[::4, ::4]).tolist()) <= _LAYER_NUMBERS:
             raise MicrographError(f"{path}: holds layer numbers, not a photograph: pass --labels")
-        table = find_flakes(micrograph, self._params, network=self._network)
+        table = find_flakes(micrograph, self.params, network=_load(self.weights))
         return to_display(micrograph), table.layer_image(), micrograph.calibration
 
 
+@cache
+def _load(weights: str) -> Network:
+    return Network.load(weights)
+
+
+@dataclass(frozen=True)
 class _LabelImages:
     """Layer numbers made elsewhere."""
 
-    def __init__(self, um_per_px: float | None) -> None:
-        self._calibration = None
-        if um_per_px is not None:
-            self._calibration = Calibration((nm_from_um(um_per_px),) * 2, "user", 0.0)
+    um_per_px: float | None
 
     def at(self, path: Path) -> tuple[Display, NDArray[np.uint8], Calibration | None]:
         """What is shown, the layer numbers and the pixel size."""
         labels = read_layer_labels(path)
         shown = _LABEL_COLOURS[np.where(labels <= 2, labels, 2)]
-        return Display(shown), labels, self._calibration
+        size = None if self.um_per_px is None else (nm_from_um(self.um_per_px),) * 2
+        return Display(shown), labels, None if size is None else Calibration(size, "user", 0.0)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture: its name in the table, what its output files are called, and how it is looked at."""
+
+    path: Path
+    name: str
+    stem: str
+    look: _Look
+    params: TwistParams
+    folded: bool
+
+
+def _measure(job: _Job) -> tuple[TwistTable, bytes] | str:
+    """The table of a picture and its overlay (PNG), or what is wrong with it."""
+    try:
+        display, layers, calibration = job.look.at(job.path)
+    except MicrographError as error:
+        return str(error)
+    table = measure_twist(layers, job.params, calibration=calibration, image=job.name)
+    if job.folded:  # the angle stands in twist_fold30_deg alone
+        table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
+    return table, encode_png(draw_twist(display, layers, table.frame))
 
 
 def _write(out: Path, table: TwistTable, overlays: dict[str, bytes], *, fold: str) -> None:

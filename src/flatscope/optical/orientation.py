@@ -42,15 +42,19 @@ _LEAST_VARIANCE = 0.003
 """Of a point of an outline that follows pixels, px²."""
 _OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
 """An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
-_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.2, 0.85, 0.25
+_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.36, 0.75, 0.25
 """What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
 bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
+_SIGMA_SCALE_NETWORK = 0.9
+"""The same of the network's own statement."""
 _MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""
 METHODS = ("auto", "edges", "network")
-"""Ways to tell how a crystal lies; "auto" is the surer of both."""
-_AGREE_SIGMA = 3.0
-"""Edges and network that are farther apart than so many errors contradict each other."""
+"""Ways to tell how a crystal lies; "auto" weighs both."""
+_CORRELATION = 0.8
+"""Of the errors of edges and network, which see the same outline (drawn bilayers, seeds 2 and 4)."""
+_CONTRADICT_SIGMA, _DOUBT_SIGMA = 3.0, 1.5
+"""Edges and network that are farther apart than so many errors contradict each other, or make each other doubtful."""
 CROP_PX = 64
 """Side of what the network sees."""
 _MARGIN_SHARE, _MARGIN_PX = 0.15, 3.0
@@ -72,7 +76,7 @@ class Orientation:
     three_fold
         Whether it can be told from the one turned by 60°, as it cannot for a hexagon.
     method
-        "edges" or "network".
+        "edges", "network", or "edges and network".
     """
 
     corner_deg: float
@@ -82,31 +86,53 @@ class Orientation:
 
 
 def orient(mask: Mask, hidden: Mask, *, method: str, network: Network) -> Orientation | None:
-    """Orientation of a crystal by one method, or by the surer of both; None where there is none.
+    """Orientation of a crystal by one method, or by both; None where there is none.
 
     Parameters
     ----------
     mask, hidden
         See `orient_by_edges`.
     method
-        One of `METHODS`. Where both disagree by far more than they state, edges have taken something else for a
-        crystal's, and the network counts.
+        One of `METHODS`.
     network
         Of the task "orientation".
     """
     if method == "edges":
         return orient_by_edges(mask, hidden)
     seen = orient_by_network(mask, hidden, network=network)
-    straight = None if method == "network" else orient_by_edges(mask, hidden)
-    if straight is None:
-        return seen
-    apart = abs((straight.corner_deg - seen.corner_deg + 30.0) % 60.0 - 30.0)
-    if apart > _AGREE_SIGMA * np.hypot(straight.sigma_deg, seen.sigma_deg):
-        return seen
-    return min(straight, seen, key=lambda one: one.sigma_deg)
+    straight = None if method == "network" else orient_by_edges(mask, hidden, near_deg=seen.corner_deg)
+    return seen if straight is None else weigh(straight, seen)
 
 
-def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
+def weigh(straight: Orientation, seen: Orientation) -> Orientation:
+    """The mean of what edges and network say that has the smallest error, given that their errors are correlated.
+
+    The larger error has no weight where it is far larger. Where both disagree by far more than they state, edges have
+    taken something else for a crystal's, and the network counts; the farther apart, the larger the error.
+    """
+    apart = (straight.corner_deg - seen.corner_deg + 30.0) % 60.0 - 30.0
+    common = _CORRELATION * straight.sigma_deg * seen.sigma_deg
+    variance = straight.sigma_deg**2 + seen.sigma_deg**2 - 2.0 * common
+    doubt = abs(apart) / np.sqrt(variance)
+    weight = 0.0
+    if doubt <= _CONTRADICT_SIGMA:
+        weight = float(np.clip((seen.sigma_deg**2 - common) / variance, 0.0, 1.0))
+    sigma = np.sqrt(
+        (weight * straight.sigma_deg) ** 2
+        + ((1.0 - weight) * seen.sigma_deg) ** 2
+        + 2.0 * weight * (1.0 - weight) * common
+    )
+    surer = straight if weight > 0.5 else seen
+    return Orientation(
+        # Which of both directions 60° apart it is, the surer one says.
+        float((surer.corner_deg + (weight - (surer is straight)) * apart) % 120.0),
+        float(sigma * np.sqrt(max(doubt / _DOUBT_SIGMA, 1.0))),
+        surer.three_fold,
+        surer.method if weight in (0.0, 1.0) else f"{straight.method} and {seen.method}",
+    )
+
+
+def orient_by_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) -> Orientation | None:
     """Orientation of a crystal from the straight pieces of its outline; None with fewer than three of them.
 
     Parameters
@@ -115,6 +141,8 @@ def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
         The crystal, shape (rows, cols).
     hidden
         Where its outline is not its own: cut by the picture or another crystal. Same shape.
+    near_deg
+        About where a corner lies, modulo 60°, if that is known: saves the search.
     """
     outline = _follow(mask)
     if outline is None:
@@ -129,10 +157,13 @@ def orient_by_edges(mask: Mask, hidden: Mask) -> Orientation | None:
     normal = tangent - 90.0
     # About its centre, so that turning the edges does not move them.
     outline = outline - outline.mean(0)
-    phase = np.exp(6j * np.deg2rad(normal[own])).sum()
-    guess = float(np.rad2deg(np.angle(phase)) / 6.0)
-    # Rough outlines of small crystals mislead the first guess: the best of several counts.
-    fits = [_fit_from(outline, normal, own, guess + start) for start in _STARTS_DEG]
+    if near_deg is None:
+        # Rough outlines of small crystals mislead the first guess: the best of several counts.
+        phase = np.exp(6j * np.deg2rad(normal[own])).sum()
+        guesses = [float(np.rad2deg(np.angle(phase)) / 6.0) + start for start in _STARTS_DEG]
+    else:
+        guesses = [near_deg]
+    fits = [_fit_from(outline, normal, own, guess) for guess in guesses]
     found = [pair for pair in fits if pair is not None]
     if not found:
         return None
@@ -182,17 +213,41 @@ def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
 def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientation:
     """Orientation of a crystal by a network that learned from drawn ones; see `orient_by_edges`.
 
+    It is asked about all eight turned and mirrored copies, and its answers are turned back and averaged.
+
     References
     ----------
     The four numbers that it gives are explained in `flatscope.training.nets.orientnet`.
     """
-    crop = network.card.normalise(crop_layer(mask, hidden) / np.float32(255.0))
-    (angle,), (sigma,), (logit,) = decode_density(network.run(crop[None]))
+    crop = crop_layer(mask, hidden) / np.float32(255.0)
+    answers = np.zeros(4)
+    for mirrored in (False, True):
+        for quarters in range(4):
+            copy = np.rot90(crop[:, ::-1] if mirrored else crop, quarters)
+            answers += (
+                _turn_back(network.run(network.card.normalise(copy)[None])[0], mirrored, quarters) / 8.0
+            )
+    (angle,), (sigma,), (logit,) = decode_density(answers[None])
     corner = angle + (0.0 if logit >= 0 else 60.0)
-    return Orientation(float(corner % 120.0), float(sigma), bool(abs(logit) >= _LEAST_LOGIT), "network")
+    return Orientation(
+        float(corner % 120.0),
+        _SIGMA_SCALE_NETWORK * float(sigma),
+        bool(abs(logit) >= _LEAST_LOGIT),
+        "network",
+    )
 
 
-def decode_density(answers: NDArray[np.float32]) -> tuple[Float, Float, Float]:
+def _turn_back(answer: NDArray[np.float32], mirrored: bool, quarters: int) -> Float:
+    """What the network would have said of the crop, from what it says of a copy: mirrored, then turned by quarters."""
+    six, three = (complex(*pair) for pair in answer.astype(float).reshape(2, 2))
+    # A corner at φ lies at 180° − φ in the mirror, and a quarter turn adds 90°.
+    six, three = six * np.exp(-3j * np.pi * quarters), three * np.exp(-1.5j * np.pi * quarters)
+    if mirrored:
+        six, three = six.conjugate(), -three.conjugate()
+    return np.array([six.real, six.imag, three.real, three.imag])
+
+
+def decode_density(answers: NDArray[np.floating]) -> tuple[Float, Float, Float]:
     """Direction of a corner modulo 60° and its error, both in degrees, and the log odds against a turn by 60°.
 
     Parameters

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 from skimage.segmentation import watershed
@@ -26,7 +27,7 @@ Layers = NDArray[np.uint8]
 _SPECK_PX, _SPOT_PX = 12, 60
 """Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
 outline."""
-_LARGEST_SIGMA_DEG = 2.8
+_LARGEST_SIGMA_DEG = 3.2
 """No angle is given with a larger error (chosen on drawn bilayers, seeds 2 and 4)."""
 _HIDDEN_SHARE = 0.15
 """An outline of which more is hidden is called truncated or clipped, if there is no angle."""
@@ -48,7 +49,7 @@ class TwistParams:
         Second layers smaller than this get no angle.
     method
         How a layer's orientation is told: "edges" by its straight edges, "network" by a network that learned from
-        drawn crystals, "auto" by the surer of both.
+        drawn crystals, "auto" by both, the surer one weighing more.
     """
 
     material: str = "MoS2"
@@ -161,13 +162,17 @@ class Stack:
 
 def find_stacks(layers: Layers) -> Iterator[Stack]:
     """All second layers of a label image, see `measure_twist`; specks are left out."""
-    clean = _fill_gaps(ndimage.median_filter(layers, _SAME_PX))
+    smooth = Image.fromarray(layers).filter(ImageFilter.MedianFilter(_SAME_PX))
+    clean = _fill_gaps(np.asarray(smooth))
     crystal = (clean > 0) & (clean < REJECTED_LABEL)
     # A pixel at the border of the picture ends no crystal, nor does what nobody knows.
     unknown = np.pad(clean, 1, constant_values=REJECTED_LABEL) == REJECTED_LABEL
     border = ndimage.binary_dilation(unknown, iterations=_SAME_PX + 1)[1:-1, 1:-1]
     flakes, _ = ndimage.label(crystal, structure=np.ones((3, 3)))
-    tops, _ = ndimage.label(crystal & (clean >= 2), structure=np.ones((3, 3)))
+    second = crystal & (clean >= 2)
+    # Where a segmentation tears a small second layer, its pieces lie a pixel or two apart.
+    tops, _ = ndimage.label(ndimage.binary_dilation(second, np.ones((3, 3))), structure=np.ones((3, 3)))
+    tops[~second] = 0
     tops[np.bincount(tops.ravel(), minlength=1)[tops] < _SPECK_PX] = 0
     boxes = ndimage.find_objects(flakes)
     for label, box in enumerate(ndimage.find_objects(tops), start=1):
@@ -233,7 +238,7 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
     period = moire_period_nm(folded, find_material(params.material).lattice_nm)
     slope = 0.5 * period / np.tan(np.deg2rad(max(folded, 1e-6)) / 2.0)
     result |= {
-        "method": " and ".join(dict.fromkeys((lower.method, upper.method))),
+        "method": " and ".join(name for name in METHODS if name in f"{lower.method} {upper.method}"),
         "bottom_deg": lower.corner_deg,
         "top_deg": upper.corner_deg,
         "sigma_deg": sigma,
