@@ -113,6 +113,34 @@ def test_the_substrate_is_what_surrounds_the_crystals() -> None:
     assert estimate_background(picture).colour == pytest.approx([0.3, 0.25, 0.35], rel=0.02)
 
 
+def test_a_substrate_cut_in_pieces_under_uneven_light_is_one() -> None:
+    """Cracks part it, its light falls off from piece to piece, and another wafer holds as much of the border."""
+    rng = np.random.default_rng(2)
+    light = np.linspace(1.0, 0.8, 512)[:, None, None] * np.ones((512, 512, 1), np.float32)
+    picture = np.array([0.37, 0.36, 0.54], np.float32) * light
+    for row in (120, 250, 380):
+        picture[row : row + 10, :370] *= 0.6
+    picture[:, 370:] = np.array([0.6, 0.58, 0.75]) * light[:, 370:]
+    picture = (picture * (1.0 + 0.004 * rng.standard_normal(picture.shape))).astype(np.float32)
+    background = estimate_background(picture)
+    assert any("second even area" in note for note in background.notes)
+    assert background.at(np.array([[200.0, 100.0]]), (512, 512))[0] == pytest.approx(
+        0.922 * np.array([0.37, 0.36, 0.54]), rel=0.02
+    )
+
+
+def test_compression_that_rounds_to_grey_levels_makes_no_steps() -> None:
+    """A dim picture whose blocks of 8 px are stored as whole levels: its light still passes through all of it."""
+    slope = np.linspace(40.0, 52.0, 512)[None, :, None] * np.array([0.9, 1.0, 1.4])
+    blocks = np.rint(slope[:, ::8] + np.zeros((64, 1, 1)))
+    stored = np.repeat(np.repeat(blocks, 8, axis=0), 8, axis=1) / 255.0
+    noise = 0.004 * np.random.default_rng(0).standard_normal(stored.shape)
+    background = estimate_background((stored * (1.0 + noise)).astype(np.float32))
+    assert background.coverage > 0.8
+    middle = background.at(np.array([[255.0, 255.0]]), (512, 512))[0]
+    assert middle == pytest.approx(46.0 / 255.0 * np.array([0.9, 1.0, 1.4]), rel=0.02)
+
+
 def test_a_white_picture_has_no_substrate() -> None:
     with pytest.raises(MicrographError, match="saturated or black"):
         estimate_background(np.ones((64, 64, 3), np.float32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +20,18 @@ from flatscope.micrograph import Micrograph, MicrographError
 
 Float32 = NDArray[np.float32]
 Float = NDArray[np.float64]
+Blocks = NDArray[np.bool_]
 
 LIGHT_ORDER = 6
 """Order of the polynomial that follows uneven light: vignetting of 60 % leaves an error of 0.4 %, the outermost corner
 aside."""
 _BLOCK_PX = 8
+_LEAST_AREA, _MOST_AREAS = 0.01, 4
+"""Smallest share of the picture that an area without steps must have to be looked at, and how many are."""
+_ALIKE = 0.05
+"""Areas whose brightness differs by less than this share are one."""
+_SECOND_AREA, _ANOTHER_COLOUR = 0.12, 0.3
+"""An area of at least this share of the picture, by so much of another brightness, is told of."""
 _SATURATED = 0.992
 _DARKEST = 2e-3
 """Fractions of full scale: a block beyond these has lost its colour, and the logarithm needs a floor."""
@@ -146,8 +154,11 @@ def estimate_background(
         flat_block = usable & (relative <= np.percentile(relative[usable], 40, axis=0)).all(-1)
     if not flat_block.any():
         flat_block = usable
-    substrate, notes = _largest_smooth_area(logs, flat_block)
-    coefficients, substrate = _fit_light(logs, flat_block, substrate, order=order)
+    areas = _smooth_areas(logs, flat_block, 1.0 / (levels * np.maximum(means, _DARKEST)))
+    coefficients, substrate = _choose_substrate(
+        [_fit_light(logs, flat_block, area, order=order) for area in areas]
+    )
+    notes = _note_second(logs, areas, substrate)
     colour = np.exp(logs[substrate]).mean(0)
     noise = np.array([np.median(relative[..., channel][substrate]) for channel in range(3)])
     coverage = float(substrate.mean())
@@ -227,10 +238,18 @@ def _block_statistics(rgb: Float32) -> tuple[Float, Float]:
     return mean.astype(float), np.sqrt(np.maximum(square - mean**2, 0.0)).astype(float)
 
 
-def _largest_smooth_area(
-    logs: Float, flat_block: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """The area of flat blocks without steps that is largest and holds most of the border; a note on a second one."""
+def _smooth_areas(logs: Float, flat_block: Blocks, grey: Float) -> list[Blocks]:
+    """Areas of flat blocks without steps that may be the substrate, the likeliest first.
+
+    Parameters
+    ----------
+    logs
+        Logarithm of the blocks' brightness, shape (rows, cols, 3).
+    flat_block
+        Blocks without structure, shape (rows, cols).
+    grey
+        One grey level as a change of `logs`, same shape.
+    """
     flat = flat_block.copy()
     for axis in (0, 1):
         before, after = [slice(None)] * 2, [slice(None)] * 2
@@ -238,43 +257,54 @@ def _largest_smooth_area(
         both = flat_block[tuple(before)] & flat_block[tuple(after)]
         step = np.abs(np.diff(logs, axis=axis))
         if both.any():
-            # Noise is correlated by demosaicing and compression, so its effect on a block's mean is measured,
-            # not derived.
-            jump = np.maximum(6.0 * np.median(step[both], axis=0), 0.006)
+            # Noise is correlated by demosaicing, so its effect on a block's mean is measured, not derived; compression
+            # rounds the mean itself to about a grey level.
+            jump = np.maximum(np.maximum(6.0 * np.median(step[both], axis=0), 0.006), grey[tuple(before)])
             flat[tuple(before)] &= ~(step > jump).any(-1)
     labels, count = ndimage.label(flat)
     if count == 0:
-        return flat_block, ()
+        return [flat_block]
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    # A picture's substrate may be cut in pieces by a crystal: of like colour, they count as one. It surrounds the
-    # crystals, so that it also holds most of the picture's border.
+    share = sizes / labels.size + _share_of_border(labels, len(sizes))
+    large = [label for label in np.argsort(-share) if sizes[label] > _LEAST_AREA * labels.size]
+    chosen: list[int] = []
+    for label in large or [int(sizes.argmax())]:
+        colour = logs[labels == label].mean(0)
+        # Pieces of like colour are one substrate, cut by crystals: the largest stands for all.
+        if all(np.abs(colour - logs[labels == other].mean(0)).max() > _ALIKE for other in chosen):
+            chosen.append(int(label))
+    return [labels == label for label in chosen[:_MOST_AREAS]]
+
+
+def _share_of_border(labels: NDArray[np.integer[Any]], count: int) -> Float:
+    """Share of the picture's border that each label holds; 0 for the label 0."""
     border = np.ones(labels.shape, bool)
     border[1:-1, 1:-1] = False
-    share = sizes / labels.size + np.bincount(labels[border], minlength=len(sizes)) / border.sum()
+    share = np.bincount(labels[border], minlength=count) / border.sum()
     share[0] = 0.0
-    large = np.flatnonzero(sizes > 0.01 * labels.size)
-    colours = {int(label): logs[labels == label].mean(0) for label in large}
-    best, best_share = int(sizes.argmax()), 0.0
-    for label, colour in colours.items():
-        alike = sum(share[other] for other, its in colours.items() if np.abs(its - colour).max() < 0.05)
-        if alike > best_share:
-            best, best_share = label, alike
-    area = labels == best
-    notes: tuple[str, ...] = ()
-    for label, colour in colours.items():
-        if sizes[label] > 0.12 * labels.size and np.abs(colour - colours[best]).max() > 0.3:
-            share = sizes[label] / labels.size
-            notes = (
-                f"a second even area covers {share:.0%} of the picture: "
+    return share
+
+
+def _choose_substrate(fits: list[tuple[Float, Blocks]]) -> tuple[Float, Blocks]:
+    """The light, and the blocks that agree with it, that hold most of the picture and of its border: the substrate
+    surrounds the crystals, and however they cut it, one smooth light passes through all its pieces."""
+    return max(fits, key=lambda fit: fit[1].mean() + _share_of_border(fit[1].astype(int), 2)[1])
+
+
+def _note_second(logs: Float, areas: list[Blocks], substrate: Blocks) -> tuple[str, ...]:
+    """A note on a large even area of another colour."""
+    colour = logs[substrate].mean(0)
+    for area in areas:
+        if area.mean() > _SECOND_AREA and np.abs(logs[area].mean(0) - colour).max() > _ANOTHER_COLOUR:
+            return (
+                f"a second even area covers {area.mean():.0%} of the picture: "
                 "gold, another substrate or a large thick crystal",
             )
-    return area, notes
+    return ()
 
 
-def _fit_light(
-    logs: Float, flat_block: NDArray[np.bool_], substrate: NDArray[np.bool_], *, order: int
-) -> tuple[Float, NDArray[np.bool_]]:
+def _fit_light(logs: Float, flat_block: Blocks, substrate: Blocks, *, order: int) -> tuple[Float, Blocks]:
     """Fit the substrate's light, then take in every block that agrees with it, a few times over."""
     reach = substrate
 
