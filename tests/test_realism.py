@@ -33,6 +33,7 @@ from flatscope.electron.realism import (
     Look,
     Teacher,
     add_noise,
+    change_dose,
     check_honesty,
     draw_clean,
     draw_few_defects,
@@ -580,13 +581,21 @@ def test_train_and_simulate_with_the_look_of_an_image(
     assert bright > images[0, 0].mean() + 0.7
     for wrong, said in (
         (["--material", "MoS2"], "said by the weights"),
-        (["--dose", "3", "30"], "said by the weights"),
+        (["--dose", "30", "3"], "the smaller one first"),
         (["--quick"], "px or more"),
     ):
         assert run([*simulate, *wrong, "--out", str(tmp_path / "bad")]) == 2
         assert said in capsys.readouterr().err
     assert run(["simulate", "hrtem", "--realism", weights, "--out", str(tmp_path / "bad")]) == 2
     assert not (tmp_path / "bad").exists()
+
+
+def test_more_electrons_leave_less_of_what_was_added(drawn: Drawn) -> None:
+    """Nine times the dose: a third of the noise, on the same columns."""
+    noisy = add_noise(np.random.default_rng(1), drawn, look=LOOK)
+    weaker = change_dose(drawn, noisy, 9.0)
+    assert (weaker - drawn.image).std() == pytest.approx((noisy - drawn.image).std() / 3.0, rel=1e-3)
+    np.testing.assert_allclose(change_dose(drawn, noisy, 1.0), noisy, rtol=1e-5)
 
 
 def test_wrong_input_for_a_look_is_told_in_one_line(tmp_path: Path, capsys: Any) -> None:

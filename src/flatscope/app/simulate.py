@@ -28,6 +28,7 @@ from flatscope.electron.realism import (
     TASK,
     Drawn,
     Look,
+    change_dose,
     check_honesty,
     draw_one,
     translate,
@@ -98,7 +99,8 @@ class _Item:
     type=float,
     nargs=2,
     default=None,
-    help="Range: electrons per Å² of a series (100 100000), or detected electrons a pixel (3 100).",
+    help="Range: electrons per Å² of a series (100 100000), or detected electrons a pixel (3 100); with --realism over "
+    "those of the image that was learned from (1 1).",
 )
 @click.option("--noise", type=click.Path(path_type=Path), help="For stem: what flatscope fit-noise wrote.")
 @click.option(
@@ -217,7 +219,7 @@ def _read_look(settings: dict[str, Any], *, hrtem: bool) -> dict[str, Any]:
     """Material and pixel size that weights for --realism were trained at."""
     if hrtem:
         raise click.UsageError("--realism belongs to stem")
-    for name in ("material", "nm_per_px", "dose", "noise"):
+    for name in ("material", "nm_per_px", "noise"):
         if settings[name] is not None:
             raise click.UsageError(
                 f"--{name.replace('_', '-')} is said by the weights of --realism: leave it out"
@@ -228,7 +230,11 @@ def _read_look(settings: dict[str, Any], *, hrtem: bool) -> dict[str, Any]:
         raise click.UsageError(
             f"these weights want images of {least} px or more: --side-px {least}, no --quick"
         )
-    return {"material": look.material, "nm_per_px": look.pixel_nm}
+    return {
+        "material": look.material,
+        "nm_per_px": look.pixel_nm,
+        "dose": settings["dose"] or (1.0, 1.0),
+    }
 
 
 def _read_noise(path: Path) -> NoiseParams:
@@ -283,13 +289,16 @@ def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _
 
     honesty = check_honesty(rng.spawn(1)[0], drawn, look_like)
     bad = honesty.places_px[honesty.rejected] * order.pixel_nm
+    times = float(np.exp(rng.uniform(*np.log(order.dose))))
     params = {
         "realism": network.sha256,
+        "dose_over_image": times,
         "columns": len(honesty.rejected),
         "moved": int(honesty.moved.sum()),
         "vanished": int(honesty.vanished.sum()),
     }
-    item = _pack(look_like(rng, drawn)[None], drawn.sheet, order, params)
+    image = change_dose(drawn, look_like(rng, drawn), times)
+    item = _pack(image[None], drawn.sheet, order, params)
     near = cKDTree(bad).query(_place_pixels(order))[0] if len(bad) else np.full(item.mask.shape, np.inf)
     item.mask[near < _AROUND_NM] = focal.IGNORE
     return item

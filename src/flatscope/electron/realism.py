@@ -351,6 +351,12 @@ def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:
     return put_back(run_on_crops(network, cells.images), cells, (noisy.shape[0], noisy.shape[1]))
 
 
+def change_dose(drawn: Drawn, image: NDArray[np.floating], times: float) -> Real:
+    """An image that was made of a drawn one, as it would be with so many times the electrons: what was added to the
+    drawn one is weaker by their root."""
+    return np.asarray(drawn.image + (image - drawn.image) / np.sqrt(times), np.float32)
+
+
 def add_noise(rng: np.random.Generator, drawn: Drawn, *, look: Look) -> Real:
     """A drawn image with as much noise as an experimental one, but without its structure: what is translated."""
     return np.asarray(drawn.image + look.noise * rng.standard_normal(drawn.image.shape), np.float32)

@@ -35,6 +35,7 @@ from flatscope.electron.realism import (
     Honesty,
     Look,
     Teacher,
+    change_dose,
     check_honesty,
     draw_clean,
     draw_few_defects,
@@ -70,6 +71,8 @@ COMPARED = ("fitted noise", "translated", OURS)
 """Of which the confusion of oxygen, vacancies and pristine sites is shown."""
 DOSES = (0.3, 1.0, 3.0, 10.0)
 """Of tested images, over that of the experimental one."""
+_TAUGHT = (0.3, 10.0)
+"""Range of doses, over that of the experimental image, of those that the U-Nets learn from."""
 _SEED, _HELD_SEED, _TEST_SEED, _SHOWN_SEED = 2023, 77, 4242, 5
 _HELD, _PART_PX, _TIMED = 4, 96, 256
 """One drawn image in so many chooses thresholds; side of the parts that are shown; crops timed."""
@@ -165,8 +168,8 @@ class Study:
     ----------
     looks
         Way to how near its crops come to those of the right half of the experimental image.
-    scores
-        Way to F1 of place and kind, one a dose.
+    scores, overall
+        Way to F1 of place and kind, one a dose; and of all doses together.
     labelled
         Way to F1 on the right half of the experimental image, by kind; empty without labels.
     crops_a_second
@@ -183,6 +186,7 @@ class Study:
 
     looks: dict[str, LookScore]
     scores: dict[str, list[Interval]]
+    overall: dict[str, Interval]
     labelled: dict[str, dict[str, Interval]]
     crops_a_second: float
     doses: tuple[float, ...]
@@ -260,15 +264,16 @@ def run(
     ours = Network.load("defects", task="defects")
     readers[OURS] = partial(_read_ours, material=look.material, network=ours)
     doses = tuple(_find_dose(look, shown) * factor for factor in DOSES)
-    scores: dict[str, list[Interval]] = {name: [] for name in readers}
+    counts: dict[str, list[list[tuple[int, int, int]]]] = {name: [] for name in readers}
     for dose in doses:
         tested = [_draw_test(look, dose, index, plan.side_px) for index in range(plan.tested)]
         for name, reader in readers.items():
-            scores[name].append(_score([_count(reader, one, look) for one in tested]))
+            counts[name].append([_count(reader, one, look) for one in tested])
     labelled = {} if labels is None else _score_labels(readers, opened, teacher, labels)
     return Study(
         compared,
-        scores,
+        {name: [_score(some) for some in of_each] for name, of_each in counts.items()},
+        {name: _score([one for some in of_each for one in some]) for name, of_each in counts.items()},
         labelled,
         time_translation(network, teacher.crops),
         doses,
@@ -289,6 +294,7 @@ def tabulate(study: Study) -> list[dict[str, str]]:
         scores = study.scores.get(name, [""] * len(study.doses))
         for dose, score in zip(study.doses, scores, strict=True):
             row[f"F1 at {dose:.3g} e/px"] = str(score)
+        row["F1 of all"] = str(study.overall.get(name, ""))
         for kind in sorted({kind for values in study.labelled.values() for kind in values}):
             row[f"F1 of labels, {kind}"] = str(study.labelled.get(name, {}).get(kind, ""))
         least = study.telling.least_found.get(name)
@@ -311,7 +317,9 @@ def describe(study: Study, size: str) -> tuple[str, ...]:
         f"more than {1e3 * MOVED_NM:.0f} pm elsewhere afterwards, and defects that lose more than half of their "
         "contrast, in the mean of eight translations. White noise is what the translation starts from.",
         "F1: place and kind of vacancies, oxygen and dopants together, in drawn images with another defocus, scan and "
-        "dose than learned from. The U-Nets are alike but for what they learned from; flatscope's own network has "
+        "dose than the experimental one. What each way adds to a drawn image is made as weak or strong as "
+        f"{_TAUGHT[0]:g} to {_TAUGHT[1]:g} times the electrons make it. The U-Nets are alike but for what they learned "
+        "from; flatscope's own network has "
         "seen drawn images of any noise, none of these. Brackets: 95 % interval by image, of labels by strips.",
         "O from V: incident dose at which oxygen and a vacancy are told apart in nine cases of ten under counting "
         "noise alone; best possible: by the likelihood ratio, everything else known.",
@@ -352,14 +360,15 @@ def _scale(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int
 
 
 def _teach(images: Sequence[Drawn], ways: dict[str, Way]) -> dict[str, list[Marked]]:
-    """Drawn images made to look in each of `WAYS`, and what is to be found in them; translations that fail the check
-    are left out of it."""
+    """Drawn images made to look in each of `WAYS`, each at its own dose, and what is to be found in them; translations
+    that fail the check are left out of it."""
     made: dict[str, list[Marked]] = {name: [] for name in WAYS}
     for index, drawn in enumerate(images):
         rng = np.random.default_rng([_SEED, index])
+        times = float(np.exp(rng.uniform(*np.log(_TAUGHT))))
         for name, way in ways.items():
             honesty = check_honesty(rng, drawn, way) if name == "translated" else None
-            made[name].append(mark(drawn, way(rng, drawn), honesty))
+            made[name].append(mark(drawn, change_dose(drawn, way(rng, drawn), times), honesty))
         made["both"].append(made[("fitted noise", "translated")[index % 2]][-1])
     return made
 
