@@ -11,7 +11,9 @@ BIN := .venv/bin
 # The version stands in __init__.py.
 RECIPE_OF_INSTALL := pyproject.toml constraints.txt src/flatscope/__init__.py
 
-.PHONY: demo test lint types contract tests studies format clean
+STUDIES := saito2019 yang2024-layers yang2024-twist larsen2021 defectfinder2018 maksov2019 ke2023
+
+.PHONY: demo test lint types contract tests studies $(STUDIES) format clean
 
 demo: .venv/installed-base
 	$(BIN)/flatscope demo --out demo
@@ -32,14 +34,11 @@ contract: .venv/installed-test
 tests: .venv/installed-test
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-studies: .venv/installed-test
-	$(BIN)/flatscope reproduce saito2019 --size quick --out reproduced
-	$(BIN)/flatscope reproduce yang2024-layers --size quick --out reproduced
-	$(BIN)/flatscope reproduce yang2024-twist --size quick --out reproduced
-	$(BIN)/flatscope reproduce larsen2021 --size quick --out reproduced
-	$(BIN)/flatscope reproduce defectfinder2018 --size quick --out reproduced
-	$(BIN)/flatscope reproduce maksov2019 --size quick --out reproduced
-	$(BIN)/flatscope reproduce ke2023 --size quick --out reproduced
+# Independent of one another: make -j2 runs two at a time, one thread each.
+studies: $(STUDIES)
+
+$(STUDIES): .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/flatscope reproduce $@ --size quick --out reproduced
 
 format: .venv/installed-test
 	$(BIN)/ruff check --fix .
