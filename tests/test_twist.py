@@ -253,6 +253,22 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert folded["twist_deg"].isna().all() and folded["twist_fold30_deg"][0] == pytest.approx(25.0, abs=0.2)
 
 
+@pytest.mark.slow
+def test_more_pictures_than_one_process_wants_give_the_same_table(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(9):
+        layers = paint((90.0, 20.0, 0.0, (100, 100)), (40.0, 25.0 + 5.0 * number, 0.0, (105, 100)))
+        Image.fromarray(layers[:210, :210]).save(tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "4.png").write_bytes(b"no picture")
+    for workers in ("1", "2"):
+        command = ["twist", str(tmp_path / "in"), "--labels", "--workers", workers]
+        assert run([*command, "--out", str(tmp_path / workers)]) == 1
+        said = capsys.readouterr()
+        assert said.err.count("4.png") == 1 and "8 of 8 second layers measured" in said.out
+    tables = [(tmp_path / workers / "twist.csv").read_bytes() for workers in ("1", "2")]
+    assert tables[0] == tables[1]
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

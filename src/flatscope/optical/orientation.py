@@ -42,10 +42,10 @@ _LEAST_VARIANCE = 0.003
 """Of a point of an outline that follows pixels, px²."""
 _OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
 """An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
-_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.36, 0.75, 0.25
+_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.44, 0.75, 0.25
 """What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
 bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
-_SIGMA_SCALE_NETWORK = 0.9
+_SIGMA_SCALE_NETWORK = 0.95
 """The same of the network's own statement."""
 _MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""

@@ -27,7 +27,7 @@ Layers = NDArray[np.uint8]
 _SPECK_PX, _SPOT_PX = 12, 60
 """Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
 outline."""
-_LARGEST_SIGMA_DEG = 3.2
+_LARGEST_SIGMA_DEG = 3.4
 """No angle is given with a larger error (chosen on drawn bilayers, seeds 2 and 4)."""
 _HIDDEN_SHARE = 0.15
 """An outline of which more is hidden is called truncated or clipped, if there is no angle."""
