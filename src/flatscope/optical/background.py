@@ -28,6 +28,9 @@ aside."""
 _BLOCK_PX = 8
 _LEAST_AREA, _MOST_AREAS = 0.01, 4
 """Smallest share of the picture that an area without steps must have to be looked at, and how many are."""
+_RIVAL = 0.2
+"""An area holds at least this share of what the first of them does: a light laid through a small crystal may bend until
+it passes through the substrate too."""
 _ALIKE = 0.05
 """Areas whose brightness differs by less than this share are one."""
 _SECOND_AREA, _ANOTHER_COLOUR = 0.12, 0.3
@@ -267,7 +270,8 @@ def _smooth_areas(logs: Float, flat_block: Blocks, grey: Float) -> list[Blocks]:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     share = sizes / labels.size + _share_of_border(labels, len(sizes))
-    large = [label for label in np.argsort(-share) if sizes[label] > _LEAST_AREA * labels.size]
+    least = np.where(sizes > _LEAST_AREA * labels.size, _RIVAL * share.max(), np.inf)
+    large = [label for label in np.argsort(-share) if share[label] > least[label]]
     chosen: list[int] = []
     for label in large or [int(sizes.argmax())]:
         colour = logs[labels == label].mean(0)
