@@ -21,13 +21,13 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from flatscope.training.export import export  # noqa: E402
-from flatscope.training.nets.flakenet import CLASSES, DEPTHS, MAPS, FlakeNet  # noqa: E402
+from flatscope.training.nets.flakenet import CLASSES, MAPS, FlakeNet  # noqa: E402
 
 
-def make_net(widths: tuple[int, ...], seed: int, *, depths: tuple[int, int, int] = DEPTHS) -> FlakeNet:
+def make_net(widths: tuple[int, ...], seed: int) -> FlakeNet:
     """A net whose BatchNorm has statistics of its own, so that a forgotten or unfolded one shows."""
     torch.manual_seed(seed)
-    net = FlakeNet(widths=widths, depths=depths)
+    net = FlakeNet(widths=widths)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.3, 0.3)
@@ -48,12 +48,7 @@ def make_card(net: FlakeNet, **changes: object) -> Card:
     return Card(**{**values, **changes})  # type: ignore[arg-type]
 
 
-NETS = {
-    "two levels": ((4, 6), DEPTHS),
-    "three levels": ((4, 6, 8), DEPTHS),
-    "deeper": ((4, 6, 8), (2, 2, 2)),
-    "as shipped": ((16, 32, 64, 128), DEPTHS),
-}
+NETS = {"two levels": (4, 6), "three levels": (4, 6, 8), "as shipped": (16, 32, 64, 128)}
 
 
 @pytest.fixture(scope="module", params=NETS, ids=lambda name: name.replace(" ", "-"))
@@ -62,8 +57,7 @@ def pair(
 ) -> tuple[FlakeNet, Network]:
     """A torch net and the same net loaded from its exported file."""
     torch.set_num_threads(1)
-    widths, depths = NETS[request.param]
-    net = make_net(widths, seed=len(request.param), depths=depths)
+    net = make_net(NETS[request.param], seed=len(request.param))
     path = export(net, make_card(net), tmp_path_factory.mktemp("net") / "tester.onnx")
     return net, Network.load(path, threads=1)
 
@@ -115,7 +109,7 @@ def test_halo_is_the_receptive_field(pair: tuple[FlakeNet, Network]) -> None:
     side = 2 * (halo + 2 * block) + block
     start = side // 2 // block * block
     # all-positive weights and no ReLU in play: nothing can cancel, so the gradient shows every path
-    reach = FlakeNet(widths=tuple(1 for _ in net.widths), outputs=1, depths=net.depths).eval()
+    reach = FlakeNet(widths=tuple(1 for _ in net.widths), outputs=1).eval()
     for parameter in reach.parameters():
         torch.nn.init.constant_(parameter, 0.1)
     reach.pool = torch.nn.AvgPool2d(2)  # the same field as the largest of four, without its choice

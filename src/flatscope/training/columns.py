@@ -28,8 +28,6 @@ DOSE_E_PER_A2 = (2e2, 2e5)
 """Range of the doses of drawn series."""
 IMAGES = 3
 SUPPORTS = ("", "graphene")
-_DEPTHS = (2, 2, 2)
-"""Convolutions of the network, see `FlakeNet`: columns are a few pixels wide, so that its finest level matters."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,7 @@ def make_net(recipe: Recipe) -> ColumnNet:
     def make() -> nn.Module:
         if recipe.depth:
             return ColumnNet(MSDNet(outputs=outputs, channels=IMAGES, depth=recipe.depth))
-        body = FlakeNet(outputs=outputs, channels=IMAGES, widths=recipe.widths, depths=_DEPTHS)
-        return ColumnNet(body)
+        return ColumnNet(FlakeNet(outputs=outputs, channels=IMAGES, widths=recipe.widths))
 
     net = supervised.seeded(make, seed=recipe.seed)
     assert isinstance(net, ColumnNet)

@@ -2,8 +2,7 @@
 
 The stem halves the picture before anything expensive happens and the head gives the resolution back by pixel
 shuffle: three quarters of a full-resolution U-Net's time go into its first and last level, where a flake edge
-needs no more than a few channels. For the same reason the finest level is the stem alone, and each level on the way
-up has one convolution, unless more are asked for.
+needs no more than a few channels.
 
 References
 ----------
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,6 @@ CLASSES = ("substrate", "thin", "thick", "artefact")
 MAPS = ("edge",)
 """Channels that stand alone (sigmoid), after the classes: a region's boundary, terrace steps included."""
 WIDTHS = (16, 32, 64, 128)
-DEPTHS = (0, 2, 1)
-"""Convolutions at the finest level on the way down, at each other one, and at each on the way up."""
 _PRIORS = (0.85, 0.06, 0.06, 0.03, 0.08)
 """About how often each class and an edge occur in scenes; only where training starts from."""
 
@@ -46,8 +42,6 @@ class FlakeNet(nn.Module):
         Input channels (three: R, G, B contrast, normalised).
     outputs
         Logits a pixel: four classes and the edge map.
-    depths
-        See `DEPTHS`.
 
     Notes
     -----
@@ -61,7 +55,6 @@ class FlakeNet(nn.Module):
         widths: tuple[int, ...] = WIDTHS,
         channels: int = 3,
         outputs: int = len(CLASSES) + len(MAPS),
-        depths: tuple[int, int, int] = DEPTHS,
     ) -> None:
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
@@ -69,19 +62,17 @@ class FlakeNet(nn.Module):
         self.widths = tuple(widths)
         self.channels = channels
         self.outputs = outputs
-        self.depths = depths
-        finest, coarser, rising = depths
         self.stem = nn.Sequential(
             nn.Conv2d(channels, widths[0], 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(inplace=True),
         )
-        self.down = nn.ModuleList([_convolve(widths[0], widths[0], finest)])
-        self.down.extend(_convolve(fine, coarse, coarser) for fine, coarse in itertools.pairwise(widths))
+        fine_to_coarse = list(zip((widths[0], *widths[:-1]), widths, strict=True))
+        self.down = nn.ModuleList(_double_conv(before, after) for before, after in fine_to_coarse)
         self.pool = nn.MaxPool2d(2)
         self.narrow = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in itertools.pairwise(widths))
         self.grow = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.up = nn.ModuleList(_convolve(2 * fine, fine, rising) for fine in widths[:-1])
+        self.up = nn.ModuleList(_double_conv(2 * fine, fine) for fine in widths[:-1])
         self.head = nn.Sequential(nn.Conv2d(widths[0], 4 * outputs, 1), nn.PixelShuffle(2))
         self.apply(_initialise)
         if outputs == len(_PRIORS):
@@ -114,13 +105,8 @@ class FlakeNet(nn.Module):
             if node.op_type == "Conv"
         }
         try:
-            depth = Counter(name.rpartition(".")[0] for name in found)
-            levels = 1 + sum(name.startswith("narrow.") for name in found)
-            coarse = [f"down.{level}.0" for level in range(1, levels)]
-            net = cls(
-                widths=tuple(len(found[name][0]) for name in ("stem.0", *coarse)),
-                depths=(depth["down.0"], depth["down.1"], depth["up.0"]),
-            )
+            levels = sum(name.endswith(".3") and name.startswith("down.") for name in found)
+            net = cls(widths=tuple(len(found[f"down.{level}.3"][0]) for level in range(levels)))
             state = net.state_dict()
             for name, (weight, bias) in found.items():
                 state[f"{name}.weight"] = torch.tensor(weight)
@@ -162,14 +148,14 @@ class FlakeNet(nn.Module):
         """
         low, high = 0, self.multiple // 2 - 1
         levels = len(self.widths)
-        finest, coarser, rising = self.depths
         for _ in range(levels - 1):  # decoder, fine to coarse
-            low, high = low - rising, high + rising
+            low, high = low - 2, high + 2
             # bilinear x2 reads the two nearest coarse pixels: (i - 0.5) / 2 rounded down, and one more
             low, high = (low - 1) // 2, (high - 1) // 2 + 1
-        for _ in range(levels - 1):  # encoder, coarse to fine
-            low, high = 2 * (low - coarser), 2 * (high + coarser) + 1
-        low, high = low - finest, high + finest
+        for level in range(levels):  # encoder, coarse to fine
+            low, high = low - 2, high + 2
+            if level < levels - 1:
+                low, high = 2 * low, 2 * high + 1
         low, high = 2 * low - 1, 2 * high + 2
         reach = max(-low, high - (self.multiple - 1))
         return math.ceil(reach / self.multiple) * self.multiple
@@ -189,15 +175,15 @@ class FlakeNet(nn.Module):
         return logits
 
 
-def _convolve(before: int, after: int, times: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for given in (before, *(after,) * times)[:times]:
-        layers += [
-            nn.Conv2d(given, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+def _double_conv(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(after, after, 3, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _initialise(module: nn.Module) -> None:
