@@ -109,6 +109,17 @@ def test_pieces_of_a_torn_second_layer_are_one_row() -> None:
     assert len(frame) == 1 and frame["twist_deg"][0] == pytest.approx(40.0, abs=1.0)
 
 
+def test_second_layers_of_two_crystals_stay_two_however_near() -> None:
+    """Two crystals a gap of substrate apart, both bilayers up to it."""
+    layers = np.zeros((300, 300), np.uint8)
+    layers[50:250, 40:260] = 1
+    layers[100:200, 90:210] = 2
+    layers[:, 149:151] = 0
+    frame = measure_twist(layers).frame
+    assert sorted(frame["area_2l_px"]) == pytest.approx([5900, 5900], abs=20)
+    assert frame["flake_id"].nunique() == 2
+
+
 def test_twist_by_the_network(network: Network) -> None:
     layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
     row = measure_twist(layers, TwistParams(method="network"), network=network).frame.iloc[0]

@@ -28,7 +28,7 @@ _SPECK_PX, _SPOT_PX = 12, 60
 """Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
 outline."""
 _LARGEST_SIGMA_DEG = 3.4
-"""No angle is given with a larger error (chosen on drawn bilayers, seeds 2 and 4)."""
+"""No angle is given with a larger error (chosen on drawn bilayers, seeds 2 and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15
 """An outline of which more is hidden is called truncated or clipped, if there is no angle."""
 _CONVEX_SHARE = 0.9
@@ -170,8 +170,9 @@ def find_stacks(layers: Layers) -> Iterator[Stack]:
     border = ndimage.binary_dilation(unknown, iterations=_SAME_PX + 1)[1:-1, 1:-1]
     flakes, _ = ndimage.label(crystal, structure=np.ones((3, 3)))
     second = crystal & (clean >= 2)
-    # Where a segmentation tears a small second layer, its pieces lie a pixel or two apart.
-    tops, _ = ndimage.label(ndimage.binary_dilation(second, np.ones((3, 3))), structure=np.ones((3, 3)))
+    # Where a segmentation tears a small second layer, its pieces lie a pixel or two apart, on the same crystal.
+    joined = ndimage.binary_dilation(second, np.ones((3, 3)), mask=crystal)
+    tops, _ = ndimage.label(joined, structure=np.ones((3, 3)))
     tops[~second] = 0
     tops[np.bincount(tops.ravel(), minlength=1)[tops] < _SPECK_PX] = 0
     boxes = ndimage.find_objects(flakes)
