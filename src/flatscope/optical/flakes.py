@@ -29,6 +29,8 @@ Mask = NDArray[np.bool_]
 _WORKING_PX = 1.9e6
 """Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
 finer than it needs, and the network was trained on edges a pixel or two wide."""
+_WITNESS_PX = 250.0
+"""The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
 _SPECK_SHARE = 0.25
 """Specks below this share of the smallest area that counts are counted in a note, not listed."""
 BELOW_MINIMUM = "below minimum area"
@@ -273,7 +275,7 @@ def _observe(
 ) -> Observation:
     """What layer counting needs of the known regions, then of those that are large enough, in the order of labels.
 
-    Only what the network takes for crystals tells about the set-up.
+    Only what the network takes for crystals tells about the set-up, and only the large ones if there are any.
     """
     counted = np.flatnonzero(found.area_px >= least)
     # Medians of correlated pixels: an area of nine pixels counts as one.
@@ -281,6 +283,8 @@ def _observe(
         background.noise**2 * 9.0 / np.maximum(found.inside_px[counted], 9.0)[:, None]
         + (0.5 * background.step) ** 2 / 3.0
     )
+    witness = counted < crystals
+    large = witness & (found.area_px[counted] >= _WITNESS_PX)
     seen = Observation(
         found.contrast[counted],
         sigma,
@@ -288,7 +292,7 @@ def _observe(
         saturated=_is_saturated(found, counted, rgb, background),
         area_px=found.area_px[counted],
         known=np.zeros(len(counted), np.int64),
-        witness=counted < crystals,
+        witness=large if large.any() else witness,
     )
     return observe_known(known).join(seen) if known else seen
 

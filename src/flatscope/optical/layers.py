@@ -31,9 +31,9 @@ _THIN_NM = 4.0
 _THICK_SIGMA, _THICK_FLOOR = 0.12, 0.03
 """Relative and absolute contrast error of crystals above this thickness: a few percent of error in a published
 index move their interference colours far more than those of a thin crystal."""
-_PARTICLES = 500
-_REPORTED = 250
-"""Set-ups drawn, and how many of them the probabilities are averaged over."""
+_DRAWN, _PARTICLES, _REPORTED = 4000, 500, 250
+"""Set-ups drawn from the prior, how many of them move on, and how many the probabilities are averaged over. Set-ups
+that give a layer less explain many pictures nearly as well: only many draws weigh the two ways evenly."""
 _MOVES = 3
 """Moves of every set-up at each temperature, three times as many at the end."""
 _FITTED_REGIONS = 16
@@ -148,10 +148,11 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     -----
     Fails without a word where the crystal is not the stated material but happens to share its colours.
     """
-    latent = rng.standard_normal((_PARTICLES, LATENTS))
+    latent = rng.standard_normal((_DRAWN, LATENTS))
     witnesses = _select(observation)
     if len(witnesses.contrast):
         latent = _fit_setups(witnesses, prior, latent, rng=rng)
+    latent = latent[:_PARTICLES]
     setups = prior.setups(latent)
     crystal, foreign = _log_likelihood(observation, prior.setups(latent[:: _PARTICLES // _REPORTED]))
     return _summarise(crystal, foreign, setups, observation.known)
@@ -175,14 +176,14 @@ def sample_ladders(
     -------
     The set-ups, and the stored contrast of `LAYER_GRID` layers in each, through the known ones; shape (count, 28, 3).
     """
-    latent = rng.standard_normal((_PARTICLES, LATENTS))
+    latent = rng.standard_normal((_DRAWN, LATENTS))
     setups = prior.setups(_fit_setups(known, prior, latent, rng=rng)[:count])
     ladders, _, _ = _pass_through(setups.contrasts().astype(np.float32), known)
     return setups, ladders.astype(float)
 
 
 def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.random.Generator) -> Float:
-    """Move set-ups drawn from the prior to the posterior, by tempering."""
+    """Move set-ups drawn from the prior to the posterior, by tempering; `_PARTICLES` of them arrive."""
     heat = min(1.0, _WITNESSES / len(witnesses.contrast))
 
     def evidence(latent: Float) -> Float:
@@ -194,7 +195,7 @@ def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.
         advance = _next_temperature(fit, 1.0 - reached)
         reached += advance
         weight = np.exp(advance * fit - logsumexp(advance * fit))
-        chosen = _systematic(rng, weight)
+        chosen = _systematic(rng, weight, count=_PARTICLES)
         latent, fit = latent[chosen], fit[chosen]
         for _ in range(_MOVES if reached < 1.0 else 3 * _MOVES):
             latent, fit, share = _move(rng, latent, fit, evidence, reached=reached, step=step)
@@ -346,8 +347,8 @@ def _next_temperature(fit: Float, most: float) -> float:
     return max(low, 0.02 * most)
 
 
-def _systematic(rng: np.random.Generator, weight: Float) -> NDArray[np.int64]:
-    places = (rng.random() + np.arange(len(weight))) / len(weight)
+def _systematic(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray[np.int64]:
+    places = (rng.random() + np.arange(count)) / count
     return np.minimum(np.searchsorted(np.cumsum(weight), places), len(weight) - 1)
 
 

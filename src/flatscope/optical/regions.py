@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,12 @@ _TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
 """Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
 _TERRACE_PX, _TERRACE_SHARE = 40, 0.5
 """Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
+_BORDER_PX = 3
+"""Borders move at most this far."""
+_MIXED_CONTRAST, _MIXED_RELATIVE = 0.015, 0.05
+"""A contrast that differs from a mixture of two others by less, absolutely or relative to itself, is one."""
+_CROSS = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
+"""A pixel and its four neighbours, in an array with one more pixel on each side."""
 _BRIGHT = 0.6
 """Above this contrast a crystal is thick, and its texture no terraces."""
 
@@ -134,7 +141,8 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
     rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
     if count:
         labels = np.where(rest > 0, rest + labels.max(), labels)
-    return _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
+    labels = _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
+    return _settle_borders(labels, contrast, edge, noise) if labels.any() else labels
 
 
 def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
@@ -197,6 +205,63 @@ def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> t
             return None
     high, low = (float(np.median(level[core])) for core in opened)
     return (opened[0], opened[1]) if high - low > least else None
+
+
+def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
+    """Move the borders between regions to where the contrast is half way from one to the other, and give up rims.
+
+    The optics blur a step evenly to both sides, so that half of its height is where it is.
+    """
+    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
+    rim = _find_rims(labels, middle)
+    near = 2 * _BORDER_PX + 1
+    mixed = ndimage.maximum_filter(labels, near) != ndimage.minimum_filter(labels, near)
+    rows, cols = np.nonzero((labels > 0) & (mixed | rim[labels]))
+    seen = ndimage.uniform_filter(contrast, (3, 3, 1))[rows, cols]
+    around = np.pad(labels, 1)
+    for _ in range(_REACH_PX):
+        own = around[rows + 1, cols + 1]
+        choice = np.stack([around[rows + down, cols + right] for down, right in _CROSS])
+        misfit = (((middle[choice] - seen) / noise) ** 2).sum(-1)
+        # only what was a rim may become substrate, and nothing becomes a rim
+        misfit[rim[choice] | ((choice == 0) & ~rim[own])] = np.inf
+        best = np.take_along_axis(choice, misfit.argmin(0)[None], axis=0)[0]
+        if (best == own).all():
+            break
+        around[rows + 1, cols + 1] = best
+    return _renumber(around[1:-1, 1:-1])
+
+
+def _find_rims(labels: Labels, middle: Float) -> Mask:
+    """Which labels (0 included) are no terraces but the blurred border of two others or of one and the substrate.
+
+    A rim is narrow, and its colour a mixture of theirs.
+    """
+    count = int(labels.max())
+    low, high = (
+        filtered(labels, _NARROW_PX) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter)
+    )
+    broad = np.zeros(count + 1, bool)
+    broad[labels[low == high]] = True
+    broad[0] = True
+    rim = np.zeros(count + 1, bool)
+    pairs = _neighbours(labels + 1) - 1
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    pairs = pairs[~broad[pairs[:, 0]] & broad[pairs[:, 1]]]
+    for label in np.unique(pairs[:, 0]):
+        beside = middle[pairs[pairs[:, 0] == label, 1]]
+        rim[label] = any(
+            _is_mixture(middle[label], one, other) for one, other in itertools.combinations(beside, 2)
+        )
+    return rim
+
+
+def _is_mixture(contrast: Float, one: Float, other: Float) -> bool:
+    """Whether a contrast lies between two others, shape (3,)."""
+    way = other - one
+    share = np.clip((contrast - one) @ way / max(float(way @ way), 1e-12), 0.0, 1.0)
+    allowed = np.maximum(_MIXED_CONTRAST, _MIXED_RELATIVE * np.abs(contrast))
+    return bool((np.abs(contrast - one - share * way) < allowed).all())
 
 
 def _label_terraces(mask: Mask) -> Labels:
