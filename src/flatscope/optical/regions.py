@@ -39,12 +39,10 @@ _TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
 """Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
 _TERRACE_PX, _TERRACE_SHARE = 40, 0.5
 """Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
-_BORDER_PX = 3
+_BORDER_PX = 4
 """Borders move at most this far."""
 _MIXED_CONTRAST, _MIXED_RELATIVE = 0.015, 0.05
 """A contrast that differs from a mixture of two others by less, absolutely or relative to itself, is one."""
-_CROSS = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
-"""A pixel and its four neighbours, in an array with one more pixel on each side."""
 _BRIGHT = 0.6
 """Above this contrast a crystal is thick, and its texture no terraces."""
 
@@ -214,22 +212,34 @@ def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float)
     """
     middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
     rim = _find_rims(labels, middle)
-    near = 2 * _BORDER_PX + 1
-    mixed = ndimage.maximum_filter(labels, near) != ndimage.minimum_filter(labels, near)
-    rows, cols = np.nonzero((labels > 0) & (mixed | rim[labels]))
-    seen = ndimage.uniform_filter(contrast, (3, 3, 1))[rows, cols]
     around = np.pad(labels, 1)
-    for _ in range(_REACH_PX):
-        own = around[rows + 1, cols + 1]
-        choice = np.stack([around[rows + down, cols + right] for down, right in _CROSS])
+    width = around.shape[1]
+    square = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
+    cross = np.array([0, -width, width, -1, 1])
+    place, values = around.ravel(), np.pad(contrast, ((1, 1), (1, 1), (0, 0)), mode="edge").reshape(-1, 3)
+    asked = np.flatnonzero(_touch_others(around))
+    for _ in range(_BORDER_PX):
+        choice = place[asked + cross[:, None]]
+        seen = values[asked + square[:, None]].mean(0)
         misfit = (((middle[choice] - seen) / noise) ** 2).sum(-1)
         # only what was a rim may become substrate, and nothing becomes a rim
-        misfit[rim[choice] | ((choice == 0) & ~rim[own])] = np.inf
+        misfit[rim[choice] | ((choice == 0) & ~rim[choice[0]])] = np.inf
         best = np.take_along_axis(choice, misfit.argmin(0)[None], axis=0)[0]
-        if (best == own).all():
-            break
-        around[rows + 1, cols + 1] = best
+        moved = asked[best != choice[0]]
+        place[asked] = best
+        asked = np.unique(moved + cross[:, None])
+        asked = asked[place[asked] > 0]
     return _renumber(around[1:-1, 1:-1])
+
+
+def _touch_others(labels: Labels) -> Mask:
+    """Which pixels of regions have a neighbour in another region or outside."""
+    touch = np.zeros(labels.shape, bool)
+    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = labels[first] != labels[second]
+        touch[first] |= differ
+        touch[second] |= differ
+    return touch & (labels > 0)
 
 
 def _find_rims(labels: Labels, middle: Float) -> Mask:
