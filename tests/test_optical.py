@@ -220,6 +220,35 @@ def test_a_second_layer_out_of_focus_is_a_region_of_its_own(turned: bool) -> Non
     assert inner == pytest.approx(50 * 60, rel=0.15)
 
 
+def test_a_border_lies_where_the_contrast_is_half_way() -> None:
+    """Whatever the network marks as the edge: here only what lies inside the second layer."""
+    layers = np.zeros((120, 120))
+    layers[20:100, 20:100] = 1.0
+    layers[45:75, 40:80] = 2.0
+    smooth = ndimage.gaussian_filter(layers, 1.5)
+    contrast = (smooth[..., None] * np.array([-0.1, -0.12, -0.05])).astype(np.float32)
+    contrast += rng(7).normal(0.0, 0.006, contrast.shape).astype(np.float32)
+    edge = (smooth > 1.5) & (smooth < 1.95)
+    labels = cut_regions(layers > 0, edge, contrast, noise=np.full(3, 0.006))
+    assert sorted(np.bincount(labels.ravel())[1:]) == pytest.approx([30 * 40, 80 * 80 - 30 * 40], rel=0.03)
+
+
+@pytest.mark.parametrize("beside", [0.0, 1.0])
+def test_a_blurred_rim_is_no_crystal(beside: float) -> None:
+    """The rim of a thick crystal passes through the colours of thinner ones, on bare substrate and on a terrace."""
+    layers = np.full((120, 120), beside)
+    layers[30:90, 30:90] = 4.0
+    smooth = ndimage.gaussian_filter(layers, 1.3)
+    contrast = (smooth[..., None] * np.array([-0.1, -0.12, -0.05])).astype(np.float32)
+    contrast += rng(8).normal(0.0, 0.006, contrast.shape).astype(np.float32)
+    height = (smooth - beside) / (4.0 - beside)
+    flake = (height > 0.15) | (beside > 0)
+    edge = ((height > 0.75) & (height < 0.95)) | ((height > 0.05) & (height < 0.15))
+    labels = cut_regions(flake, edge, contrast, noise=np.full(3, 0.006))
+    assert labels.max() == (2 if beside else 1)
+    assert np.bincount(labels.ravel())[labels[60, 60]] == pytest.approx(60 * 60, rel=0.03)
+
+
 def test_regions_do_not_depend_on_how_the_picture_is_held() -> None:
     layers, contrast = _terraces()
     for turned in (lambda a: a[::-1], lambda a: a[:, ::-1], lambda a: a.swapaxes(0, 1)):
