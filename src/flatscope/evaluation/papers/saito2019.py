@@ -84,7 +84,7 @@ class Size:
 ALL_VARIANTS = tuple(itertools.product(COLOURS, (False, True)))
 _FEW_VARIANTS = (("none", False), ("none", True), ("contrast", True))
 SIZES = {
-    "quick": Size((8, 16, 32, 64, 128), 128, 200, 4, 2e-3, _FEW_VARIANTS),
+    "quick": Size((8, 16, 32, 64, 128), 128, 100, 4, 2e-3, _FEW_VARIANTS),
     "cpu": Size((16, 32, 64, 128, 256), 128, 800, 4, 1e-3, _FEW_VARIANTS),
     # 16 pictures in 40 versions each, 100 times over.
     "full": Size((64, 128, 256, 512, 1024), 512, 64000, 1, 1e-5, ALL_VARIANTS),

@@ -63,7 +63,7 @@ class Size:
 
 
 SIZES = {
-    "quick": Size(("LR-ASPP", "U-Net of base 8"), (8, 6), 2, 128, 450),
+    "quick": Size(("LR-ASPP", "U-Net of base 8"), (8, 6), 2, 128, 150),
     "cpu": Size(("LR-ASPP", "U-Net of base 16"), (24, 12), 2, 256, 1500),
     # 300 passes over twelve tiles of each frame.
     "full": Size(("DeepLabV3", "FCN", "LR-ASPP", "U-Net of base 32"), (60, 30), 4, 480, 72000),
