@@ -242,7 +242,7 @@ def test_a_blurred_rim_is_no_crystal(beside: float) -> None:
     contrast = (smooth[..., None] * np.array([-0.1, -0.12, -0.05])).astype(np.float32)
     contrast += rng(8).normal(0.0, 0.006, contrast.shape).astype(np.float32)
     height = (smooth - beside) / (4.0 - beside)
-    flake = (height > 0.15) | (beside > 0)
+    flake = (height > 0.5) | (beside > 0)
     edge = ((height > 0.75) & (height < 0.95)) | ((height > 0.05) & (height < 0.15))
     labels = cut_regions(flake, edge, contrast, noise=np.full(3, 0.006))
     assert labels.max() == (2 if beside else 1)

@@ -140,7 +140,9 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
     if count:
         labels = np.where(rest > 0, rest + labels.max(), labels)
     labels = _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
-    return _settle_borders(labels, contrast, edge, noise) if labels.any() else labels
+    if not labels.any():
+        return labels
+    return _settle_borders(_join_rims(labels, contrast, edge), contrast, edge, noise)
 
 
 def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
@@ -205,65 +207,67 @@ def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> t
     return (opened[0], opened[1]) if high - low > least else None
 
 
-def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
-    """Move the borders between regions to where the contrast is half way from one to the other, and give up rims.
+def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
+    """Give rims to the region that they touch most.
 
-    The optics blur a step evenly to both sides, so that half of its height is where it is.
-    """
-    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
-    rim = _find_rims(labels, middle)
-    around = np.pad(labels, 1)
-    width = around.shape[1]
-    square = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
-    cross = np.array([0, -width, width, -1, 1])
-    place, values = around.ravel(), np.pad(contrast, ((1, 1), (1, 1), (0, 0)), mode="edge").reshape(-1, 3)
-    asked = np.flatnonzero(_touch_others(around))
-    for _ in range(_BORDER_PX):
-        choice = place[asked + cross[:, None]]
-        seen = values[asked + square[:, None]].mean(0)
-        misfit = (((middle[choice] - seen) / noise) ** 2).sum(-1)
-        # only what was a rim may become substrate, and nothing becomes a rim
-        misfit[rim[choice] | ((choice == 0) & ~rim[choice[0]])] = np.inf
-        best = np.take_along_axis(choice, misfit.argmin(0)[None], axis=0)[0]
-        moved = asked[best != choice[0]]
-        place[asked] = best
-        asked = np.unique(moved + cross[:, None])
-        asked = asked[place[asked] > 0]
-    return _renumber(around[1:-1, 1:-1])
-
-
-def _touch_others(labels: Labels) -> Mask:
-    """Which pixels of regions have a neighbour in another region or outside."""
-    touch = np.zeros(labels.shape, bool)
-    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = labels[first] != labels[second]
-        touch[first] |= differ
-        touch[second] |= differ
-    return touch & (labels > 0)
-
-
-def _find_rims(labels: Labels, middle: Float) -> Mask:
-    """Which labels (0 included) are no terraces but the blurred border of two others or of one and the substrate.
-
-    A rim is narrow, and its colour a mixture of theirs.
+    A rim is narrow everywhere, and its colour is a mixture of those of two broad regions beside it, or of one and the
+    substrate: no terrace but a blurred border.
     """
     count = int(labels.max())
+    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
     low, high = (
         filtered(labels, _NARROW_PX) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter)
     )
     broad = np.zeros(count + 1, bool)
     broad[labels[low == high]] = True
     broad[0] = True
-    rim = np.zeros(count + 1, bool)
-    pairs = _neighbours(labels + 1) - 1
-    pairs = np.concatenate([pairs, pairs[:, ::-1]])
-    pairs = pairs[~broad[pairs[:, 0]] & broad[pairs[:, 1]]]
+    pairs, touching = _neighbours(labels + 1)
+    pairs, touching = np.concatenate([pairs, pairs[:, ::-1]]) - 1, np.tile(touching, 2)
+    asked = ~broad[pairs[:, 0]] & broad[pairs[:, 1]]
+    pairs, touching = pairs[asked], touching[asked]
+    owner = np.arange(count + 1, dtype=np.int32)
     for label in np.unique(pairs[:, 0]):
-        beside = middle[pairs[pairs[:, 0] == label, 1]]
-        rim[label] = any(
-            _is_mixture(middle[label], one, other) for one, other in itertools.combinations(beside, 2)
-        )
-    return rim
+        own = pairs[:, 0] == label
+        beside = pairs[own, 1]
+        if any(_is_mixture(middle[label], *two) for two in itertools.combinations(middle[beside], 2)):
+            owner[label] = beside[np.where(beside > 0, touching[own], 0).argmax()]
+    return _renumber(owner[labels])
+
+
+def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
+    """Move the borders between regions to where the contrast is half way from one to the other.
+
+    The optics blur a step evenly to both sides, so that half of its height is where it is. Where the colour of the
+    substrate is mixed in nothing moves.
+    """
+    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
+    free = np.pad(ndimage.minimum_filter(labels, _NARROW_PX) > 0, 1).ravel()
+    around = np.pad(labels, 1)
+    width = around.shape[1]
+    square = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
+    cross = np.array([0, -width, width, -1, 1])
+    place, values = around.ravel(), np.pad(contrast, ((1, 1), (1, 1), (0, 0)), mode="edge").reshape(-1, 3)
+    asked = np.flatnonzero(free)
+    for _ in range(_BORDER_PX):
+        choice = place[asked + cross[:, None]]
+        borders = (choice != choice[0]).any(0)
+        asked, choice = asked[borders], choice[:, borders]
+        seen = values[asked + square[:, None]].mean(0)
+        misfit = (((middle[choice] - seen) / noise) ** 2).sum(-1)
+        misfit[choice == 0] = np.inf
+        best = np.take_along_axis(choice, misfit.argmin(0)[None], axis=0)[0]
+        moved = asked[best != choice[0]]
+        place[asked] = best
+        asked = np.unique(moved + cross[:, None])
+        asked = asked[free[asked]]
+    # single pixels that noise has put on the other side go back: most of nine decide
+    asked = np.flatnonzero(place)
+    beside = place[asked + cross[:, None]]
+    asked = asked[((beside != beside[0]) & (beside > 0)).any(0)]
+    nine = place[asked + square[:, None]]
+    alike = (nine[:, None] == nine).sum(0) * (nine > 0)
+    place[asked] = np.take_along_axis(nine, alike.argmax(0)[None], axis=0)[0]
+    return _renumber(around[1:-1, 1:-1])
 
 
 def _is_mixture(contrast: Float, one: Float, other: Float) -> bool:
@@ -313,19 +317,20 @@ def _renumber(labels: Labels) -> Labels:
     return lookup[labels]
 
 
-def _neighbours(labels: Labels) -> NDArray[np.int64]:
-    """Pairs of labels that share a border, smaller label first, shape (pairs, 2)."""
+def _neighbours(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs of labels that share a border, smaller label first, shape (pairs, 2), and its length in pixels."""
     pairs = []
     for first, second in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
         touch = (first != second) & (first > 0) & (second > 0)
         pairs.append(np.stack([first[touch], second[touch]], axis=1))
-    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0).astype(np.int64)
+    found, length = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_counts=True)
+    return found.astype(np.int64), length
 
 
 def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
     """Join neighbours that the network cut apart but whose contrast is the same."""
     for _ in range(3):
-        pairs = _neighbours(labels)
+        pairs, _ = _neighbours(labels)
         if len(pairs) == 0:
             break
         # Most regions of a picture are specks without a neighbour: only the others need measuring.
