@@ -287,3 +287,14 @@ def test_crops_are_judged_within_their_own_group() -> None:
     answers[0, 4], answers[1, 0] = 50.0, 50.0  # loud, but of the other sublattice
     expected = (np.log(2.0) + np.log(3.0)) / 2.0
     assert float(net.loss(answers, torch.tensor([0, 2]))) == pytest.approx(expected)
+
+
+def test_balanced_answers_know_no_frequency() -> None:
+    """What was seen nine times as often is no likelier than the other of its group, other groups stay as they are."""
+    net = supervised.seeded(CropNet, seed=1, outputs=4, groups=((0, 2), (2, 4))).eval()
+    x = torch.rand(1, 2, 24, 24)
+    before = net(x).mean((2, 3))
+    net.balance(torch.tensor([900.0, 100.0, 5.0, 5.0]))
+    change = (net(x).mean((2, 3)) - before)[0].detach()
+    assert float(change[1] - change[0]) == pytest.approx(np.log(9.0), abs=1e-4)
+    assert float(change[3] - change[2]) == pytest.approx(0.0, abs=1e-5)

@@ -91,14 +91,14 @@ def test_a_turned_or_mirrored_crystal_is_read_turned_or_mirrored(network: Networ
 
 def test_both_ways_together_are_no_worse_than_the_surer_one(network: Network) -> None:
     """The mean lies between both, has the smaller error or less, and doubts what disagrees."""
-    one, other = Orientation(20.0, 0.5, True, "edges"), Orientation(80.2, 0.6, False, "network")
+    one, other = Orientation(20.0, 0.5, 0.6, True, "edges"), Orientation(80.2, 0.6, 0.7, False, "network")
     both = weigh(one, other)
     # 80.2° is 20.2° to edges: which of the two it is, the surer one says.
     assert 20.0 < both.corner_deg < 20.2 and both.three_fold and both.method == "edges and network"
     assert both.sigma_deg < 0.5
-    far = weigh(one, Orientation(20.7, 6.0, False, "network"))
+    far = weigh(one, Orientation(20.7, 6.0, 7.5, False, "network"))
     assert far.method == "edges" and far.corner_deg == 20.0 and far.sigma_deg == 0.5
-    against = weigh(one, Orientation(25.0, 0.6, True, "network"))
+    against = weigh(one, Orientation(25.0, 0.6, 0.7, True, "network"))
     assert against.method == "network" and against.corner_deg == 25.0 and against.sigma_deg > 1.5 * 0.6
 
 

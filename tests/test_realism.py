@@ -32,13 +32,11 @@ from flatscope.electron.realism import (
     Drawn,
     Look,
     Teacher,
-    add_noise,
     change_dose,
     check_honesty,
     draw_clean,
     draw_few_defects,
     draw_one,
-    fit_look,
     learn_look,
     open_drawn,
     scan_again,
@@ -62,7 +60,8 @@ from flatscope.micrograph import Micrograph
 PIXEL_NM = 0.026
 AXES_PX = np.array([[10.5, 5.0], [-4.6, 12.0]])
 """A crystal that lies askew and is distorted by the scan."""
-LOOK = Look("MoS2", PIXEL_NM, AXES_PX, 0.8, (ScanParams(pixel_nm=PIXEL_NM),))
+SCAN = NoiseParams(gain=0.1, lag=0.1)
+LOOK = Look("MoS2", PIXEL_NM, AXES_PX, 0.8, SCAN, -1.0, (ScanParams(pixel_nm=PIXEL_NM),))
 
 
 def draw_image(seed: int = 0, *, side: int = 200, electrons: float = 20.0) -> np.ndarray:
@@ -171,7 +170,7 @@ def test_flat_images_do_not_know_the_detector(gain: float, offset: float) -> Non
 
 def test_noise_is_measured_in_units_of_the_lattice(drawn: Drawn) -> None:
     for planted in (0.3, 1.5):
-        noisy = add_noise(np.random.default_rng(1), drawn, look=replace(LOOK, noise=planted))
+        noisy = drawn.image + planted * np.random.default_rng(1).standard_normal(drawn.image.shape)
         phases = map_phases(noisy, find_lattice(noisy))
         assert find_noise(flatten(noisy, phases), phases) == pytest.approx(planted, rel=0.12)
 
@@ -252,6 +251,7 @@ def test_a_look_survives_its_card() -> None:
     again = Look.from_card(Card.from_json(card.to_json()))
     np.testing.assert_array_equal(again.axes_px, LOOK.axes_px)
     assert again.microscopes == LOOK.microscopes and again.noise == LOOK.noise
+    assert again.scan == SCAN and again.zero == -1.0
     with pytest.raises(WeightsError, match="no look of a scan"):
         Look.from_card(Card(**plain, look={"noise": 1.0}))
     with pytest.raises(WeightsError, match="damaged card of realism"):
@@ -268,9 +268,9 @@ def test_drawn_images_follow_from_their_seed_for_any_number_of_workers() -> None
 def test_fitted_noise_is_that_of_the_image(teacher: Teacher) -> None:
     """A scan with electrons and lag, measured on its left half, drawn again on another crystal."""
     one = draw_one(np.random.default_rng(9), replace(teacher.look, microscopes=LOOK.microscopes), side=200)
-    made = scan_again(np.random.default_rng(0), one, fit_look(teacher))
+    made = scan_again(np.random.default_rng(0), one, teacher.look)
     assert find_noise(made, one.sites.phases) == pytest.approx(teacher.look.noise, rel=0.2)
-    assert fit_look(teacher)[0].lag == pytest.approx(0.2, abs=0.05)
+    assert teacher.look.scan.lag == pytest.approx(0.2, abs=0.05)
     assert fit_noise(made).lag == pytest.approx(0.2, abs=0.08)
 
 
@@ -283,7 +283,7 @@ def test_a_faithful_look_moves_nothing(drawn: Drawn) -> None:
         lambda rng, one: one.image.astype(np.float32),
         # A lag shifts the whole image: no column against the others.
         lambda rng, one: np.roll(one.image, 1, axis=1).astype(np.float32),
-        lambda rng, one: add_noise(rng, one, look=replace(LOOK, noise=0.2)),
+        lambda rng, one: one.image + 0.2 * rng.standard_normal(one.image.shape),
     ):
         found = check_honesty(rng, drawn, look_like)
         assert found.rejected.mean() < 0.02
@@ -514,12 +514,11 @@ def test_rejected_columns_are_not_learned_from(drawn: Drawn) -> None:
 
 def test_ways_are_compared_with_the_half_held_out(teacher: Teacher) -> None:
     images = draw_clean(replace(teacher.look, microscopes=LOOK.microscopes), 2, side=128, seed=2, workers=1)
-    fitted = fit_look(teacher)
     looks = compare_looks(
         teacher,
         {
             "raw": lambda rng, one: one.image.astype(np.float32),
-            "fitted": lambda rng, one: scan_again(rng, one, fitted),
+            "fitted": lambda rng, one: scan_again(rng, one, teacher.look),
         },
         images,
     )
@@ -551,11 +550,11 @@ def test_train_and_simulate_with_the_look_of_an_image(
     options = ["--image", str(image), "--material", "MoS2", "--workers", "1", "--out", str(tmp_path / "w")]
     assert run(["train", str(recipe), *options]) == 0
     printed = capsys.readouterr().out
-    assert "white noise" in printed and "Fréchet" in printed and "moved" in printed
+    assert "fitted noise" in printed and "Fréchet" in printed and "moved" in printed
     distances = {
         name: float(line.removeprefix(name).split()[0])
         for line in printed.splitlines()
-        for name in ("translated", "fitted noise", "white noise", "raw simulation")
+        for name in ("translated", "fitted noise", "raw simulation")
         if line.startswith(f"{name}  ")
     }
     assert distances["raw simulation"] == max(distances.values())
@@ -592,7 +591,7 @@ def test_train_and_simulate_with_the_look_of_an_image(
 
 def test_more_electrons_leave_less_of_what_was_added(drawn: Drawn) -> None:
     """Nine times the dose: a third of the noise, on the same columns."""
-    noisy = add_noise(np.random.default_rng(1), drawn, look=LOOK)
+    noisy = scan_again(np.random.default_rng(1), drawn, LOOK)
     weaker = change_dose(drawn, noisy, 9.0)
     assert (weaker - drawn.image).std() == pytest.approx((noisy - drawn.image).std() / 3.0, rel=1e-3)
     np.testing.assert_allclose(change_dose(drawn, noisy, 1.0), noisy, rtol=1e-5)
@@ -658,7 +657,7 @@ def test_the_study_runs_and_says_what_it_did(
     monkeypatch.setattr(ke2023, "DOSES", (1.0, 10.0))
     assert run(["reproduce", "ke2023", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for name in (*ke2023.WAYS, ke2023.OURS, "white noise", "best possible"):
+    for name in (*ke2023.WAYS, ke2023.OURS, "best possible"):
         assert name in printed
     page = (tmp_path / "ke2023.html").read_text(encoding="utf-8")
     assert "a drawn one" in page and page.count("<img") == 8

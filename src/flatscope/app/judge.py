@@ -341,7 +341,8 @@ def defects(
     """Compare point defects with expert labels; or name drawn windows of six kinds, at the noise of DefectFinder's
     poster and against dose."""
     from flatscope.electron.defects import DefectParams
-    from flatscope.evaluation.defects import evaluate_labels, evaluate_windows
+    from flatscope.evaluation.defects import evaluate_labels
+    from flatscope.evaluation.windows import evaluate_windows
 
     if (image is None) != (labels is None):
         raise click.UsageError("--image and --labels belong together")
@@ -372,12 +373,13 @@ def defects(
         click.echo(json.dumps([one.to_dict() for one in scores]))
         return 0
     show.print_rows(
-        ("noise", "e/px", "accuracy", "worst kind", "its recall", "windows"),
+        ("noise", "e/px", "accuracy", "best possible", "worst kind", "its recall", "windows"),
         [
             (
                 one.noise,
                 "" if one.electrons_per_px is None else f"{one.electrons_per_px:g}",
                 str(one.accuracy),
+                "" if one.best is None else f"{one.best:.3f}",
                 one.worst,
                 f"{one.worst_recall:.3f}",
                 str(one.windows),

@@ -194,10 +194,9 @@ def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, shi
         "Fréchet: distance of unit cells from those of the right half of the image; power: over theirs in the ring of "
         "frequency that is furthest off"
     )
-    nearest = min(("translated", "fitted noise", "white noise"), key=lambda name: looks[name].frechet)
-    if nearest != "translated":
+    if looks["fitted noise"].frechet < looks["translated"].frechet:
         click.echo(
-            f"{nearest} comes nearer than the translation: train longer, or take simulate stem --noise"
+            "fitted noise comes nearer than the translation: train longer, or take simulate stem --noise"
         )
     click.echo(f"weights: {network.path} ({network.path.stat().st_size / 1e6:.1f} MB)")
     return EXIT_FINE

@@ -257,7 +257,8 @@ def judge(
         mine = np.flatnonzero(sites.sublattice == kind)
         if len(mine):
             values = readings.ratio[mine], steady(readings.sigma[mine])
-            unusual[mine], names[mine] = fit_mixture(*values, crystal, kind).weigh(*values)
+            mixture = fit_mixture(*values, crystal, kind, quiet=readings.quiet[kind])
+            unusual[mine], names[mine] = mixture.weigh(*values)
     constant = sites.phases.lattice.constant_px
     rim = _BORDER * constant
     shape = np.array(levelled.shape)
@@ -331,6 +332,8 @@ class Mixture:
         How many of the sites each part holds.
     reach
         Range of ratios that anything else may have.
+    quiet
+        Scatter where nothing stands over that of usual sites; in between and beyond, variances grow with brightness.
     """
 
     names: tuple[str, ...]
@@ -338,10 +341,12 @@ class Mixture:
     spreads: Float
     shares: Float
     reach: float
+    quiet: float = 1.0
 
     def densities(self, ratio: Float, sigma: Float) -> Float:
         """Density of each part at sites of ratio and scatter (n,), shape (parts, n)."""
-        width = np.hypot(sigma, self.spreads[:, None])
+        counted = self.quiet**2 + (1.0 - self.quiet**2) * np.maximum(self.middles, 0.0)
+        width = np.sqrt(counted[:, None] * sigma**2 + self.spreads[:, None] ** 2)
         parts = stats.norm.pdf((ratio - self.middles[:, None]) / width) / width
         usual = stats.t.pdf((ratio - 1.0) / sigma, _TAIL) / sigma
         return np.vstack([usual, parts, np.full(len(ratio), 1.0 / self.reach)])
@@ -358,13 +363,17 @@ def steady(sigma: Float) -> Float:
     return np.asarray(np.sqrt(0.5 * (sigma**2 + float(np.median(sigma)) ** 2)))
 
 
-def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int) -> Mixture:
+def fit_mixture(
+    ratio: Float, sigma: Float, crystal: Crystal, kind: int, *, quiet: float = 1.0
+) -> Mixture:
     """Learn from an image how bright its usual sites, vacancies and other elements are, and how frequent.
 
     Parameters
     ----------
     ratio, sigma
         See `flatscope.electron.sites.Readings` and `steady`, shape (n,), of sublattice `kind`.
+    quiet
+        See `Mixture`.
 
     Notes
     -----
@@ -384,7 +393,7 @@ def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int) -> Mixt
     shares = np.full(len(names), _FIRST_SHARE)
     shares[0] = 1.0 - shares[1:].sum()
     reach = max(float(np.ptp(ratio)), _LEAST_REACH)
-    mixture = Mixture(tuple(names), np.array(middles), np.array(spreads), shares, reach)
+    mixture = Mixture(tuple(names), np.array(middles), np.array(spreads), shares, reach, quiet)
     free, apart = np.isin(names[1:-1], ["dark", "bright"]), _LEAST_APART * float(np.median(sigma))
     for _ in range(_ROUNDS):
         weight = mixture.shares[:, None] * mixture.densities(ratio, sigma)

@@ -62,7 +62,7 @@ _INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
 
 @dataclass(frozen=True)
 class Look:
-    """What images need to be like one experimental image, before a network or fitted noise gives them the rest.
+    """What physics knows of an experimental image: drawn ones that are scanned so are like it but for what it does not.
 
     Parameters
     ----------
@@ -72,6 +72,8 @@ class Look:
         Pixel size, and the crystal's axes in the image, see `flatscope.electron.sites.find_axes`.
     noise
         Standard deviation of what does not repeat, in units of the lattice's.
+    scan, zero
+        Noise of the part that is learned from, in the same units, and the level that is taken for no electrons.
     microscopes
         Microscopes that show the crystal much as the image does.
     """
@@ -80,6 +82,8 @@ class Look:
     pixel_nm: float
     axes_px: Float
     noise: float
+    scan: NoiseParams
+    zero: float
     microscopes: tuple[ScanParams, ...]
 
     @property
@@ -106,7 +110,9 @@ class Look:
                 ScanParams(**{**one, "collection_mrad": tuple(one["collection_mrad"])})
                 for one in known.pop("microscopes")
             )
-            return cls(axes_px=axes, microscopes=microscopes, **known)
+            noise = dict(known.pop("scan"))
+            fitted = NoiseParams(**{**noise, "drift_px": tuple(noise["drift_px"])})
+            return cls(axes_px=axes, scan=fitted, microscopes=microscopes, **known)
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"damaged card of {card.name}: no look of a scan ({error})") from None
 
@@ -172,21 +178,26 @@ def learn_look(
     """
     image = flatten(opened.image, opened.sites.phases)
     middle = image.shape[1] // 2
-    look = Look(
-        find_crystal(material).name,
-        opened.calibration.pixel_size_nm[0],
-        find_axes(opened.sites, 0),
-        find_noise(image, opened.sites.phases),
-        (),
-    )
-    cells = cut_all(image.astype(np.float32), opened.sites, side=look.side_px)
-    left, right = cells.corners[:, 1] + look.side_px <= middle, cells.corners[:, 1] >= middle
+    axes = find_axes(opened.sites, 0)
+    side = choose_side(float(np.sqrt(abs(np.linalg.det(axes)))))
+    cells = cut_all(image.astype(np.float32), opened.sites, side=side)
+    left, right = cells.corners[:, 1] + side <= middle, cells.corners[:, 1] >= middle
     least = min(int(left.sum()), int(right.sum()))
     if least < _LEAST_CROPS:
         raise ValueError(
-            f"{source}: {image.shape[1]}x{image.shape[0]} px hold {least} crops of {look.side_px} px in half of the "
+            f"{source}: {image.shape[1]}x{image.shape[0]} px hold {least} crops of {side} px in half of the "
             f"field: {_LEAST_CROPS} are needed"
         )
+    part = image[:, :middle]
+    look = Look(
+        find_crystal(material).name,
+        opened.calibration.pixel_size_nm[0],
+        axes,
+        find_noise(image, opened.sites.phases),
+        fit_noise(part),
+        float(find_repeating(part).min()),
+        (),
+    )
     usual = _show_usual(image, opened.sites)
     microscopes = _match_microscopes(look, usual, seed=seed, tried=tried, workers=workers)
     look = replace(look, microscopes=microscopes)
@@ -311,31 +322,23 @@ def open_drawn(image: NDArray[np.floating], sheet: Sheet, look: Look) -> Drawn:
     )
 
 
-def fit_look(teacher: Teacher) -> tuple[NoiseParams, float]:
-    """Noise of the part of an experimental image that is learned from, in units of the lattice's contrast, and the
-    level that is taken for no electrons."""
-    part = teacher.image[:, : teacher.image.shape[1] // 2]
-    return fit_noise(part), float(find_repeating(part).min())
-
-
-def scan_again(rng: np.random.Generator, drawn: Drawn, fitted: tuple[NoiseParams, float]) -> Real:
-    """Scan a drawn image with noise as `fit_look` found it.
+def scan_again(rng: np.random.Generator, drawn: Drawn, look: Look) -> Real:
+    """Scan a drawn image with the noise of a look.
 
     Returns
     -------
     Shape (rows, cols), in units of the lattice's own contrast.
     """
-    noise, zero = fitted
-    return scan(rng, np.maximum(drawn.image - zero, 0.0), noise)[0] + np.float32(zero)
+    return scan(rng, np.maximum(drawn.image - look.zero, 0.0), look.scan)[0] + np.float32(look.zero)
 
 
 def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:
-    """Give a drawn image the look that a network has learned.
+    """Give a drawn image the look that a network has learned: a scan with fitted noise, and what that lacks.
 
     Parameters
     ----------
     rng
-        Source of the noise that the network shapes.
+        Source of the noise.
     drawn
         The image, without noise.
     network
@@ -346,7 +349,7 @@ def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:
     Shape (rows, cols), in units of the lattice's own contrast.
     """
     look = Look.from_card(network.card)
-    noisy = add_noise(rng, drawn, look=look)
+    noisy = scan_again(rng, drawn, look)
     cells = cut_cells(noisy, _cover(drawn.sites, noisy.shape), side=look.side_px, clip=True)
     return put_back(run_on_crops(network, cells.images), cells, (noisy.shape[0], noisy.shape[1]))
 
@@ -355,11 +358,6 @@ def change_dose(drawn: Drawn, image: NDArray[np.floating], times: float) -> Real
     """An image that was made of a drawn one, as it would be with so many times the electrons: what was added to the
     drawn one is weaker by their root."""
     return np.asarray(drawn.image + (image - drawn.image) / np.sqrt(times), np.float32)
-
-
-def add_noise(rng: np.random.Generator, drawn: Drawn, *, look: Look) -> Real:
-    """A drawn image with as much noise as an experimental one, but without its structure: what is translated."""
-    return np.asarray(drawn.image + look.noise * rng.standard_normal(drawn.image.shape), np.float32)
 
 
 def run_on_crops(network: Network, crops: Real) -> Real:

@@ -222,6 +222,9 @@ class Readings:
         is as it should be, 0 where nothing stands.
     sigma
         Shape (n,): its scatter among usual neighbours (1 sigma).
+    quiet
+        Of either sublattice: scatter where no column stands over that on its columns, at most 1. Counting noise grows
+        with what is counted.
     residual
         Shape (rows, cols): what does not repeat, seen through a filter as wide as a column, in units of its noise.
     floor
@@ -230,6 +233,7 @@ class Readings:
 
     ratio: Float
     sigma: Float
+    quiet: tuple[float, float]
     residual: Float
     floor: float
 
@@ -266,6 +270,8 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
     low = np.median(levels[_find_near(places, sites.positions)], axis=1)
     ratio, sigma = np.ones(len(heights)), np.full(len(heights), np.inf)
     excess = np.zeros(len(heights))
+    dim = _spread(_sample(matched, hollows)) if len(hollows) >= _NEIGHBOURS else np.inf
+    quiet = [1.0, 1.0]
     for kind in (0, 1):
         mine = np.flatnonzero(sites.sublattice == kind)
         if not len(mine):
@@ -278,9 +284,10 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
         spread = 1.4826 * np.median(np.abs(ratio[mine][near] - 1.0), axis=1)
         sigma[mine] = np.maximum(spread, _LEAST_SIGMA)
         excess[mine] = heights[mine] - middle
+        quiet[kind] = min(dim / max(_spread(excess[mine]), 1e-12), 1.0)
     ratio[_find_outshone(sites, excess, np.abs(ratio - 1.0) / sigma)] = 1.0
     scale, floor = _find_floor(seen, sites, width)
-    return Readings(ratio, sigma, matched / scale, floor)
+    return Readings(ratio, sigma, (quiet[0], quiet[1]), matched / scale, floor)
 
 
 def _find_outshone(sites: Sites, excess: Float, z: Float) -> NDArray[np.int64]:
@@ -307,6 +314,11 @@ def _find_hollows(sites: Sites) -> Float:
     hollows = sites.positions[sites.sublattice == 1] + step
     inside = ((hollows >= 0.0) & (hollows <= np.array(sites.phases.crystal.shape) - 1.0)).all(1)
     return np.asarray(hollows[inside])
+
+
+def _spread(values: Float) -> float:
+    """Standard deviation of normal values among which some are not."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _sample(image: Float, places: Float) -> Float:

@@ -131,6 +131,7 @@ class _Seen:
     sublattice: Whole
     ratio: Float
     sigma: Float
+    quiet: tuple[float, float]
     over: Float
     """What is seen on each site over what an image without order shows by chance."""
     logits: dict[int, NDArray[np.float32]]
@@ -325,7 +326,8 @@ def _learn(
         mine = [one.inner & (one.sublattice == kind) for one in parts]
         ratio = np.concatenate([one.ratio[rows] for one, rows in zip(parts, mine, strict=True)])
         sigma = np.concatenate([steady(one.sigma)[rows] for one, rows in zip(parts, mine, strict=True)])
-        mixtures.append(fit_mixture(ratio, sigma, crystal, kind))
+        quiet = float(np.median([one.quiet[kind] for one in parts]))
+        mixtures.append(fit_mixture(ratio, sigma, crystal, kind, quiet=quiet))
     return replace(known, mixtures=(mixtures[0], mixtures[1])), calibration
 
 
@@ -368,6 +370,7 @@ def _see(frame: NDArray[Any], *, known: _Known) -> _Seen:
         sites.sublattice,
         readings.ratio,
         readings.sigma,
+        readings.quiet,
         readings.over_chance(sites),
         logits,
         _keep_points(readings.residual, known.lattice.constant_px).astype(np.float32),

@@ -1,4 +1,4 @@
-"""Point defects against expert labels, in drawn windows of six kinds, and followed through drawn movies."""
+"""Point defects against expert labels, and followed through drawn movies."""
 
 from __future__ import annotations
 
@@ -11,25 +11,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
-from flatscope.electron.crystals import SheetParams, build_sheet, find_crystal
+from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import (
-    CLASSES,
-    GROUPS,
     DefectParams,
-    classify_sites,
     find_defects,
-    name_class,
 )
 from flatscope.electron.hopping import HoppingMovie, HoppingParams, draw_hopping
-from flatscope.electron.imaging import ScanParams, draw_adf
-from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.noise import SPOILS, NoiseParams, scan, spoil
-from flatscope.electron.sites import cut_crops, find_sites, level
 from flatscope.electron.tracks import TrackParams, link_points, track_defects
 from flatscope.evaluation.columns import MATCH_NM, match_points, read_labels
-from flatscope.evaluation.metrics import Interval, binomial_interval, bootstrap
+from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, Movie
@@ -42,10 +33,6 @@ _REACH = 1.5
 """A defect counts as found within this many times the distance for columns: labels sit on what little is left of an
 atom."""
 
-WINDOW_PX, WINDOW_NM, MATERIAL = 64, 1.7, "WS2"
-KINDS = ("V_M", "V_X", "V_X2", "M_X2", "X_M", "D_M")
-"""Six kinds of window: vacancies of W, of S and of both S, W on both S, S on W, and a dopant (Mo) on W."""
-_FIELD_PX = 256
 MOVIE = HoppingParams(frames=40, electrons_per_px=6.0, vacancies=0.04, hop=0.2, birth=0.02, death=0.02)
 """Hopping vacancies so close and so faint that linking what single frames show goes wrong; drift of 1.5 Å a frame."""
 
@@ -188,187 +175,6 @@ def _best_fourier(image: Float, true: Float, reach: float, box: tuple[Float, Flo
                 best = score
     assert best is not None
     return best
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows around defects.
-
-    Parameters
-    ----------
-    images
-        Shape (n, 64, 64).
-    crops
-        Shape (n, 2, 24, 24): the same defects as flatscope sees them.
-    kinds
-        Shape (n,): places in `KINDS`.
-    sheets
-        Shape (n,): the configuration each was cut from.
-    """
-
-    images: NDArray[np.float32]
-    crops: NDArray[np.float32]
-    kinds: NDArray[np.int64]
-    sheets: NDArray[np.int64]
-
-    def take(self, rows: NDArray[Any]) -> Windows:
-        """Some of them."""
-        return Windows(self.images[rows], self.crops[rows], self.kinds[rows], self.sheets[rows])
-
-
-def draw_windows(
-    count: int, *, seed: int, electrons_per_px: float | None = None, noise: str = "none"
-) -> Windows:
-    """Windows of WS2 around defects of six kinds, from so many sheets, each with its own microscope and orientation.
-
-    Parameters
-    ----------
-    count
-        Sheets; each gives some fifteen windows.
-    seed
-        Sheet i has the random stream (seed, i).
-    electrons_per_px
-        Of a scan with lag and jitter; None for an image without counting noise.
-    noise
-        "none", or one of `flatscope.electron.noise.SPOILS`, on top.
-    """
-    parts = [_draw_windows(seed, index, electrons_per_px, noise) for index in range(count)]
-    sheets = np.repeat(np.arange(count), [len(part[2]) for part in parts])
-    images, crops, kinds = (np.concatenate([part[place] for part in parts]) for place in range(3))
-    return Windows(images, crops, kinds, sheets)
-
-
-def _draw_windows(
-    seed: int, index: int, electrons: float | None, noise: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    rng = np.random.default_rng([seed, index])
-    crystal = find_crystal(MATERIAL)
-    pixel_nm = WINDOW_NM / WINDOW_PX
-    side = (_FIELD_PX * pixel_nm,) * 2
-    sheet = build_sheet(
-        rng,
-        SheetParams(
-            MATERIAL,
-            side,
-            turn_deg=float(rng.uniform(0.0, 360.0)),
-            shift_nm=(float(rng.uniform(0.0, 0.3)), float(rng.uniform(0.0, 0.3))),
-            vacancies={"first": 0.012, "one": 0.012, "both": 0.012},
-            dopant="Mo",
-            dopant_share=0.012,
-            antisites=0.012,
-        ),
-    )
-    optics = ScanParams(
-        pixel_nm=pixel_nm,
-        convergence_mrad=float(rng.uniform(28.0, 32.0)),
-        defocus_nm=float(rng.normal(0.0, 1.0)),
-        source_nm=float(rng.uniform(0.03, 0.045)),
-    )
-    image = draw_adf(sheet, optics, shape=(_FIELD_PX, _FIELD_PX))
-    places = sheet.sites_nm / pixel_nm
-    if electrons is not None:
-        mean = image / float(image.mean()) * electrons
-        params = NoiseParams(
-            gain=1.0, lag=float(rng.uniform(0.0, 0.2)), jitter_px=float(rng.uniform(0.0, 0.3))
-        )
-        scanned, places = scan(rng, mean, params, sites_px=places)
-        image = np.asarray(scanned, float)
-    if noise != "none":
-        image = spoil(rng, image, noise)
-    classes = classify_sites(sheet, crystal)
-    wanted = [CLASSES.index(kind) for kind in KINDS]
-    half = WINDOW_PX // 2
-    inner = ((places > half) & (places < _FIELD_PX - half)).all(1)
-    mine = np.flatnonzero(inner & np.isin(classes, wanted))
-    nothing = (
-        np.zeros((0, WINDOW_PX, WINDOW_PX), np.float32),
-        np.zeros((0, 2, 24, 24), np.float32),
-        np.zeros(0, int),
-    )
-    try:
-        sites = find_sites(image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
-    except NoLatticeError:
-        return nothing
-    gap, at = cKDTree(sites.positions).query(places[mine])
-    mine, at = (
-        mine[gap < 0.3 * sites.phases.lattice.constant_px],
-        at[gap < 0.3 * sites.phases.lattice.constant_px],
-    )
-    if not len(mine):
-        return nothing
-    crops = cut_crops(level(image, sites.phases.lattice.constant_px), sites, some=at)
-    corners = np.rint(places[mine]).astype(int) - half
-    images = np.stack([image[r : r + WINDOW_PX, c : c + WINDOW_PX] for r, c in corners])
-    return images.astype(np.float32), crops, np.array([wanted.index(one) for one in classes[mine]])
-
-
-def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
-    """Places in `KINDS` by flatscope's network; which sublattice a defect is on, the lattice knows."""
-    wanted = np.array([CLASSES.index(kind) for kind in KINDS])
-    group = np.array([next(place for place, (a, b) in enumerate(GROUPS) if a <= one < b) for one in wanted])
-    logits = network.run(windows.crops).mean((2, 3))[:, wanted]
-    logits = np.where(group[None] == group[windows.kinds][:, None], logits, -np.inf)
-    return np.asarray(logits.argmax(1))
-
-
-@dataclass(frozen=True)
-class DoseScore:
-    """Accuracy over the six kinds of window under one noise; `electrons_per_px` is None without counting noise."""
-
-    noise: str
-    electrons_per_px: float | None
-    accuracy: Interval
-    worst: str
-    worst_recall: float
-    windows: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
-
-
-def evaluate_windows(
-    *,
-    count: int = 40,
-    seed: int = 17,
-    doses: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0),
-    weights: str = "defects",
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[DoseScore]:
-    """Name windows of six kinds at the published noise, then against dose.
-
-    Parameters
-    ----------
-    count
-        Sheets for each line; all are other ones than those of the training.
-    doses
-        Detected electrons a pixel of 0.027 nm, on average.
-    """
-    network = Network.load(weights, task="defects")
-    runs: list[tuple[str, float | None]] = [(noise, None) for noise in ("none", *SPOILS)]
-    runs += [("scan", dose) for dose in doses]
-    crystal = find_crystal(MATERIAL)
-    scores = []
-    for place, (noise, dose) in enumerate(runs):
-        windows = draw_windows(
-            count, seed=seed, electrons_per_px=dose, noise="none" if noise == "scan" else noise
-        )
-        right = classify_windows(windows, network) == windows.kinds
-        recall = [float(right[windows.kinds == kind].mean()) for kind in range(len(KINDS))]
-        worst = int(np.argmin(recall))
-        scores.append(
-            DoseScore(
-                noise,
-                dose,
-                binomial_interval(int(right.sum()), len(right)),
-                name_class(CLASSES.index(KINDS[worst]), crystal, "Mo"),
-                recall[worst],
-                len(right),
-            )
-        )
-        if on_progress is not None:
-            on_progress(place + 1, len(runs))
-    return scores
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,9 +22,7 @@ from flatscope.electron.realism import (
     TASK,
     Drawn,
     Teacher,
-    add_noise,
     check_honesty,
-    fit_look,
     scan_again,
     translate,
 )
@@ -133,17 +130,16 @@ def learn_translation(
 
 def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
     """Three ways to make images to learn from: as they are drawn, with fitted noise, and translated."""
-    fitted = fit_look(teacher)
     return {
         "raw simulation": lambda rng, drawn: drawn.image.astype(np.float32),
-        "fitted noise": lambda rng, drawn: scan_again(rng, drawn, fitted),
+        "fitted noise": lambda rng, drawn: scan_again(rng, drawn, teacher.look),
         "translated": lambda rng, drawn: translate(rng, drawn, network),
     }
 
 
 def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, LookScore]:
     """How near drawn images come to the held half of an experimental one, each way of giving them its look. Beside them
-    stand its other half, than which nothing drawn can be expected to be nearer, and white noise as strong as its own.
+    stands its other half, than which nothing drawn can be expected to be nearer.
 
     Parameters
     ----------
@@ -153,8 +149,7 @@ def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Dr
         Drawn images without noise.
     """
     scores = {"experiment, left half": measure_look(teacher.crops, teacher.held)}
-    shown: dict[str, Way] = {**ways, "white noise": partial(add_noise, look=teacher.look)}
-    for name, way in shown.items():
+    for name, way in ways.items():
         made = [way(np.random.default_rng([_SEED, index]), one) for index, one in enumerate(images)]
         crops = [
             cut_all(one, drawn.sites, side=teacher.look.side_px).images

@@ -42,10 +42,10 @@ _LEAST_VARIANCE = 0.003
 """Of a point of an outline that follows pixels, px²."""
 _OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
 """An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
-_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.44, 0.75, 0.25
+_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.38, 0.72, 0.25
 """What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
 bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
-_SIGMA_SCALE_NETWORK = 0.95
+_SIGMA_SCALE_NETWORK = 0.91
 """The same of the network's own statement."""
 _MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""
@@ -55,6 +55,8 @@ _CORRELATION = 0.8
 """Of the errors of edges and network, which see the same outline (drawn bilayers, seeds 2 and 4)."""
 _CONTRADICT_SIGMA, _DOUBT_SIGMA = 3.0, 1.5
 """Edges and network that are farther apart than so many errors contradict each other, or make each other doubtful."""
+_ALONE = 1.25
+"""By how much more caution an answer needs that one way gives alone."""
 CROP_PX = 64
 """Side of what the network sees."""
 _MARGIN_SHARE, _MARGIN_PX = 0.15, 3.0
@@ -73,6 +75,8 @@ class Orientation:
         Direction of a corner of the triangle, degrees counter-clockwise as displayed, in [0, 120).
     sigma_deg
         1-sigma error.
+    caution_deg
+        The error by which it is decided whether to rely on it: larger where only one of two ways is sure.
     three_fold
         Whether it can be told from the one turned by 60°, as it cannot for a hexagon.
     method
@@ -81,6 +85,7 @@ class Orientation:
 
     corner_deg: float
     sigma_deg: float
+    caution_deg: float
     three_fold: bool
     method: str
 
@@ -108,7 +113,8 @@ def weigh(straight: Orientation, seen: Orientation) -> Orientation:
     """The mean of what edges and network say that has the smallest error, given that their errors are correlated.
 
     The larger error has no weight where it is far larger. Where both disagree by far more than they state, edges have
-    taken something else for a crystal's, and the network counts; the farther apart, the larger the error.
+    taken something else for a crystal's, and the network counts; the farther apart, the larger the error. An outline
+    that only one of both is sure of misleads it more often than its error says: caution goes by both.
     """
     apart = (straight.corner_deg - seen.corner_deg + 30.0) % 60.0 - 30.0
     common = _CORRELATION * straight.sigma_deg * seen.sigma_deg
@@ -123,10 +129,12 @@ def weigh(straight: Orientation, seen: Orientation) -> Orientation:
         + 2.0 * weight * (1.0 - weight) * common
     )
     surer = straight if weight > 0.5 else seen
+    farther = np.sqrt(max(doubt / _DOUBT_SIGMA, 1.0))
     return Orientation(
         # Which of both directions 60° apart it is, the surer one says.
         float((surer.corner_deg + (weight - (surer is straight)) * apart) % 120.0),
-        float(sigma * np.sqrt(max(doubt / _DOUBT_SIGMA, 1.0))),
+        float(sigma * farther),
+        float(np.sqrt(straight.sigma_deg * seen.sigma_deg) * farther),
         surer.three_fold,
         surer.method if weight in (0.0, 1.0) else f"{straight.method} and {seen.method}",
     )
@@ -176,7 +184,7 @@ def orient_by_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) 
     corner = fit.centre + (60.0 if far >= near else 0.0)
     told = abs(far - near) >= _LEAST_ASYMMETRY * (far + near)
     scale = _SIGMA_SCALE_ROUGH if fit.scatter > _ROUGH_PX2 else _SIGMA_SCALE_SMOOTH
-    return Orientation(corner % 120.0, scale * sigma, bool(told), "edges")
+    return Orientation(corner % 120.0, scale * sigma, _ALONE * scale * sigma, bool(told), "edges")
 
 
 def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
@@ -229,12 +237,9 @@ def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientat
             )
     (angle,), (sigma,), (logit,) = decode_density(answers[None])
     corner = angle + (0.0 if logit >= 0 else 60.0)
-    return Orientation(
-        float(corner % 120.0),
-        _SIGMA_SCALE_NETWORK * float(sigma),
-        bool(abs(logit) >= _LEAST_LOGIT),
-        "network",
-    )
+    error = _SIGMA_SCALE_NETWORK * float(sigma)
+    told = bool(abs(logit) >= _LEAST_LOGIT)
+    return Orientation(float(corner % 120.0), error, _ALONE * error, told, "network")
 
 
 def _turn_back(answer: NDArray[np.float32], mirrored: bool, quarters: int) -> Float:

@@ -27,8 +27,9 @@ Layers = NDArray[np.uint8]
 _SPECK_PX, _SPOT_PX = 12, 60
 """Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
 outline."""
-_LARGEST_SIGMA_DEG = 3.4
-"""No angle is given with a larger error (chosen on drawn bilayers, seeds 2 and 4; see docs/twist.md)."""
+_LARGEST_CAUTION_DEG = 4.05
+"""No angle is given with a larger `Orientation.caution_deg` of both layers together (chosen on drawn bilayers, seeds 2
+and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15
 """An outline of which more is hidden is called truncated or clipped, if there is no angle."""
 _CONVEX_SHARE = 0.9
@@ -232,8 +233,9 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
     if lower is None or upper is None:
         return result | _explain_missing(cut, clipped, "fewer than 3 straight edges are seen")
     sigma = float(np.hypot(lower.sigma_deg, upper.sigma_deg))
-    if sigma > _LARGEST_SIGMA_DEG:
-        return result | _explain_missing(cut, clipped, f"the error would be {sigma:.1f}°", area=area)
+    caution = float(np.hypot(lower.caution_deg, upper.caution_deg))
+    if caution > _LARGEST_CAUTION_DEG:
+        return result | _explain_missing(cut, clipped, f"the error could be {caution:.1f}°", area=area)
     turn = upper.corner_deg - lower.corner_deg
     folded = abs((turn + 30.0) % 60.0 - 30.0)
     period = moire_period_nm(folded, find_material(params.material).lattice_nm)

@@ -208,6 +208,8 @@ def train(
         on_progress=on_progress,
     )
     net.sharpen(1.0 / _find_temperature(net, held))
+    counts = np.bincount(known.classes[known.classes != IGNORE], minlength=len(CLASSES))
+    net.balance(torch.from_numpy(counts.astype(np.float32)))
     return Outcome(net, _score(net, held))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flatscope.electron.cells import cut_all
-from flatscope.electron.realism import Teacher, draw_clean
+from flatscope.electron.realism import Drawn, Look, Teacher, draw_clean, scan_again
 from flatscope.inference.card import Card
 from flatscope.training import supervised
 from flatscope.training.loop import hold_interrupt, write_state
@@ -35,6 +35,8 @@ Real = NDArray[np.float32]
 ADVERSARIAL, CYCLE, IDENTITY, ATTENTION = 1.0, 10.0, 10.0, 1000.0
 """Published weights of the losses."""
 _BETAS, _EMA = (0.5, 0.999), 0.999
+_SCANNED = 4
+"""Drawn images that the crops of a step come from."""
 _SAVE_S, _PARTS = 60.0, 1000
 """Seconds from one checkpoint to the next, and parts of the run that progress is told in."""
 
@@ -100,10 +102,8 @@ def train(
     """
     look = teacher.look
     drawn = draw_clean(look, recipe.scenes_train, side=recipe.scene_px, seed=recipe.seed, workers=workers)
-    crops = np.concatenate(
-        [cut_all(one.image.astype(np.float32), one.sites, side=look.side_px).images for one in drawn]
-    )
-    steps = recipe.epochs * len(crops) // recipe.batch
+    crops = sum(len(cut_all(one.image, one.sites, side=look.side_px).images) for one in drawn)
+    steps = recipe.epochs * crops // recipe.batch
     players = supervised.seeded(
         _Players, seed=recipe.seed, width=recipe.widths[0], blocks=len(recipe.widths), fourier=fourier
     )
@@ -119,11 +119,12 @@ def train(
     try:
         while run.done < steps and run.elapsed < limit:
             rng = np.random.default_rng([recipe.seed, run.done])
-            chosen = crops[rng.integers(len(crops), size=recipe.batch)]
-            noisy = chosen + look.noise * rng.standard_normal(chosen.shape, np.float32)
+            scanned = _scan_crops(rng, drawn, look, count=recipe.batch)
             real = teacher.crops[rng.integers(len(teacher.crops), size=recipe.batch)]
             with hold_interrupt():
-                run.step(_to_tensor(noisy), _to_tensor(real), rate=recipe.lr * min(2.0 * (1.0 - share), 1.0))
+                run.step(
+                    _to_tensor(scanned), _to_tensor(real), rate=recipe.lr * min(2.0 * (1.0 - share), 1.0)
+                )
             run.elapsed = before + time.perf_counter() - begun
             share = max(run.done / steps, run.elapsed / limit)
             if time.perf_counter() - saved > _SAVE_S:
@@ -134,6 +135,16 @@ def train(
     finally:
         run.save()
     return Outcome(run.average.eval(), run.done)
+
+
+def _scan_crops(rng: np.random.Generator, drawn: list[Drawn], look: Look, *, count: int) -> Real:
+    """Crops of drawn images that are scanned anew, shape (count, side, side)."""
+    parts = []
+    for size in np.bincount(np.arange(count) % _SCANNED):
+        one = drawn[rng.integers(len(drawn))]
+        crops = cut_all(scan_again(rng, one, look), one.sites, side=look.side_px).images
+        parts.append(crops[rng.integers(len(crops), size=size)])
+    return np.concatenate(parts)
 
 
 def make_card(recipe: Recipe, teacher: Teacher, outcome: Outcome) -> Card:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import CLASSES, name_class
-from flatscope.evaluation.defects import KINDS, MATERIAL, Windows, classify_windows, draw_windows
 from flatscope.evaluation.metrics import Interval, binomial_interval, confusion_matrix
 from flatscope.evaluation.papers import Row, part_of
+from flatscope.evaluation.windows import KINDS, MATERIAL, Windows, classify_windows, draw_windows
 from flatscope.inference.runtime import Network
 
 DOI = "10.1038/s41524-019-0152-9"

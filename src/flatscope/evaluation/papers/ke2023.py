@@ -315,7 +315,7 @@ def describe(study: Study, size: str) -> tuple[str, ...]:
         "frequency where it is furthest off; row noise: power from row to row over that along rows, both at high "
         "frequency; values: largest difference of the distributions of pixel values; moved, vanished: columns that lie "
         f"more than {1e3 * MOVED_NM:.0f} pm elsewhere afterwards, and defects that lose more than half of their "
-        "contrast, in the mean of eight translations. White noise is what the translation starts from.",
+        "contrast, in the mean of eight translations, which start from fitted noise.",
         "F1: place and kind of vacancies, oxygen and dopants together, in drawn images with another defocus, scan and "
         "dose than the experimental one. What each way adds to a drawn image is made as weak or strong as "
         f"{_TAUGHT[0]:g} to {_TAUGHT[1]:g} times the electrons make it. The U-Nets are alike but for what they learned "

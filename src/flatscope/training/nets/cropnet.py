@@ -86,6 +86,15 @@ class CropNet(nn.Module):
         return total / max(int((truth != IGNORE).sum()), 1)
 
     @torch.no_grad()
+    def balance(self, counts: Tensor) -> None:
+        """Answer as if all classes of a group were equally frequent, given how many crops (outputs,) it learned from
+        had each: what is frequent in an image is for the image to say."""
+        assert self.head.bias is not None
+        for first, end in self.groups:
+            share = counts[first:end].clamp(min=1.0)
+            self.head.bias[first:end] -= torch.log(share / share.sum())
+
+    @torch.no_grad()
     def sharpen(self, factor: float) -> None:
         """Multiply all logits: one over the temperature of calibrated probabilities."""
         self.head.weight *= factor

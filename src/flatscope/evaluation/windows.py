@@ -1,0 +1,290 @@
+"""Windows of six kinds of point defect, named under noise, and how well they could be named at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
+from flatscope.electron.defects import CLASSES, GROUPS, classify_sites, name_class
+from flatscope.electron.imaging import ScanParams, draw_adf
+from flatscope.electron.lattice import NoLatticeError
+from flatscope.electron.noise import SPOILS, NoiseParams, scan, spoil
+from flatscope.electron.sites import cut_crops, find_sites, level
+from flatscope.evaluation.metrics import Interval, binomial_interval
+from flatscope.evaluation.realism import classify_counts
+from flatscope.inference.runtime import Network
+
+Float = NDArray[np.float64]
+
+WINDOW_PX, WINDOW_NM, MATERIAL = 64, 1.7, "WS2"
+KINDS = ("V_M", "V_X", "V_X2", "M_X2", "X_M", "D_M")
+"""Six kinds of window: vacancies of W, of S and of both S, W on both S, S on W, and a dopant (Mo) on W."""
+_SPECIES = ("", "S", "", "W", "S", "Mo")
+"""What stands on the site of each."""
+_FIELD_PX = 256
+_SPOILT_VARIANCE = 0.01
+"""Of the Gaussian noise in windows, whose values go from 0 to 1."""
+_BOUND_SEED, _BOUND_SHEETS, _BOUND_DRAWS, _BOUND_PX = 29, 12, 200, 32
+"""Microscopes, draws of each kind, and the side of what is looked at, for the best possible accuracy."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows around defects.
+
+    Parameters
+    ----------
+    images
+        Shape (n, 64, 64).
+    crops
+        Shape (n, 2, 24, 24): the same defects as flatscope sees them.
+    kinds
+        Shape (n,): places in `KINDS`.
+    sheets
+        Shape (n,): the configuration each was cut from.
+    """
+
+    images: NDArray[np.float32]
+    crops: NDArray[np.float32]
+    kinds: NDArray[np.int64]
+    sheets: NDArray[np.int64]
+
+    def take(self, rows: NDArray[Any]) -> Windows:
+        """Some of them."""
+        return Windows(self.images[rows], self.crops[rows], self.kinds[rows], self.sheets[rows])
+
+
+def draw_windows(
+    count: int, *, seed: int, electrons_per_px: float | None = None, noise: str = "none"
+) -> Windows:
+    """Windows of WS2 around defects of six kinds, from so many sheets, each with its own microscope and orientation.
+
+    Parameters
+    ----------
+    count
+        Sheets; each gives some fifteen windows.
+    seed
+        Sheet i has the random stream (seed, i).
+    electrons_per_px
+        Of a scan with lag and jitter; None for an image without counting noise.
+    noise
+        "none", or one of `flatscope.electron.noise.SPOILS`, on top.
+    """
+    parts = [_draw_windows(seed, index, electrons_per_px, noise) for index in range(count)]
+    sheets = np.repeat(np.arange(count), [len(part[2]) for part in parts])
+    images, crops, kinds = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return Windows(images, crops, kinds, sheets)
+
+
+def _draw_windows(
+    seed: int, index: int, electrons: float | None, noise: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    rng = np.random.default_rng([seed, index])
+    crystal = find_crystal(MATERIAL)
+    pixel_nm = WINDOW_NM / WINDOW_PX
+    side = (_FIELD_PX * pixel_nm,) * 2
+    sheet = build_sheet(
+        rng,
+        SheetParams(
+            MATERIAL,
+            side,
+            turn_deg=float(rng.uniform(0.0, 360.0)),
+            shift_nm=(float(rng.uniform(0.0, 0.3)), float(rng.uniform(0.0, 0.3))),
+            vacancies={"first": 0.012, "one": 0.012, "both": 0.012},
+            dopant="Mo",
+            dopant_share=0.012,
+            antisites=0.012,
+        ),
+    )
+    optics = _draw_optics(rng)
+    image = draw_adf(sheet, optics, shape=(_FIELD_PX, _FIELD_PX))
+    places = sheet.sites_nm / pixel_nm
+    if electrons is not None:
+        mean = image / float(image.mean()) * electrons
+        params = NoiseParams(
+            gain=1.0, lag=float(rng.uniform(0.0, 0.2)), jitter_px=float(rng.uniform(0.0, 0.3))
+        )
+        scanned, places = scan(rng, mean, params, sites_px=places)
+        image = np.asarray(scanned, float)
+    if noise != "none":
+        image = spoil(rng, image, noise, variance=_SPOILT_VARIANCE)
+    classes = classify_sites(sheet, crystal)
+    wanted = [CLASSES.index(kind) for kind in KINDS]
+    half = WINDOW_PX // 2
+    inner = ((places > half) & (places < _FIELD_PX - half)).all(1)
+    mine = np.flatnonzero(inner & np.isin(classes, wanted))
+    nothing = (
+        np.zeros((0, WINDOW_PX, WINDOW_PX), np.float32),
+        np.zeros((0, 2, 24, 24), np.float32),
+        np.zeros(0, int),
+    )
+    try:
+        sites = find_sites(image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
+    except NoLatticeError:
+        return nothing
+    gap, at = cKDTree(sites.positions).query(places[mine])
+    mine, at = (
+        mine[gap < 0.3 * sites.phases.lattice.constant_px],
+        at[gap < 0.3 * sites.phases.lattice.constant_px],
+    )
+    if not len(mine):
+        return nothing
+    crops = cut_crops(level(image, sites.phases.lattice.constant_px), sites, some=at)
+    corners = np.rint(places[mine]).astype(int) - half
+    images = np.stack([image[r : r + WINDOW_PX, c : c + WINDOW_PX] for r, c in corners])
+    return images.astype(np.float32), crops, np.array([wanted.index(one) for one in classes[mine]])
+
+
+def _draw_optics(rng: np.random.Generator) -> ScanParams:
+    """A microscope as windows are drawn with."""
+    return ScanParams(
+        pixel_nm=WINDOW_NM / WINDOW_PX,
+        convergence_mrad=float(rng.uniform(28.0, 32.0)),
+        defocus_nm=float(rng.normal(0.0, 1.0)),
+        source_nm=float(rng.uniform(0.03, 0.045)),
+    )
+
+
+def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
+    """Places in `KINDS` by flatscope's network; which sublattice a defect is on, the lattice knows."""
+    wanted = np.array([CLASSES.index(kind) for kind in KINDS])
+    group = np.array([_group(kind) for kind in KINDS])
+    logits = network.run(windows.crops).mean((2, 3))[:, wanted]
+    logits = np.where(group[None] == group[windows.kinds][:, None], logits, -np.inf)
+    return np.asarray(logits.argmax(1))
+
+
+def find_best_accuracy(noise: str, electrons_per_px: float | None) -> float | None:
+    """Share of windows that could be named right if all but the kind were known: by the largest likelihood.
+
+    Parameters
+    ----------
+    noise, electrons_per_px
+        See `draw_windows`. Of mixed noise only the Gaussian part counts, of a scan the counting; None for noise that
+        hides nothing.
+
+    Notes
+    -----
+    The six kinds are equally frequent, and which sublattice a defect is on is known.
+    """
+    if electrons_per_px is None and noise not in ("gaussian", "mixed"):
+        return None
+    right = []
+    for index in range(_BOUND_SHEETS):
+        rng = np.random.default_rng([_BOUND_SEED, index])
+        images = _draw_kinds(rng)
+        middle = (images.shape[1] - _BOUND_PX) // 2
+        seen = np.s_[:, middle : middle + _BOUND_PX, middle : middle + _BOUND_PX]
+        for group in (0, 1):
+            mine = images[[_group(kind) == group for kind in KINDS]]
+            for kind in range(len(mine)):
+                if electrons_per_px is None:
+                    templates = mine[seen] / np.ptp(images)
+                    noisy = templates[kind] + np.sqrt(_SPOILT_VARIANCE) * rng.standard_normal(
+                        (_BOUND_DRAWS, *templates.shape[1:])
+                    )
+                    gaps = [np.square(noisy - template).sum((1, 2)) for template in templates]
+                    called = np.argmin(gaps, axis=0)
+                else:
+                    means = mine[seen] / images[0].mean() * electrons_per_px
+                    called = classify_counts(
+                        rng.poisson(means[kind], (_BOUND_DRAWS, *means.shape[1:])).astype(float), means
+                    )
+                right.append(float((called == kind).mean()))
+    return float(np.mean(right))
+
+
+def _draw_kinds(rng: np.random.Generator) -> Float:
+    """A perfect crystal but for one site, which holds each of `KINDS`, shape (6, 128, 128)."""
+    side = 2 * WINDOW_PX
+    optics = _draw_optics(rng)
+    field = (side * optics.pixel_nm,) * 2
+    sheet = build_sheet(rng, SheetParams(MATERIAL, field, turn_deg=float(rng.uniform(0.0, 360.0))))
+    away = np.hypot(*(sheet.sites_nm - 0.5 * np.array(field)).T)
+
+    def put(kind: str, name: str) -> Sheet:
+        species = sheet.species.copy()
+        species[np.where(sheet.sublattice == _group(kind), away, np.inf).argmin()] = name
+        return refill(sheet, species, MATERIAL)
+
+    return np.stack(
+        [
+            draw_adf(put(kind, name), optics, shape=(side, side))
+            for kind, name in zip(KINDS, _SPECIES, strict=True)
+        ]
+    )
+
+
+def _group(kind: str) -> int:
+    """The sublattice of a kind of window."""
+    place = CLASSES.index(kind)
+    return next(number for number, (first, end) in enumerate(GROUPS) if first <= place < end)
+
+
+@dataclass(frozen=True)
+class DoseScore:
+    """Accuracy over the six kinds of window under one noise; `electrons_per_px` is None without counting noise, `best`
+    is `find_best_accuracy`."""
+
+    noise: str
+    electrons_per_px: float | None
+    accuracy: Interval
+    best: float | None
+    worst: str
+    worst_recall: float
+    windows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+
+def evaluate_windows(
+    *,
+    count: int = 40,
+    seed: int = 17,
+    doses: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0),
+    weights: str = "defects",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[DoseScore]:
+    """Name windows of six kinds at the published noise, then against dose.
+
+    Parameters
+    ----------
+    count
+        Sheets for each line; all are other ones than those of the training.
+    doses
+        Detected electrons a pixel of 0.027 nm, on average.
+    """
+    network = Network.load(weights, task="defects")
+    runs: list[tuple[str, float | None]] = [(noise, None) for noise in ("none", *SPOILS)]
+    runs += [("scan", dose) for dose in doses]
+    crystal = find_crystal(MATERIAL)
+    scores = []
+    for place, (noise, dose) in enumerate(runs):
+        windows = draw_windows(
+            count, seed=seed, electrons_per_px=dose, noise="none" if noise == "scan" else noise
+        )
+        right = classify_windows(windows, network) == windows.kinds
+        recall = [float(right[windows.kinds == kind].mean()) for kind in range(len(KINDS))]
+        worst = int(np.argmin(recall))
+        scores.append(
+            DoseScore(
+                noise,
+                dose,
+                binomial_interval(int(right.sum()), len(right)),
+                find_best_accuracy(noise, dose),
+                name_class(CLASSES.index(KINDS[worst]), crystal, "Mo"),
+                recall[worst],
+                len(right),
+            )
+        )
+        if on_progress is not None:
+            on_progress(place + 1, len(runs))
+    return scores
