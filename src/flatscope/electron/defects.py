@@ -363,9 +363,7 @@ def steady(sigma: Float) -> Float:
     return np.asarray(np.sqrt(0.5 * (sigma**2 + float(np.median(sigma)) ** 2)))
 
 
-def fit_mixture(
-    ratio: Float, sigma: Float, crystal: Crystal, kind: int, *, quiet: float = 1.0
-) -> Mixture:
+def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int, *, quiet: float = 1.0) -> Mixture:
     """Learn from an image how bright its usual sites, vacancies and other elements are, and how frequent.
 
     Parameters

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from scipy import ndimage
 
 from flatscope.evaluation.metrics import Interval, bootstrap
@@ -111,7 +112,7 @@ def evaluate_twist(
     spent = 0.0
     for found, seconds in read(mix, count, seed=seed, params=TwistParams(method=method)):
         for truth, reading in found:
-            if int((truth.layers == 2).sum()) >= LEAST_TOP_PX:
+            if top_area_px(truth.layers) >= LEAST_TOP_PX:
                 truths.append(truth)
                 readings.append(reading)
         spent += seconds
@@ -157,6 +158,12 @@ def _ratio(sums: NDArray[np.float64]) -> float:
     return float(sums[1] / sums[0]) if sums[0] else float("nan")
 
 
+def top_area_px(layers: Layers) -> int:
+    """Area of a drawn second layer; single wrong pixels all over the picture are none of it."""
+    smooth = Image.fromarray(layers).filter(ImageFilter.MedianFilter(3))
+    return int(((np.asarray(smooth) == 2) & (layers == 2)).sum())
+
+
 def read_mask(layers: Layers, params: TwistParams) -> Reading:
     """What flatscope says of the largest second layer."""
     return _largest(measure_twist(layers, params).frame)
@@ -189,7 +196,7 @@ Found = tuple[list[tuple[Bilayer, Reading]], float]
 def _read_masks(mix: str, count: int, *, seed: int, params: TwistParams) -> Iterator[Found]:
     for index in range(count):
         drawn = draw_bilayer(np.random.default_rng([seed, index]), MIXES[mix])
-        if int((drawn.layers == 2).sum()) < LEAST_TOP_PX:
+        if top_area_px(drawn.layers) < LEAST_TOP_PX:
             continue
         begun = time.perf_counter()
         reading = read_mask(drawn.layers, params)

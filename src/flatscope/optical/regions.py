@@ -35,8 +35,11 @@ _SMOOTH_PX = 5
 _NARROW_PX, _NARROW_REST_PX = 5, 7
 """What is narrower than this is the rim of a terrace, not one. What is left after a region was divided once has rims on
 both sides, and is divided again only into broader pieces."""
-_TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 2.5
-"""Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise."""
+_TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 1.25
+"""Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise of
+a pixel, of which 25 are averaged."""
+_SPECKS = 0.005
+"""This share of the pixels at either end is no terrace."""
 _TERRACE_PX, _TERRACE_SHARE = 40, 0.5
 """Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
 _BORDER_PX = 4
@@ -193,10 +196,12 @@ def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> t
     weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
     level = ndimage.uniform_filter(contrast * own, _SMOOTH_PX) / weight
     inside = level[own]
+    # A single speck of dust may be ten times as bright as either terrace.
+    inside = np.clip(inside, *np.quantile(inside, (_SPECKS, 1.0 - _SPECKS)))
     threshold = threshold_otsu(inside)
-    least = max(_TWO_LEVELS, _TWO_LEVELS_SIGMA * noise)
-    least = max(least, _TWO_LEVELS_RELATIVE * float(np.abs(inside).max()))
-    if float(inside[inside > threshold].mean() - inside[inside <= threshold].mean()) < least:
+    bright, dark = (float(inside[side].mean()) for side in (inside > threshold, inside <= threshold))
+    least = max(_TWO_LEVELS, _TWO_LEVELS_SIGMA * noise, _TWO_LEVELS_RELATIVE * max(abs(bright), abs(dark)))
+    if bright - dark < least:
         return None
     parts = [own & (level > threshold), own & (level <= threshold)]
     opened = [_open(part, narrow_px) for part in parts]

@@ -22,7 +22,16 @@ from PIL import Image
 
 from flatscope.evaluation.metrics import Interval
 from flatscope.evaluation.papers import part_of
-from flatscope.evaluation.twist import LEAST_TOP_PX, MIXES, Reading, fold, read_by_moments, read_mask, share
+from flatscope.evaluation.twist import (
+    LEAST_TOP_PX,
+    MIXES,
+    Reading,
+    fold,
+    read_by_moments,
+    read_mask,
+    share,
+    top_area_px,
+)
 from flatscope.optical.bilayers import Bilayer, BilayerParams, Layers, draw_bilayer
 from flatscope.optical.orientation import METHODS
 from flatscope.optical.twist import TwistParams
@@ -216,7 +225,7 @@ def _compare(mix: str, count: int, methods: dict[str, Callable[[Layers], Reading
     spent = dict.fromkeys(methods, 0.0)
     for index in range(count):
         bilayer = draw_bilayer(np.random.default_rng([_TEST_SEED, index]), MIXES[mix])
-        if int((bilayer.layers == 2).sum()) < LEAST_TOP_PX:
+        if top_area_px(bilayer.layers) < LEAST_TOP_PX:
             continue
         drawn.append(bilayer)
         for name, method in methods.items():
