@@ -220,6 +220,22 @@ def test_a_second_layer_out_of_focus_is_a_region_of_its_own(turned: bool) -> Non
     assert inner == pytest.approx(50 * 60, rel=0.15)
 
 
+@pytest.mark.parametrize(("speck", "noise"), [(0.0, 0.012), (3.0, 0.012), (0.0, 0.03)])
+def test_a_second_layer_out_of_focus_is_parted_from_the_first(speck: float, noise: float) -> None:
+    """However bright a speck of dust lies on it, and in noise that its many pixels average out."""
+    layers = np.zeros((160, 160))
+    layers[20:140, 20:140] = 1.0
+    layers[45:105, 45:105] = 2.0
+    smooth = ndimage.gaussian_filter(layers, 4.0)
+    contrast = (smooth[..., None] * np.array([-0.05, -0.06, -0.03])).astype(np.float32)
+    contrast += rng(9).normal(0.0, noise, contrast.shape).astype(np.float32)
+    contrast[70:73, 70:73] += np.float32(speck)
+    labels = cut_regions(smooth > 0.5, np.zeros(layers.shape, bool), contrast, noise=np.full(3, noise))
+    sizes = np.sort(np.bincount(labels.ravel())[1:])
+    assert sizes[-2:] == pytest.approx([60 * 60, 120 * 120 - 60 * 60], rel=0.15)
+    assert sizes[:-2].sum() < 200  # the speck itself
+
+
 def test_a_border_lies_where_the_contrast_is_half_way() -> None:
     """Whatever the network marks as the edge: here only what lies inside the second layer."""
     layers = np.zeros((120, 120))

@@ -62,7 +62,7 @@ _INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
 
 @dataclass(frozen=True)
 class Look:
-    """What physics knows of an experimental image: drawn ones that are scanned so are like it but for what it does not.
+    """What physics knows of an experimental image; the rest is for a network to add.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ of the two orientations it is follows from the longer edges, as cut corners are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,13 +42,16 @@ _LEAST_VARIANCE = 0.003
 """Of a point of an outline that follows pixels, px²."""
 _OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
 """An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
-_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.38, 0.72, 0.25
+_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.41, 0.735, 0.25
 """What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
 bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
-_SIGMA_SCALE_NETWORK = 0.91
+_SIGMA_SCALE_NETWORK = 0.93
 """The same of the network's own statement."""
 _MOST_LAG_PX = 6
 """Residuals are correlated over up to so many pixels."""
+_SURE_DEG, _SURER = 0.65, 0.18
+"""The larger an error, the more of it either way overlooks: it grows by this power of itself, from the first on (drawn
+bilayers, seeds 2 and 4)."""
 METHODS = ("auto", "edges", "network")
 """Ways to tell how a crystal lies; "auto" weighs both."""
 _CORRELATION = 0.8
@@ -103,10 +106,14 @@ def orient(mask: Mask, hidden: Mask, *, method: str, network: Network) -> Orient
         Of the task "orientation".
     """
     if method == "edges":
-        return orient_by_edges(mask, hidden)
-    seen = orient_by_network(mask, hidden, network=network)
-    straight = None if method == "network" else orient_by_edges(mask, hidden, near_deg=seen.corner_deg)
-    return seen if straight is None else weigh(straight, seen)
+        found = orient_by_edges(mask, hidden)
+    else:
+        found = orient_by_network(mask, hidden, network=network)
+        straight = None if method == "network" else orient_by_edges(mask, hidden, near_deg=found.corner_deg)
+        found = found if straight is None else weigh(straight, found)
+    if found is None:
+        return None
+    return replace(found, sigma_deg=found.sigma_deg * max(found.sigma_deg, _SURE_DEG) ** _SURER)
 
 
 def weigh(straight: Orientation, seen: Orientation) -> Orientation:

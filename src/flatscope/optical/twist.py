@@ -27,7 +27,7 @@ Layers = NDArray[np.uint8]
 _SPECK_PX, _SPOT_PX = 12, 60
 """Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
 outline."""
-_LARGEST_CAUTION_DEG = 3.6
+_LARGEST_CAUTION_DEG = 3.7
 """No angle is given with a larger `Orientation.caution_deg` of both layers together (chosen on drawn bilayers, seeds 2
 and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15
