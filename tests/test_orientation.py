@@ -102,6 +102,15 @@ def test_both_ways_together_are_no_worse_than_the_surer_one(network: Network) ->
     assert against.method == "network" and against.corner_deg == 25.0 and against.sigma_deg > 1.5 * 0.6
 
 
+def test_what_only_one_way_is_sure_of_needs_more_caution() -> None:
+    sure, unsure = (Orientation(20.5, error, error, True, "network") for error in (2.5, 9.0))
+    straight = Orientation(20.0, 2.5, 2.5, True, "edges")
+    both, one = weigh(straight, sure), weigh(straight, unsure)
+    # The stated error is nearly the same, since the surer way counts; what is risked is not.
+    assert one.sigma_deg == pytest.approx(both.sigma_deg, rel=0.06)
+    assert one.caution_deg > 1.7 * both.caution_deg
+
+
 def test_pieces_of_a_torn_second_layer_are_one_row() -> None:
     layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
     layers[150:152][layers[150:152] == 2] = 1

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import draw
 
 from flatscope.app.cli import run
-from flatscope.evaluation.twist import evaluate_twist
+from flatscope.evaluation.twist import evaluate_twist, top_area_px
 from flatscope.micrograph import Calibration, Micrograph
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, BilayerParams, cut_triangle, draw_bilayer
 from flatscope.optical.flakes import FlakeParams, find_flakes
@@ -300,3 +300,12 @@ def test_scores_are_printed_as_json(capsys: Any) -> None:
     assert run(["evaluate", "twist", "--mix", "clean", "--count", "6", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["bilayers"] <= 6 and scores["constant_error"] > 0
+
+
+def test_wrong_pixels_elsewhere_are_no_second_layer() -> None:
+    layers = paint((150.0, 20.0, 0.0, (200, 200)), (40.0, 45.0, 0.0, (200, 200)))
+    area = top_area_px(layers)
+    assert area == pytest.approx((layers == 2).sum(), rel=0.02)
+    layers[::17, ::17] = 2
+    assert (layers == 2).sum() > area + 400
+    assert top_area_px(layers) == pytest.approx(area, rel=0.02)
