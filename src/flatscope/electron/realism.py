@@ -88,8 +88,8 @@ class Look:
 
     @property
     def constant_px(self) -> float:
-        """Lattice constant in pixels, the mean of all directions."""
-        return float(np.sqrt(abs(np.linalg.det(self.axes_px))))
+        """Lattice constant in pixels."""
+        return _measure_constant(self.axes_px)
 
     @property
     def side_px(self) -> int:
@@ -179,7 +179,7 @@ def learn_look(
     image = flatten(opened.image, opened.sites.phases)
     middle = image.shape[1] // 2
     axes = find_axes(opened.sites, 0)
-    side = choose_side(float(np.sqrt(abs(np.linalg.det(axes)))))
+    side = choose_side(_measure_constant(axes))
     cells = cut_all(image.astype(np.float32), opened.sites, side=side)
     left, right = cells.corners[:, 1] + side <= middle, cells.corners[:, 1] >= middle
     least = min(int(left.sum()), int(right.sum()))
@@ -202,6 +202,11 @@ def learn_look(
     microscopes = _match_microscopes(look, usual, seed=seed, tried=tried, workers=workers)
     look = replace(look, microscopes=microscopes)
     return Teacher(look, cells.images[left], cells.images[right], image, source)
+
+
+def _measure_constant(axes_px: Float) -> float:
+    """Lattice constant of a crystal's axes, the mean of all directions."""
+    return float(np.sqrt(abs(np.linalg.det(axes_px))))
 
 
 def _show_usual(image: Float, sites: Sites) -> Real:

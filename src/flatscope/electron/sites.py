@@ -7,10 +7,11 @@ places, whatever the orientation, the pixel size and the distortions of the scan
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import fft, ndimage, stats
 from scipy.spatial import cKDTree
 
 from flatscope.electron.lattice import (
@@ -270,7 +271,8 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
     low = np.median(levels[_find_near(places, sites.positions)], axis=1)
     ratio, sigma = np.ones(len(heights)), np.full(len(heights), np.inf)
     excess = np.zeros(len(heights))
-    dim = _spread(_sample(matched, hollows)) if len(hollows) >= _NEIGHBOURS else np.inf
+    spread_of = partial(stats.median_abs_deviation, scale="normal")
+    dim = float(spread_of(_sample(matched, hollows))) if len(hollows) >= _NEIGHBOURS else np.inf
     quiet = [1.0, 1.0]
     for kind in (0, 1):
         mine = np.flatnonzero(sites.sublattice == kind)
@@ -284,7 +286,7 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
         spread = 1.4826 * np.median(np.abs(ratio[mine][near] - 1.0), axis=1)
         sigma[mine] = np.maximum(spread, _LEAST_SIGMA)
         excess[mine] = heights[mine] - middle
-        quiet[kind] = min(dim / max(_spread(excess[mine]), 1e-12), 1.0)
+        quiet[kind] = min(dim / max(float(spread_of(excess[mine])), 1e-12), 1.0)
     ratio[_find_outshone(sites, excess, np.abs(ratio - 1.0) / sigma)] = 1.0
     scale, floor = _find_floor(seen, sites, width)
     return Readings(ratio, sigma, (quiet[0], quiet[1]), matched / scale, floor)
@@ -314,11 +316,6 @@ def _find_hollows(sites: Sites) -> Float:
     hollows = sites.positions[sites.sublattice == 1] + step
     inside = ((hollows >= 0.0) & (hollows <= np.array(sites.phases.crystal.shape) - 1.0)).all(1)
     return np.asarray(hollows[inside])
-
-
-def _spread(values: Float) -> float:
-    """Standard deviation of normal values among which some are not."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _sample(image: Float, places: Float) -> Float:

@@ -112,9 +112,8 @@ def evaluate_twist(
     spent = 0.0
     for found, seconds in read(mix, count, seed=seed, params=TwistParams(method=method)):
         for truth, reading in found:
-            if top_area_px(truth.layers) >= LEAST_TOP_PX:
-                truths.append(truth)
-                readings.append(reading)
+            truths.append(truth)
+            readings.append(reading)
         spent += seconds
         if on_progress is not None:
             on_progress(min(len(truths), count), count)
@@ -217,7 +216,9 @@ def _read_micrographs(mix: str, count: int, *, seed: int, params: TwistParams) -
         seconds = time.perf_counter() - begun
         found = []
         for bilayer in drawn:
-            row, col = ndimage.center_of_mass(bilayer.layers == 2) if (bilayer.layers == 2).any() else (0, 0)
+            if top_area_px(bilayer.layers) < LEAST_TOP_PX:
+                continue
+            row, col = ndimage.center_of_mass(bilayer.layers == 2)
             reach = 0.5 * np.sqrt((bilayer.layers == 2).sum())
             near = frame[np.hypot(frame["row_px"] - row, frame["col_px"] - col) < reach]
             found.append((bilayer, _largest(near)))
