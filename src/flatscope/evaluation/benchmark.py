@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import tempfile
 import time
@@ -33,7 +34,8 @@ class Speed:
     Parameters
     ----------
     network, runtime
-        What ran where: "torch", "ONNX 32-bit", "ONNX 8-bit", or "whole answer" for all of `find_flakes`.
+        What ran where: "torch" with its usual order of memory (NCHW), "torch NHWC" with channels last, "ONNX 32-bit",
+        "ONNX 8-bit", or "whole answer" for all of `find_flakes`.
     seconds
         Median time of a picture.
     low, high
@@ -108,6 +110,7 @@ def _make_runs(
 ) -> tuple[dict[tuple[str, str], Callable[[], object]], dict[tuple[str, str], bytes]]:
     """What to time, and the ONNX models among it."""
     import onnxruntime
+    import torch
 
     from flatscope.training import export, supervised
     from flatscope.training.nets.deeplabv3 import DeepLabV3
@@ -125,6 +128,7 @@ def _make_runs(
         OURS: FlakeNet,
     }
     x = np.random.default_rng(0).random((1, 3, SIDE_PX, SIDE_PX), np.float32)
+    channels_last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     models: dict[tuple[str, str], bytes] = {}
 
@@ -141,6 +145,8 @@ def _make_runs(
             continue
         net = supervised.seeded(build, seed=0).eval()
         runs[name, "torch"] = partial(supervised.answer, net, x)
+        turned = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        runs[name, "torch NHWC"] = partial(supervised.answer, turned, channels_last)
         models[name, "ONNX 32-bit"] = export.to_onnx(net)
         models[name, "ONNX 8-bit"] = export.to_eight_bits(
             models[name, "ONNX 32-bit"], x[:, :, :256, :256].repeat(2, axis=0)
