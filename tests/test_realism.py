@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -578,6 +579,18 @@ def test_train_and_simulate_with_the_look_of_an_image(
     # Metal columns are bright where the table says that they are.
     bright = images[0, 0][row[first["species"] == "Mo"], col[first["species"] == "Mo"]].mean()
     assert bright > images[0, 0].mean() + 0.7
+    # Of half of the images only the noise is that of the image: the same sheets, other pixels.
+    mixed = tmp_path / "mixed"
+    assert run([*simulate, "-n", "6", "--translated", "0.5", "--out", str(mixed)]) == 0
+    translated = [
+        json.loads(line)["translated"] for line in (mixed / "params.jsonl").read_text().splitlines()
+    ]
+    assert set(translated) == {True, False}
+    with h5py.File(mixed / "data.h5") as store:
+        same = [np.array_equal(store["images"][index], images[index]) for index in range(2)]
+    assert same == translated[:2]
+    assert run(["simulate", "stem", "--translated", "0.5", "--out", str(tmp_path / "bad")]) == 2
+    assert "--translated belongs to --realism" in capsys.readouterr().err
     for wrong, said in (
         (["--material", "MoS2"], "said by the weights"),
         (["--dose", "30", "3"], "the smaller one first"),
@@ -647,8 +660,6 @@ def test_a_scan_that_lags_has_more_noise_from_row_to_row() -> None:
 def test_the_study_runs_and_says_what_it_did(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     from flatscope.evaluation.papers import ke2023
 
     tiny = ke2023.Size(0.01, 1, 1, 128, 2, 2, 1, 2, 1, 1)
@@ -663,6 +674,8 @@ def test_the_study_runs_and_says_what_it_did(
     assert "a drawn one" in page and page.count("<img") == 8
     (numbers,) = json.loads((tmp_path / "ke2023.json").read_text())
     assert len(numbers["scores"]["translated"]) == 2
+    gain = numbers["overall"]["translated"]["value"] - numbers["overall"]["fitted noise"]["value"]
+    assert numbers["gains"]["translated"]["value"] == pytest.approx(gain) and "over fitted noise" in printed
     # At the least dose the likelihood is right in about nine of ten cases, at a hundred times as much always.
     bound = np.array(numbers["telling"]["bound"])
     np.testing.assert_allclose(bound.sum(2), 1.0)

@@ -31,6 +31,7 @@ from flatscope.electron.realism import (
     change_dose,
     check_honesty,
     draw_one,
+    scan_again,
     translate,
 )
 from flatscope.electron.specimens import (
@@ -70,6 +71,7 @@ class _Order:
     exact: bool
     noise: NoiseParams | None
     realism: Path | None
+    translated: float
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,13 @@ class _Item:
     "--realism",
     type=click.Path(path_type=Path),
     help="For stem: weights that flatscope train realism wrote; they say material, pixel size and noise.",
+)
+@click.option(
+    "--translated",
+    type=click.FloatRange(0.0, 1.0),
+    default=1.0,
+    show_default=True,
+    help="With --realism: share of images that are translated; the others have the noise fitted to the same image.",
 )
 @click.option("--exact", is_flag=True, help="For hrtem: multislice by abTEM (extra: multislice).")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
@@ -192,6 +201,8 @@ def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
         raise click.UsageError("--noise belongs to stem: series have the counting noise of --dose")
     if settings["realism"] is not None:
         settings = settings | _read_look(settings, hrtem=hrtem)
+    elif settings["translated"] < 1.0:
+        raise click.UsageError("--translated belongs to --realism")
     material = find_crystal(checked(ColumnParams, material=settings["material"] or "MoS2").material).name
     pixel_nm = settings["nm_per_px"] or (0.0115 if hrtem else 0.02)
     dose = settings["dose"] or ((1e2, 1e5) if hrtem else (3.0, 100.0))
@@ -212,6 +223,7 @@ def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
         exact=settings["exact"],
         noise=None if settings["noise"] is None else _read_noise(settings["noise"]),
         realism=settings["realism"],
+        translated=settings["translated"],
     )
 
 
@@ -279,19 +291,22 @@ def _draw(job: tuple[_Order, int]) -> _Item:
 
 
 def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _Item:
-    """An image translated by trained weights; columns that the translation moved, and defects that it took away, are
-    what nobody can tell."""
+    """An image translated by trained weights, or scanned with the noise that they start from; columns that were moved
+    thereby, and defects that were taken away, are what nobody can tell."""
     network = Network.load(weights, task=TASK, threads=1)
-    drawn = draw_one(rng, Look.from_card(network.card), side=order.side_px)
+    look = Look.from_card(network.card)
+    drawn = draw_one(rng, look, side=order.side_px)
+    translated = bool(rng.spawn(1)[0].random() < order.translated)
 
     def look_like(rng: np.random.Generator, one: Drawn) -> NDArray[np.float32]:
-        return translate(rng, one, network)
+        return translate(rng, one, network) if translated else scan_again(rng, one, look)
 
     honesty = check_honesty(rng.spawn(1)[0], drawn, look_like)
     bad = honesty.places_px[honesty.rejected] * order.pixel_nm
     times = float(np.exp(rng.uniform(*np.log(order.dose))))
     params = {
         "realism": network.sha256,
+        "translated": translated,
         "dose_over_image": times,
         "columns": len(honesty.rejected),
         "moved": int(honesty.moved.sum()),

@@ -111,6 +111,7 @@ def _make_runs(
     """What to time, and the ONNX models among it."""
     import onnxruntime
     import torch
+    from torch import nn
 
     from flatscope.training import export, supervised
     from flatscope.training.nets.deeplabv3 import DeepLabV3
@@ -145,7 +146,7 @@ def _make_runs(
             continue
         net = supervised.seeded(build, seed=0).eval()
         runs[name, "torch"] = partial(supervised.answer, net, x)
-        turned = copy.deepcopy(net).to(memory_format=torch.channels_last)
+        turned: nn.Module = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         runs[name, "torch NHWC"] = partial(supervised.answer, turned, channels_last)
         models[name, "ONNX 32-bit"] = export.to_onnx(net)
         models[name, "ONNX 8-bit"] = export.to_eight_bits(
