@@ -177,6 +177,10 @@ def test_saito_2019_runs_through_and_goes_on(
     assert named["accuracy, colours changed: both, weighted loss"]["published"] == 0.723
     assert named["the same by twelve people"]["published"] == 0.67
     assert named["accuracy of monolayer, best network"]["ours"]["value"] > 0.5
+    for layer in ("monolayer", "bilayer"):
+        recall = f"recall of {layer} at precision 0.9"
+        ideal = named[f"{recall}, were each region named right"]["ours"]["value"]
+        assert 1.0 > ideal >= named[f"{recall}, best network"]["ours"]["value"] and ideal > 0.5
     assert (tmp_path / "saito2019.html").read_text("utf-8").count("<img") == 2
 
     def refuse(*_: object, **__: object) -> None:
