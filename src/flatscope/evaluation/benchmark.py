@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import tempfile
 import time
@@ -110,8 +109,6 @@ def _make_runs(
 ) -> tuple[dict[tuple[str, str], Callable[[], object]], dict[tuple[str, str], bytes]]:
     """What to time, and the ONNX models among it."""
     import onnxruntime
-    import torch
-    from torch import nn
 
     from flatscope.training import export, supervised
     from flatscope.training.nets.deeplabv3 import DeepLabV3
@@ -129,7 +126,6 @@ def _make_runs(
         OURS: FlakeNet,
     }
     x = np.random.default_rng(0).random((1, 3, SIDE_PX, SIDE_PX), np.float32)
-    channels_last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     models: dict[tuple[str, str], bytes] = {}
 
@@ -146,8 +142,7 @@ def _make_runs(
             continue
         net = supervised.seeded(build, seed=0).eval()
         runs[name, "torch"] = partial(supervised.answer, net, x)
-        turned: nn.Module = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        runs[name, "torch NHWC"] = partial(supervised.answer, turned, channels_last)
+        runs[name, "torch NHWC"] = partial(supervised.answer, *supervised.put_channels_last(net, x))
         models[name, "ONNX 32-bit"] = export.to_onnx(net)
         models[name, "ONNX 8-bit"] = export.to_eight_bits(
             models[name, "ONNX 32-bit"], x[:, :, :256, :256].repeat(2, axis=0)

@@ -5,6 +5,7 @@ The flake finder has its own loop (`training.loop`), since its losses, schedule 
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import time
@@ -257,6 +258,12 @@ def answer(net: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.inference_mode():
         logits: NDArray[np.float32] = net(torch.from_numpy(x)).numpy()
     return logits
+
+
+def put_channels_last(net: nn.Module, x: NDArray[np.float32]) -> tuple[nn.Module, NDArray[np.float32]]:
+    """Copies of a network and of pictures (n, channels, rows, cols) that lie channels last in memory (NHWC)."""
+    turned: nn.Module = copy.deepcopy(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return turned, np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
 
 @contextmanager
