@@ -174,6 +174,27 @@ def test_defocus_blurs_and_astigmatism_stretches() -> None:
     assert abs(np.log(rows / cols)) > 0.1
 
 
+def test_coma_throws_a_tail_and_trefoil_three_but_columns_stay() -> None:
+    one = Sheet(
+        np.array([74]), np.array([[2.0, 2.0, 0.0]]), np.zeros((0, 2)), np.zeros(0, int), np.zeros(0, "<U1")
+    )
+    tailed, threefold = (
+        draw_adf(one, ScanParams(pixel_nm=PIXEL_NM, **optics), shape=(SIDE, SIDE))
+        for optics in ({"coma_nm": 500.0, "coma_deg": 0.0}, {"trefoil_nm": 300.0})
+    )
+    offsets = np.arange(SIDE) - 100.0
+    rows, cols = (offsets**3 @ np.maximum(tailed, 0.0).sum(axis) for axis in (1, 0))
+    assert abs(cols) > 20.0 * abs(rows)
+    place = np.array(ndimage.center_of_mass(np.maximum(tailed - 0.3 * tailed.max(), 0.0)))
+    assert np.hypot(*(place - 100.0)) * PIXEL_NM < 0.02
+
+    def turn(degrees: float) -> np.ndarray:
+        return np.asarray(ndimage.rotate(threefold[1:, 1:], degrees, reshape=False, order=3))
+
+    same, other = (np.abs(turn(angle) - threefold[1:, 1:]).max() for angle in (120.0, 180.0))
+    assert same < 0.03 * threefold.max() < 0.1 * threefold.max() < other
+
+
 # --- the lattice -----------------------------------------------------------------------------------------------------
 
 

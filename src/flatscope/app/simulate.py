@@ -21,19 +21,10 @@ from flatscope.electron import focal
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.crystals import Sheet, find_crystal, list_defects
 from flatscope.electron.imaging import draw_series
+from flatscope.electron.looks import Drawn, Look, change_dose, draw_one, scan_again
 from flatscope.electron.multislice import MultisliceError, simulate_series
 from flatscope.electron.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
-from flatscope.electron.realism import (
-    MOVED_NM,
-    TASK,
-    Drawn,
-    Look,
-    change_dose,
-    check_honesty,
-    draw_one,
-    scan_again,
-    translate,
-)
+from flatscope.electron.realism import MOVED_NM, TASK, check_honesty, translate
 from flatscope.electron.specimens import (
     Draw,
     draw_contents,

@@ -16,7 +16,8 @@ from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import MATERIALS, DefectParams
-from flatscope.electron.realism import draw_clean, learn_look
+from flatscope.electron.looks import draw_clean
+from flatscope.electron.matching import learn_look
 from flatscope.electron.scans import open_scan
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read

@@ -12,8 +12,9 @@ doi:10.1007/978-1-4419-6533-2 (aberrations, probe, phase objects).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from flatscope.electron.detector import find_spot
 
 Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
+Waves = TypeVar("Waves", Float, Real)
 
 _WAVE_NM, _BAND = 0.02, 1.0 / 3.0
 """Largest pixel of the wave in HRTEM, and its largest frequency in cycles a pixel: its square still fits the grid."""
@@ -47,8 +49,10 @@ class ScanParams:
         Accelerating voltage.
     convergence_mrad
         Half angle of the probe.
-    defocus_nm, spherical_um, astigmatism_nm, astigmatism_deg
-        Aberrations: positive defocus is underfocus; third-order spherical; two-fold astigmatism and its direction.
+    defocus_nm, spherical_um
+        Positive defocus is underfocus; third-order spherical aberration.
+    astigmatism_nm, astigmatism_deg, coma_nm, coma_deg, trefoil_nm, trefoil_deg
+        Two-fold astigmatism, axial coma, three-fold astigmatism, and their directions.
     source_nm
         Blur by the source's size and by vibration (1 sigma).
     thermal_nm
@@ -64,6 +68,10 @@ class ScanParams:
     spherical_um: float = 0.0
     astigmatism_nm: float = 0.0
     astigmatism_deg: float = 0.0
+    coma_nm: float = 0.0
+    coma_deg: float = 0.0
+    trefoil_nm: float = 0.0
+    trefoil_deg: float = 0.0
     source_nm: float = 0.035
     thermal_nm: float = 0.008
     collection_mrad: tuple[float, float] = (70.0, 200.0)
@@ -165,22 +173,15 @@ def make_transfer(params: ScanParams, *, pixel_nm: float, shape: tuple[int, int]
     k_col = fft.fftfreq(shape[1], pixel_nm)[None]
     wavelength = params.wavelength_nm
     angle = wavelength * np.hypot(k_row, k_col)
-    direction = np.arctan2(-k_row, k_col)
-    turned = np.cos(2.0 * (direction - np.deg2rad(params.astigmatism_deg)))
-    phase = (
-        2.0
-        * np.pi
-        / wavelength
-        * (
-            -0.5 * params.defocus_nm * angle**2
-            + 0.5 * params.astigmatism_nm * angle**2 * turned
-            + 0.25 * 1e3 * params.spherical_um * angle**4
-        )
-    )
+    phase = _aberrate(params, k_row, k_col) - np.pi / wavelength * params.defocus_nm * angle**2
     # A soft rim of one frequency step, so that a small field's coarse frequencies do not make the aperture ragged.
     edge = 1e-3 * params.convergence_mrad
     step = wavelength / (pixel_nm * min(shape))
     aperture = np.clip((edge - angle) / step + 0.5, 0.0, 1.0)
+    if params.coma_nm:
+        # Coma also shifts the image, which means nothing: columns stay where they are.
+        for axis in (k_row, k_col):
+            phase = phase - axis * ((aperture * phase * axis).sum() / (aperture * axis**2).sum())
     probe = np.abs(fft.ifft2(aperture * np.exp(-1j * phase))) ** 2
     transfer: NDArray[np.complex128] = fft.rfft2(probe)
     return transfer / transfer[0, 0].real
@@ -358,11 +359,11 @@ def _shift_phase(
     return fft.irfft2(even * sharpen, shape), fft.irfft2(odd * sharpen, shape)
 
 
-def _aberrate(params: SeriesParams, down: Real, across: Real) -> Real:
+def _aberrate(params: ScanParams | SeriesParams, down: Waves, across: Waves) -> Waves:
     """Phase of the lens at zero defocus; what it multiplies is exp(-i phase)."""
     wavelength = params.wavelength_nm
-    angle = np.float32(wavelength) * np.hypot(down, across)
-    lens = np.float32(0.5e3 * np.pi / wavelength * params.spherical_um) * angle**4
+    angle = wavelength * np.hypot(down, across)
+    lens = 0.5e3 * math.pi / wavelength * params.spherical_um * angle**4
     turned = None
     for strength, direction, fold, power in (
         (params.astigmatism_nm, params.astigmatism_deg, 2, 2),
@@ -371,11 +372,9 @@ def _aberrate(params: SeriesParams, down: Real, across: Real) -> Real:
     ):
         if strength:
             turned = np.arctan2(-down, across) if turned is None else turned
-            waves = np.float32(2.0 * np.pi / wavelength * strength / power)
-            lens += (
-                waves * angle**power * np.cos(np.float32(fold) * (turned - np.float32(np.deg2rad(direction))))
-            )
-    return np.asarray(lens, np.float32)
+            waves = 2.0 * math.pi / wavelength * strength / power
+            lens += waves * angle**power * np.cos(fold * (turned - math.radians(direction)))
+    return np.asarray(lens, angle.dtype)
 
 
 def sample_image(

@@ -157,9 +157,7 @@ def scan(
     )
     seen = params.gain * rng.poisson(np.maximum(mean, 0.0) / params.gain)
     seen = seen + rng.normal(0.0, params.read_sigma, image.shape)
-    if params.lag:
-        first = params.lag * seen[:, :1]
-        seen = signal.lfilter([1.0 - params.lag], [1.0, -params.lag], seen, axis=1, zi=first)[0]
+    seen = smear(seen, params.lag)
     seen = seen + rng.normal(0.0, params.row_sigma, (rows, 1))
     places = np.zeros((0, 2)) if sites_px is None else np.asarray(sites_px, float)
     moved = places.copy()
@@ -168,6 +166,12 @@ def scan(
         there = np.stack(displace(moved[:, 0], moved[:, 1]), axis=1)
         moved = moved + places - there
     return np.asarray(seen, np.float32), moved
+
+
+def smear(image: NDArray[np.floating], lag: float) -> Float:
+    """An image of shape (rows, cols) as a detector that lags reads it, see `NoiseParams`."""
+    first = lag * np.asarray(image, float)[:, :1]
+    return np.asarray(signal.lfilter([1.0 - lag], [1.0, -lag], image, axis=1, zi=first)[0])
 
 
 def spoil(

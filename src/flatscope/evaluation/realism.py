@@ -18,14 +18,9 @@ from numpy.typing import NDArray
 from scipy import fft, linalg, stats
 
 from flatscope.electron.cells import cut_all
-from flatscope.electron.realism import (
-    TASK,
-    Drawn,
-    Teacher,
-    check_honesty,
-    scan_again,
-    translate,
-)
+from flatscope.electron.looks import Drawn, scan_again
+from flatscope.electron.matching import Teacher
+from flatscope.electron.realism import TASK, check_honesty, translate
 from flatscope.inference.runtime import Network
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def train(
     held
         Others of the same look, which decide on the threshold.
     side
-        Of crops, see `flatscope.electron.realism.Look`.
+        Of crops, see `flatscope.electron.looks.Look`.
     steps
         Of 64 crops each.
     checkpoint

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +30,9 @@ from flatscope.electron.crystals import SheetParams, build_sheet, deform, find_c
 from flatscope.electron.defects import DefectParams, judge
 from flatscope.electron.imaging import draw_adf
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.realism import (
-    MOVED_NM,
-    Drawn,
-    Honesty,
-    Look,
-    Teacher,
-    change_dose,
-    check_honesty,
-    draw_clean,
-    draw_few_defects,
-    learn_look,
-    open_drawn,
-    run_on_crops,
-)
+from flatscope.electron.looks import Drawn, Look, change_dose, draw_clean, draw_few_defects, open_drawn
+from flatscope.electron.matching import Teacher, learn_look
+from flatscope.electron.realism import MOVED_NM, Honesty, check_honesty, run_on_crops
 from flatscope.electron.scans import Scan, open_scan
 from flatscope.electron.sites import Sites, level, measure_sites
 from flatscope.electron.specimens import draw_microscope, draw_noise, draw_scanned
@@ -62,7 +52,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 
 if TYPE_CHECKING:
-    from flatscope.training.cells import Detector, Marked
+    from flatscope.training.cells import Marked
 
 DOI = "10.1021/acs.nanolett.4c02654"
 WAYS = ("raw simulation", "fitted noise", "translated", "both")
@@ -94,6 +84,7 @@ Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 Reader = Callable[[Float, Sites], NDArray[np.int64]]
 """What stands on each site of an image."""
+Counts = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -106,8 +97,8 @@ class Size:
         Of training the translation, whichever ends first, and drawn images for it.
     side_px
         Of all drawn images.
-    images, steps
-        Drawn images and steps of 64 crops for each detector.
+    images, steps, repeats
+        Drawn images and steps of 64 crops for each detector, and detectors of each way, of other seeds.
     tested
         Images at each dose.
     microscopes
@@ -124,6 +115,7 @@ class Size:
     side_px: int
     images: int
     steps: int
+    repeats: int
     tested: int
     microscopes: int
     told: int
@@ -131,9 +123,9 @@ class Size:
 
 
 SIZES = {
-    "quick": Size(0.1, 1, 2, 128, 2, 30, 1, 4, 2, 1),
-    "cpu": Size(40.0, 100, 60, 192, 40, 900, 8, 60, 100, 4),
-    "full": Size(600.0, 1000, 400, 256, 400, 10_000, 40, 200, 1000, 16),
+    "quick": Size(0.1, 1, 2, 128, 2, 30, 1, 1, 4, 2, 1),
+    "cpu": Size(40.0, 100, 60, 192, 40, 900, 2, 8, 60, 100, 4),
+    "full": Size(600.0, 1000, 400, 256, 400, 10_000, 3, 40, 200, 1000, 16),
 }
 
 
@@ -231,8 +223,8 @@ def run(
     teacher = learn_look(opened, material, source=taken.name, tried=plan.microscopes)
     look = teacher.look
     parts = [
-        part_of(on_progress, number=number, parts=len(WAYS) + 1, steps=_PARTS)
-        for number in range(len(WAYS) + 1)
+        part_of(on_progress, number=number, parts=plan.repeats * len(WAYS) + 1, steps=_PARTS)
+        for number in range(plan.repeats * len(WAYS) + 1)
     ]
     recipe = replace(
         recipes.load("realism"),
@@ -250,29 +242,27 @@ def run(
         examples[name] = way(np.random.default_rng(_SHOWN_SEED), shown[0])[:_PART_PX, :_PART_PX]
     drawn = draw_clean(look, plan.images, side=plan.side_px, seed=_SEED)
     held = draw_clean(look, max(plan.images // _HELD, 2), side=plan.side_px, seed=_HELD_SEED)
-    detectors: dict[str, Detector] = {}
     learned, kept = (_teach(images, ways) for images in (drawn, held))
-    for number, name in enumerate(WAYS):
-        detectors[name] = cells.train(
+    readers: dict[str, list[Reader]] = {name: [] for name in WAYS}
+    for number, (name, repeat) in enumerate(product(WAYS, range(plan.repeats))):
+        detector = cells.train(
             learned[name],
             kept[name],
             side=look.side_px,
             steps=plan.steps,
-            seed=_SEED,
-            checkpoint=out / f"{name.replace(' ', '-')}.pt",
+            seed=_SEED + repeat,
+            checkpoint=out / f"{name.replace(' ', '-')}-{repeat + 1}.pt",
             on_progress=_scale(parts[number + 1]),
         )
-    readers: dict[str, Reader] = {
-        name: partial(cells.detect, detector) for name, detector in detectors.items()
-    }
+        readers[name].append(partial(cells.detect, detector))
     ours = Network.load("defects", task="defects")
-    readers[OURS] = partial(_read_ours, material=look.material, network=ours)
+    readers[OURS] = [partial(_read_ours, material=look.material, network=ours)]
     doses = tuple(_find_dose(look, shown) * factor for factor in DOSES)
-    counts: dict[str, list[list[tuple[int, int, int]]]] = {name: [] for name in readers}
+    counts: dict[str, list[list[Counts]]] = {name: [] for name in readers}
     for dose in doses:
         tested = [_draw_test(look, dose, index, plan.side_px) for index in range(plan.tested)]
-        for name, reader in readers.items():
-            counts[name].append([_count(reader, one, look) for one in tested])
+        for name, some in readers.items():
+            counts[name].append([_count(some, one, look) for one in tested])
     labelled = {} if labels is None else _score_labels(readers, opened, teacher, labels)
     together = {name: [one for some in of_each for one in some] for name, of_each in counts.items()}
     return Study(
@@ -327,12 +317,12 @@ def describe(study: Study, size: str) -> tuple[str, ...]:
         "frequency; values: largest difference of the distributions of pixel values; moved, vanished: columns that lie "
         f"more than {1e3 * MOVED_NM:.0f} pm elsewhere afterwards, and defects that lose more than half of their "
         "contrast, in the mean of eight translations, which start from fitted noise.",
-        "F1: place and kind of vacancies, oxygen and dopants together, in drawn images with another defocus, scan and "
-        "dose than the experimental one. What each way adds to a drawn image is made as weak or strong as "
+        f"F1, of {SIZES[size].repeats} U-Nets of other seeds a way: place and kind of vacancies, oxygen and dopants "
+        "together, in drawn images with another defocus, scan and dose than the experimental one. What each way adds "
+        "to a drawn image is made as weak or strong as "
         f"{_TAUGHT[0]:g} to {_TAUGHT[1]:g} times the electrons make it. The U-Nets are alike but for what they learned "
-        "from; flatscope's own network has "
-        "seen drawn images of any noise, none of these. Over fitted noise: by how much F1 of all is higher on the same "
-        "images. Brackets: 95 % interval by image, of labels by strips.",
+        "from; flatscope's own network has seen drawn images of any noise, none of these. Over fitted noise: by how "
+        "much F1 of all is higher on the same images. Brackets: 95 % interval by image, of labels by strips.",
         "O from V: incident dose at which oxygen and a vacancy are told apart in nine cases of ten under counting "
         "noise alone; best possible: by the likelihood ratio, everything else known.",
         f"{study.crops_a_second:.0f} crops a second are translated in ONNX Runtime.",
@@ -441,27 +431,28 @@ def _draw_test(look: Look, electrons: float, index: int, side: int) -> _Test:
     return _Test(np.asarray(scanned.image, float), sites, true, classify(scanned.sheet, look.material))
 
 
-def _count(reader: Reader, test: _Test, look: Look) -> tuple[int, int, int]:
-    """Defects found with their right kind, found, and true."""
+def _count(readers: Sequence[Reader], test: _Test, look: Look) -> Counts:
+    """Defects found with their right kind, found, and true, all readers together."""
     rim = _RIM * look.constant_px
     inside = np.asarray(
         ((test.places_px > rim) & (test.places_px < np.array(test.image.shape) - 1.0 - rim)).all(1)
     )
-    true = int(((test.kinds > 0) & inside).sum())
+    true = len(readers) * int(((test.kinds > 0) & inside).sum())
     if test.sites is None:
         return 0, 0, true
-    called = reader(flatten(test.image, test.sites.phases), test.sites)
+    flat = flatten(test.image, test.sites.phases)
+    called = np.stack([reader(flat, test.sites) for reader in readers])
     gap, nearest = cKDTree(test.places_px).query(test.sites.positions)
     met = (gap < _MATCH * look.constant_px) & inside[nearest]
     right = np.asarray(met & (called > 0) & (called == test.kinds[nearest]))
     return int(right.sum()), int(((called > 0) & inside[nearest]).sum()), true
 
 
-def _score(counts: Sequence[tuple[int, int, int]]) -> Interval:
+def _score(counts: Sequence[Counts]) -> Interval:
     return bootstrap(counts, _f1)
 
 
-def _compare(counts: Sequence[tuple[int, int, int]], others: Sequence[tuple[int, int, int]]) -> Interval:
+def _compare(counts: Sequence[Counts], others: Sequence[Counts]) -> Interval:
     """How much higher one F1 is than another on the same images."""
     return bootstrap(np.hstack([counts, others]), lambda total: _f1(total[:3]) - _f1(total[3:]))
 
@@ -485,7 +476,7 @@ def _read_ours(image: Float, sites: Sites, *, material: str, network: Network) -
     return called
 
 
-def _tell_apart(look: Look, readers: dict[str, Reader], *, count: int) -> Telling:
+def _tell_apart(look: Look, readers: dict[str, list[Reader]], *, count: int) -> Telling:
     """Images of one site that is pristine, lacks a chalcogen, or holds oxygen, counted at several doses."""
     clean, templates, place_px = _draw_kinds(look)
     away = np.hypot(*(clean.sites.positions - place_px).T)
@@ -502,11 +493,12 @@ def _tell_apart(look: Look, readers: dict[str, Reader], *, count: int) -> Tellin
         for kind in range(3):
             counts = rng.poisson(templates[kind] * dose, (count, *templates.shape[1:])).astype(float)
             np.add.at(bound[step, kind], classify_counts(counts, templates * dose), 1.0 / count)
-            for name, reader in readers.items():
-                for one in counts:
-                    called = int(reader(flatten(one, clean.sites.phases), sites)[place])
+            flat = [flatten(one, clean.sites.phases) for one in counts]
+            for name, some in readers.items():
+                for reader, one in product(some, flat):
+                    called = int(reader(one, sites)[place])
                     if called < 3:
-                        found[name][step, kind, called] += 1.0 / count
+                        found[name][step, kind, called] += 1.0 / (count * len(some))
     right = {name: 0.5 * (shares[:, 1, 1] + shares[:, 2, 2]) for name, shares in found.items()}
     return Telling(
         tuple(float(dose) / per_px for dose in doses),
@@ -554,7 +546,7 @@ def _draw_kinds(look: Look) -> tuple[Drawn, Float, Float]:
 
 
 def _score_labels(
-    readers: dict[str, Reader], opened: Scan, teacher: Teacher, labels: Path
+    readers: dict[str, list[Reader]], opened: Scan, teacher: Teacher, labels: Path
 ) -> dict[str, dict[str, Interval]]:
     """F1 on the right half of the image, by blocks of rows."""
     places, names = read_labels(labels)
@@ -570,19 +562,19 @@ def _score_labels(
     here = np.asarray((positions[:, 1] > middle) & ((positions >= low) & (positions <= high)).all(1))
     block = np.clip((positions[:, 0] / teacher.image.shape[0] * _BLOCKS).astype(int), 0, _BLOCKS - 1)
     scores: dict[str, dict[str, Interval]] = {}
-    for name, reader in readers.items():
-        called = reader(teacher.image, opened.sites)
+    for name, some in readers.items():
+        called = np.stack([reader(teacher.image, opened.sites) for reader in some])
         scores[name] = {}
         for kind in (1, 3):
             counts = [
                 (
                     int(((called == kind) & (truth[nearest] == kind) & met & inside).sum()),
                     int(((called == kind) & inside).sum()),
-                    int(((truth[nearest] == kind) & met & inside).sum()),
+                    len(some) * int(((truth[nearest] == kind) & met & inside).sum()),
                 )
                 for inside in (here & (block == index) for index in range(_BLOCKS))
             ]
-            labels_there = sum(count[2] for count in counts)
+            labels_there = sum(count[2] for count in counts) // len(some)
             if labels_there:
                 scores[name][f"{labels_there} of {KINDS[kind]}"] = _score(counts)
     return scores
