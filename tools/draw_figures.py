@@ -26,8 +26,9 @@ import flatscope
 from flatscope.electron.crystals import SheetParams
 from flatscope.electron.hopping import HoppingParams, draw_hopping
 from flatscope.electron.imaging import ScanParams
+from flatscope.electron.looks import draw_clean
+from flatscope.electron.matching import learn_look
 from flatscope.electron.noise import NoiseParams
-from flatscope.electron.realism import draw_clean, learn_look
 from flatscope.electron.scans import open_scan
 from flatscope.electron.specimens import draw_scanned, draw_specimen
 from flatscope.evaluation.defects import as_movie
