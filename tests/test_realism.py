@@ -639,7 +639,7 @@ def test_more_electrons_leave_less_of_what_was_added(drawn: Drawn) -> None:
 
 
 def test_a_detector_that_lags_is_drawn_with_the_contrast_that_it_left(drawn: Drawn) -> None:
-    look = replace(LOOK, scan=replace(SCAN, lag=0.4))
+    look = replace(LOOK, scan=replace(SCAN, lag=0.4), zero=-3.0)
     mean = np.mean([scan_again(np.random.default_rng(seed), drawn, look) for seed in range(40)], axis=0)
     assert mean.std() == pytest.approx(drawn.image.std(), rel=0.03)
 
