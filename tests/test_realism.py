@@ -555,18 +555,23 @@ def test_ways_are_compared_with_the_half_held_out(teacher: Teacher) -> None:
     assert looks["raw"].moved == looks["raw"].vanished == 0.0
 
 
-def test_each_kind_is_called_from_the_middle_of_what_is_as_good_in_images_alike() -> None:
-    """Dopants are called from 0.05 to 0.95 alike where there is little noise, and only from 0.2 where there is much."""
-    from flatscope.training.cells import Detector
+def test_each_kind_is_called_from_the_middle_of_what_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dopants are certain, oxygen hardly: one probability would not serve both."""
+    from flatscope.training import cells
 
-    counts = np.zeros((2, 3, 4, 19))
-    counts[:, 1:, 3] = counts[0, 0, 3] = 50.0
-    counts[1, 0, 3, 3] = 50.0
-    detector = Detector(torch.nn.Identity(), 24, np.array([0.1, 2.0]), counts)
-    calm, noisy = detector.find_thresholds(0.1), detector.find_thresholds(2.0)
-    assert calm[3] == pytest.approx(0.5) and noisy[3] == pytest.approx(0.2)
-    # A kind that was not there has no better and no worse ones; without noise none is divided by.
-    assert calm[1] == pytest.approx(0.5) and detector.find_thresholds(0.0)[3] == pytest.approx(0.5)
+    kinds = np.repeat([0, 3, 2, 0], 50).astype(np.uint8)
+    sure, likeliest = np.repeat([0.12, 0.97, 0.32, 0.22], 50), np.repeat([3, 3, 2, 2], 50)
+    p = np.zeros((200, 4))
+    p[:, 0] = 1.0 - sure
+    p[np.arange(200), likeliest] = sure
+    monkeypatch.setattr(cells, "_read", lambda net, image, sites, side: p)
+    held = cells.Marked(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), None, kinds)
+    found = cells._find_thresholds(torch.nn.Identity(), [held], 24)
+    assert found[3] == pytest.approx(0.55) and found[2] == pytest.approx(0.275)
+    # A kind that is not there has no better and no worse ones.
+    assert found[1] == pytest.approx(0.5)
+    called = cells._name(p, found)
+    np.testing.assert_array_equal(called, kinds)
 
 
 # Commands

@@ -20,7 +20,6 @@ from flatscope.electron.cells import (
     KINDS,
     cut_all,
     cut_cells,
-    find_noise,
     put_back_mean,
     read_sites,
 )
@@ -34,11 +33,8 @@ Real = NDArray[np.float32]
 
 WIDTHS = (16, 32, 64, 128)
 _LR, _BATCH, _CROPS_AT_ONCE = 2e-3, 64, 256
-_THRESHOLDS, _AS_GOOD, _ALIKE = np.linspace(0.05, 0.95, 19), 0.01, 0.15
-"""Probabilities that are tried, what F1 may lack of the best to count as good, and how far the logarithms of the noise
-of two images that are alike lie apart (1 sigma)."""
-_LEAST_NOISE = 0.01
-"""Of the lattice's contrast: less is none."""
+_THRESHOLDS, _AS_GOOD = np.linspace(0.05, 0.95, 19), 0.01
+"""Probabilities that are tried, and what F1 may lack of the best to count as good."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +61,12 @@ class Marked:
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained network, and what it called in images held out.
-
-    Parameters
-    ----------
-    net
-        Probabilities of `flatscope.electron.cells.KINDS` by pixel.
-    side_px
-        Of its crops.
-    noise
-        Shape (n,): of the images held out, see `flatscope.electron.cells.find_noise`.
-    counts
-        Shape (n, 3, kinds, thresholds): defects of each kind that were called rightly, called, and true.
-    """
+    """A trained network, the side of its crops, and from which probability of any defect on a site is called each of
+    `flatscope.electron.cells.KINDS`."""
 
     net: nn.Module
     side_px: int
-    noise: Float
-    counts: Float
-
-    def find_thresholds(self, noise: float) -> Float:
-        """From which probability of any defect a site of an image with so much noise is called each kind, shape
-        (kinds,): the middle of those that are as good as the best, by F1 in images alike."""
-        weights = np.exp(
-            -0.5 * (np.log(np.maximum(self.noise, _LEAST_NOISE) / max(noise, _LEAST_NOISE)) / _ALIKE) ** 2
-        )
-        right, called, true = np.tensordot(weights / weights.sum(), self.counts, 1)
-        score = 2.0 * right / np.maximum(called + true, 1e-9)
-        good = score >= score.max(1, keepdims=True) - _AS_GOOD
-        return np.asarray((good * _THRESHOLDS).sum(1) / good.sum(1))
+    thresholds: Float
 
 
 def train(
@@ -127,13 +100,12 @@ def train(
         lr=_LR, steps=steps, batch=_BATCH, schedule="poly", warmup=steps // 20 + 1, seed=seed
     )
     supervised.fit(net, crops, marks, plan, augment=_leave, checkpoint=checkpoint, on_progress=on_progress)
-    return _check(net, held, side)
+    return Detector(net, side, _find_thresholds(net, held, side))
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
     """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
-    noise = find_noise(image, sites.phases)
-    return _name(_read(detector.net, image, sites, detector.side_px), detector.find_thresholds(noise))
+    return _name(_read(detector.net, image, sites, detector.side_px), detector.thresholds)
 
 
 def _cut(images: Sequence[Marked], side: int) -> tuple[Real, NDArray[np.uint8]]:
@@ -172,16 +144,16 @@ def _name(p: Float, thresholds: Float) -> NDArray[np.int64]:
     return np.where(1.0 - p[:, 0] > thresholds[likeliest], likeliest, 0)
 
 
-def _check(net: nn.Module, held: Sequence[Marked], side: int) -> Detector:
-    """What a network calls in images held out, by threshold."""
-    counts = []
-    for one in held:
-        known = one.kinds != IGNORE
-        p, kinds = _read(net, one.image, one.sites, side)[known], one.kinds[known].astype(int)
-        likeliest = _name(p, np.zeros(p.shape[1]))
-        defects = np.arange(p.shape[1])[:, None, None]
-        called = (likeliest == defects) & (1.0 - p[:, 0] > _THRESHOLDS[:, None])
-        true = np.broadcast_to(kinds == defects, called.shape)
-        counts.append([(called & true).sum(2), called.sum(2), true.sum(2)])
-    noise = [find_noise(one.image, one.sites.phases) for one in held]
-    return Detector(net, side, np.array(noise), np.array(counts, float))
+def _find_thresholds(net: nn.Module, held: Sequence[Marked], side: int) -> Float:
+    """For each kind the middle of those that are as good as the best, by F1; shape (kinds,)."""
+    p = np.concatenate([_read(net, one.image, one.sites, side) for one in held])
+    kinds = np.concatenate([one.kinds for one in held]).astype(int)
+    p, kinds = p[kinds != IGNORE], kinds[kinds != IGNORE]
+    likeliest = _name(p, np.zeros(p.shape[1]))
+    thresholds = np.zeros(p.shape[1])
+    for kind in range(1, p.shape[1]):
+        called = (likeliest == kind) & (1.0 - p[:, 0] > _THRESHOLDS[:, None])
+        right = (called & (kinds == kind)).sum(1)
+        score = 2.0 * right / np.maximum(called.sum(1) + (kinds == kind).sum(), 1)
+        thresholds[kind] = _THRESHOLDS[score >= score.max() - _AS_GOOD].mean()
+    return thresholds
