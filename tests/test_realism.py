@@ -555,25 +555,6 @@ def test_ways_are_compared_with_the_half_held_out(teacher: Teacher) -> None:
     assert looks["raw"].moved == looks["raw"].vanished == 0.0
 
 
-def test_each_kind_is_called_from_the_middle_of_what_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dopants are certain, oxygen hardly: one probability would not serve both."""
-    from flatscope.training import cells
-
-    kinds = np.repeat([0, 3, 2, 0], 50).astype(np.uint8)
-    sure, likeliest = np.repeat([0.12, 0.97, 0.32, 0.22], 50), np.repeat([3, 3, 2, 2], 50)
-    p = np.zeros((200, 4))
-    p[:, 0] = 1.0 - sure
-    p[np.arange(200), likeliest] = sure
-    monkeypatch.setattr(cells, "_read", lambda net, image, sites, side: p)
-    held = cells.Marked(np.zeros((4, 4), np.float32), np.zeros((4, 4), np.uint8), None, kinds)
-    found = cells._find_thresholds(torch.nn.Identity(), [held], 24)
-    assert found[3] == pytest.approx(0.55) and found[2] == pytest.approx(0.275)
-    # A kind that is not there has no better and no worse ones.
-    assert found[1] == pytest.approx(0.5)
-    called = cells._name(p, found)
-    np.testing.assert_array_equal(called, kinds)
-
-
 # Commands
 
 

@@ -33,8 +33,7 @@ Real = NDArray[np.float32]
 
 WIDTHS = (16, 32, 64, 128)
 _LR, _BATCH, _CROPS_AT_ONCE = 2e-3, 64, 256
-_THRESHOLDS, _AS_GOOD = np.linspace(0.05, 0.95, 19), 0.01
-"""Probabilities that are tried, and what F1 may lack of the best to count as good."""
+_THRESHOLDS = np.linspace(0.05, 0.95, 19)
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,11 @@ class Marked:
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained network, the side of its crops, and from which probability of any defect on a site is called each of
-    `flatscope.electron.cells.KINDS`."""
+    """A trained network, the side of its crops, and from which probability on a site is called a defect."""
 
     net: nn.Module
     side_px: int
-    thresholds: Float
+    threshold: float
 
 
 def train(
@@ -100,12 +98,12 @@ def train(
         lr=_LR, steps=steps, batch=_BATCH, schedule="poly", warmup=steps // 20 + 1, seed=seed
     )
     supervised.fit(net, crops, marks, plan, augment=_leave, checkpoint=checkpoint, on_progress=on_progress)
-    return Detector(net, side, _find_thresholds(net, held, side))
+    return Detector(net, side, _find_threshold(net, held, side))
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
     """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
-    return _name(_read(detector.net, image, sites, detector.side_px), detector.thresholds)
+    return _name(_read(detector.net, image, sites, detector.side_px), detector.threshold)
 
 
 def _cut(images: Sequence[Marked], side: int) -> tuple[Real, NDArray[np.uint8]]:
@@ -138,22 +136,19 @@ def _read(net: nn.Module, image: NDArray[np.floating], sites: Sites, side: int) 
     return np.asarray(p / np.maximum(p.sum(1, keepdims=True), 1e-12))
 
 
-def _name(p: Float, thresholds: Float) -> NDArray[np.int64]:
-    """The likeliest defect, where any is likely enough."""
-    likeliest = 1 + p[:, 1:].argmax(1)
-    return np.where(1.0 - p[:, 0] > thresholds[likeliest], likeliest, 0)
+def _name(p: Float, threshold: float) -> NDArray[np.int64]:
+    return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
 
 
-def _find_thresholds(net: nn.Module, held: Sequence[Marked], side: int) -> Float:
-    """For each kind the middle of those that are as good as the best, by F1; shape (kinds,)."""
+def _find_threshold(net: nn.Module, held: Sequence[Marked], side: int) -> float:
+    """The one with the best F1 of place and kind."""
     p = np.concatenate([_read(net, one.image, one.sites, side) for one in held])
     kinds = np.concatenate([one.kinds for one in held]).astype(int)
     p, kinds = p[kinds != IGNORE], kinds[kinds != IGNORE]
-    likeliest = _name(p, np.zeros(p.shape[1]))
-    thresholds = np.zeros(p.shape[1])
-    for kind in range(1, p.shape[1]):
-        called = (likeliest == kind) & (1.0 - p[:, 0] > _THRESHOLDS[:, None])
-        right = (called & (kinds == kind)).sum(1)
-        score = 2.0 * right / np.maximum(called.sum(1) + (kinds == kind).sum(), 1)
-        thresholds[kind] = _THRESHOLDS[score >= score.max() - _AS_GOOD].mean()
-    return thresholds
+
+    def score(threshold: float) -> float:
+        called = _name(p, threshold)
+        right = int(((called == kinds) & (kinds > 0)).sum())
+        return 2.0 * right / max(int((called > 0).sum() + (kinds > 0).sum()), 1)
+
+    return float(max(_THRESHOLDS, key=score))
