@@ -52,7 +52,8 @@ class ScanParams:
     defocus_nm, spherical_um
         Positive defocus is underfocus; third-order spherical aberration.
     astigmatism_nm, astigmatism_deg, coma_nm, coma_deg, trefoil_nm, trefoil_deg
-        Two-fold astigmatism, axial coma, three-fold astigmatism, and their directions.
+        Two-fold astigmatism, axial coma without the shift that it gives the image, three-fold astigmatism, and their
+        directions.
     source_nm
         Blur by the source's size and by vibration (1 sigma).
     thermal_nm

@@ -135,7 +135,8 @@ def _try_microscope(job: tuple[Look, Real, int, int]) -> tuple[float, ScanParams
 
 
 def _tune_microscope(job: tuple[Look, Real, ScanParams]) -> tuple[float, ScanParams]:
-    """A microscope whose aberrations and blur are fitted to what an image shows, as `_try_microscope` has it."""
+    """A microscope whose aberrations and blur are fitted to what an image shows; how far off it is counts, as in
+    `_try_microscope`, and also how unusual it is."""
     look, usual, start = job
     steps = np.array(_STEPS)
 
