@@ -12,6 +12,7 @@ doi:10.1007/978-1-4419-6533-2.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -26,6 +27,74 @@ Wave: TypeAlias = NDArray[np.complex128]
 
 _BOX_NM, _MARGIN = 2.4, 1.25
 """An atom's field, and how far its frequencies go beyond the detector's rim."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Waves between a probe and its detector.
+
+    Parameters
+    ----------
+    voltage_kv, wavelength_nm
+        Of the electrons.
+    step_nm
+        Pixel of an atom's field.
+    squared
+        Scattering vectors, squared (1/nm²), shape (side, side).
+    frequency
+        Of the image (1/nm), shape (n,); from 0 to what the probe passes.
+    seen
+        For each frequency the share of each scattering vector that the detector sees, shape (n, half, half): what is
+        its own mirror image along either axis is kept from 0 to the highest.
+    """
+
+    voltage_kv: float
+    wavelength_nm: float
+    step_nm: float
+    squared: Float
+    frequency: Float
+    seen: Float
+
+    def scatter(self, phase: Float, arriving: Wave | float = 1.0) -> Wave:
+        """What an atom takes out of the arriving wave and sends elsewhere."""
+        behind = np.exp(1j * fft.ifft2(phase).real / self.step_nm**2)
+        return np.asarray(fft.fft2((behind - 1.0) * arriving) * self.step_nm**2)
+
+    def find_phase(self, number: int) -> Float:
+        """Fourier transform of the phase that an atom gives."""
+        return find_phase(number, self.squared, voltage_kv=self.voltage_kv)
+
+    def detect(
+        self, wave: Wave, upper: Wave | None = None, way: Wave | None = None, *, even: tuple[bool, bool]
+    ) -> Float:
+        """Transfer of a scattered wave, and with it of another that comes a way down from the upper atom; shape (n,).
+
+        The two beams that interfere lie apart along the rows. `even` says along which axes the waves are their own
+        mirror image: there half of them tells all.
+        """
+        side = len(self.squared)
+        rows, cols = (np.arange(side // 2 + 1 if one else side) for one in even)
+        folded = np.ix_(np.minimum(rows, side - rows), np.minimum(cols, side - cols))
+        counted = np.multiply.outer(*(_count_twice(side) if one else np.ones(side) for one in even))
+        found = []
+        for shift, one in enumerate(self.seen):
+            ahead, behind = (wave[(rows + move) % side, : len(cols)] for move in (shift, -shift))
+            if upper is not None and way is not None:
+                down = way[: len(rows), : len(cols)]
+                ahead += down * upper[(rows + shift) % side, : len(cols)]
+                behind += down * upper[(rows - shift) % side, : len(cols)]
+            ahead *= one[folded] * counted
+            found.append(np.vdot(behind, ahead).real)
+        return np.array(found) / _BOX_NM**2
+
+
+def _count_twice(side: int) -> Float:
+    """How often each frequency from 0 to the highest stands for itself and its mirror image."""
+    counted = np.full(side // 2 + 1, 2.0)
+    counted[0] = 1.0
+    if side % 2 == 0:
+        counted[-1] = 1.0
+    return counted
 
 
 @lru_cache(maxsize=256)
@@ -57,73 +126,57 @@ def find_spot(
     -------
     Frequencies (1/nm) and, at each, the transfer (nm²): at 0 the cross section of scattering onto the detector.
     """
-    wavelength = find_wavelength(voltage_kv)
-    frequency, seen = _look(voltage_kv, convergence_mrad, collection_mrad)
-    side = seen.shape[1]
-    step = _BOX_NM / side
-    k = fft.fftfreq(side, step)
-    squared = k[:, None] ** 2 + k[None] ** 2
-    phases = [find_phase(number, squared, voltage_kv=voltage_kv) for number in numbers]
-
-    def scatter(phase: Float, arriving: Wave | float = 1.0) -> Wave:
-        """What an atom takes out of the arriving wave and sends elsewhere."""
-        behind = np.exp(1j * fft.ifft2(phase).real / step**2)
-        return np.asarray(fft.fft2((behind - 1.0) * arriving) * step**2)
-
-    # Two beams end in the same direction: from the upper atom to the lower one the way is the same for both.
-    way = np.exp(-1j * np.pi * wavelength * gap_nm * squared)
-
-    def send(wave: Wave, upper: Wave | None = None) -> Float:
-        """Transfer of a scattered wave, and with it of another one that comes from the upper atom."""
-        sums = []
-        for turned in (False, True):
-            here = wave.T if turned else wave
-            above = None if upper is None else upper.T if turned else upper
-            for shift, one in enumerate(seen):
-                ahead, behind = (np.roll(here, move, 0) for move in (-shift, shift))
-                if above is not None:
-                    ahead = ahead + way * np.roll(above, -shift, 0)
-                    behind = behind + way * np.roll(above, shift, 0)
-                sums.append((one * ahead * behind.conj()).real.sum())
-        return np.asarray(np.reshape(sums, (2, -1)).mean(0) / _BOX_NM**2)
-
-    alone = [send(scatter(phase)) for phase in phases]
-    blurred = np.exp(-2.0 * np.pi**2 * thermal_nm**2 * frequency**2)
+    probe = _open_probe(voltage_kv, convergence_mrad, collection_mrad)
+    alone = [_detect_atom(number, voltage_kv, convergence_mrad, collection_mrad) for number in numbers]
+    blurred = np.exp(-2.0 * np.pi**2 * thermal_nm**2 * probe.frequency**2)
     if len(numbers) == 1:
-        return frequency, np.asarray(alone[0] * blurred)
+        return probe.frequency, np.asarray(alone[0] * blurred)
+    phases = [probe.find_phase(number) for number in numbers]
     # By vibration one atom stands beside the other. One distance stands for all: with the mean over directions it is
     # exact to third order.
-    aside = np.exp(-2j * np.pi * thermal_nm * k[:, None])
-    upper = scatter(phases[0] * aside)
-    lower = scatter(phases[1] * aside.conj(), 1.0 + fft.ifft2(way * upper) / step**2)
-    both = send(lower, upper)
+    side = len(probe.squared)
+    aside = np.exp(-2j * np.pi * thermal_nm * fft.fftfreq(side, probe.step_nm)[:, None])
+    # Two beams end in the same direction: from the upper atom to the lower one the way is the same for both.
+    way = np.exp(-1j * np.pi * probe.wavelength_nm * gap_nm * probe.squared)
+    upper = probe.scatter(phases[0] * aside)
+    lower = probe.scatter(phases[1] * aside.conj(), 1.0 + fft.ifft2(way * upper) / probe.step_nm**2)
+    along = probe.detect(lower, upper, way, even=(False, True))
+    across = probe.detect(lower.T, upper.T, way, even=(True, False))
     # Their middle moves less than each of them.
-    return frequency, np.asarray(both * np.sqrt(blurred) - (alone[0] + alone[1]) * blurred)
+    both = (along + across) / 2.0 * np.sqrt(blurred)
+    return probe.frequency, np.asarray(both - (alone[0] + alone[1]) * blurred)
+
+
+@lru_cache(maxsize=64)
+def _detect_atom(
+    number: int, voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]
+) -> Float:
+    """Transfer of an atom at rest."""
+    probe = _open_probe(voltage_kv, convergence_mrad, collection_mrad)
+    return probe.detect(probe.scatter(probe.find_phase(number)), even=(True, True))
 
 
 @lru_cache(maxsize=8)
-def _look(
-    voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]
-) -> tuple[Float, Float]:
+def _open_probe(voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]) -> _Probe:
     """What the detector sees of each scattering vector, for every frequency of the image.
 
     Two beams of the probe make a frequency; both lie in the aperture, on average half of it to either side of the axis.
     The detector as an atom sees it is smeared over all such pairs.
-
-    Returns
-    -------
-    Frequencies down the rows, 1/nm, shape (n,), and shares seen, shape (n, side, side).
     """
     wavelength = find_wavelength(voltage_kv)
     rim = (collection_mrad[1] + convergence_mrad) * 1e-3 / wavelength
     side = fft.next_fast_len(int(np.ceil(2.0 * _MARGIN * _BOX_NM * rim)))
     k = fft.fftfreq(side, _BOX_NM / side)
-    angle = 1e3 * wavelength * np.hypot(k[:, None], k[None])
-    inside = fft.fft2(((angle >= collection_mrad[0]) & (angle <= collection_mrad[1])).astype(float))
+    squared = k[:, None] ** 2 + k[None] ** 2
+    angle = 1e3 * wavelength * np.sqrt(squared)
+    inside = fft.rfft2(((angle >= collection_mrad[0]) & (angle <= collection_mrad[1])).astype(float))
     aperture = angle <= convergence_mrad
-    half = np.arange(int(1e-3 * convergence_mrad / wavelength * _BOX_NM) + 1)
-    seen = []
-    for shift in half:
+    shifts = np.arange(int(1e-3 * convergence_mrad / wavelength * _BOX_NM) + 1)
+    half = side // 2 + 1
+    seen = np.empty((len(shifts), half, half))
+    for shift in shifts:
         pairs = np.roll(aperture, -shift, 0) & np.roll(aperture, shift, 0)
-        seen.append(fft.ifft2(inside * fft.fft2(pairs / max(int(pairs.sum()), 1))).real)
-    return 2.0 * half.astype(float) / _BOX_NM, np.array(seen)
+        smeared = fft.irfft2(inside * fft.rfft2(pairs / max(int(pairs.sum()), 1)), angle.shape)
+        seen[shift] = smeared[:half, :half]
+    frequency = 2.0 * shifts.astype(float) / _BOX_NM
+    return _Probe(voltage_kv, wavelength, _BOX_NM / side, squared, frequency, seen)
