@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from scipy import ndimage
+from scipy import fft, ndimage
 
 from flatscope.app.cli import run
 from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns
 from flatscope.electron.crystals import CRYSTALS, NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
-from flatscope.electron.detector import find_spot
+from flatscope.electron.detector import find_spot, open_probe
 from flatscope.electron.fitting import fit_columns
 from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.lattice import (
@@ -139,6 +139,23 @@ def test_an_image_holds_what_the_atoms_scatter() -> None:
     weight = spot[near] / spot[near].sum()
     place = (weight.sum(1) @ grid[85:117], weight.sum(0) @ grid[58:90])
     np.testing.assert_allclose(place, (2.013, 1.486), atol=6e-4)
+
+
+def test_half_of_what_is_its_own_mirror_image_tells_all() -> None:
+    probe = open_probe(60.0, 25.0, (50.0, 150.0))
+    down, across = np.meshgrid(*(fft.fftfreq(len(probe.squared), probe.step_nm),) * 2, indexing="ij")
+    one = probe.scatter(probe.find_phase(42) * np.exp(-0.1j * down))
+    way = np.exp(-4.0j * probe.wavelength_nm * probe.squared)
+    for even, wave in (
+        ((False, True), one),
+        ((True, False), one.T),
+        ((True, True), probe.scatter(probe.find_phase(16))),
+    ):
+        whole, half = (probe.detect(wave, wave, way, even=axes) for axes in ((False, False), even))
+        np.testing.assert_allclose(half, whole, rtol=1e-9)
+    lopsided = probe.scatter(probe.find_phase(42) * np.exp(-0.1j * (down + across)))
+    whole, half = (probe.detect(lopsided, even=axes) for axes in ((False, False), (True, True)))
+    assert np.abs(half / whole - 1.0).max() > 1e-3
 
 
 def test_pixels_coarser_than_the_probe_see_the_same_image() -> None:

@@ -43,7 +43,7 @@ from flatscope.electron.noise import NoiseParams, fit_noise, scan
 from flatscope.electron.realism import check_honesty
 from flatscope.electron.scans import open_scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
-from flatscope.electron.specimens import draw_scanned
+from flatscope.electron.specimens import draw_microscope, draw_scanned
 from flatscope.evaluation.realism import (
     VALUES,
     classify_counts,
@@ -541,6 +541,31 @@ def test_rejected_columns_are_not_learned_from(drawn: Drawn) -> None:
     assert (made.kinds == 255).sum() >= 1
 
 
+def test_raw_simulation_knows_only_the_lattice(teacher: Teacher) -> None:
+    from flatscope.evaluation.papers.ke2023 import forget
+
+    known = replace(
+        teacher.look, microscopes=tuple(replace(LOOK.microscopes[0], coma_nm=900.0) for _ in range(3))
+    )
+    raw = forget(known)
+    assert len(raw.microscopes) == 3 and all(one.coma_nm == one.trefoil_nm == 0.0 for one in raw.microscopes)
+    assert replace(raw, microscopes=known.microscopes) == known
+    told = draw_one(np.random.default_rng(1), raw, side=128, dopants=("W",))
+    assert set(told.sheet.species) <= {"Mo", "W", "S2", "S", "OS", ""}
+
+
+def test_a_corrector_is_between_just_tuned_and_drifted() -> None:
+    def draw(misaligned: float) -> np.ndarray:
+        """Coma (nm) of many microscopes."""
+        rngs = map(np.random.default_rng, range(200))
+        return np.array([draw_microscope(rng, pixel_nm=0.02, misaligned=misaligned).coma_nm for rng in rngs])
+
+    tuned, between, drifted = (draw(strength) for strength in (0.0, 0.5, 1.0))
+    assert tuned.max() == 0.0
+    assert 200.0 < drifted.mean() < 550.0
+    np.testing.assert_allclose(between, 0.5 * drifted)
+
+
 def test_ways_are_compared_with_the_half_held_out(teacher: Teacher) -> None:
     images = draw_clean(replace(teacher.look, microscopes=LOOK.microscopes), 2, side=128, seed=2, workers=1)
     looks = compare_looks(
@@ -583,10 +608,10 @@ def test_train_and_simulate_with_the_look_of_an_image(
     distances = {
         name: float(line.removeprefix(name).split()[0])
         for line in printed.splitlines()
-        for name in ("translated", "fitted noise", "raw simulation")
+        for name in ("translated", "fitted noise", "tuned microscopes")
         if line.startswith(f"{name}  ")
     }
-    assert distances["fitted noise"] < 0.5 * distances["raw simulation"]
+    assert distances["fitted noise"] < 0.5 * distances["tuned microscopes"]
     nearest = min(distances, key=lambda name: distances[name])
     assert (f"{nearest} comes nearer than the translation" in printed) == (nearest != "translated")
     weights = str(tmp_path / "w" / "realism.onnx")
@@ -665,6 +690,15 @@ def test_wrong_input_for_a_look_is_told_in_one_line(tmp_path: Path, capsys: Any)
     assert "belong to ke2023" in capsys.readouterr().err
     assert run(["reproduce", "ke2023", "--labels", str(small), "--out", str(tmp_path)]) == 2
     assert "give it by --image" in capsys.readouterr().err
+    for wrong, said in (
+        (("--material", "graphene"), "MoS2, WS2, MoSe2, WSe2"),
+        (("--dopants", "Tj"), "dopants = 'Tj': give one element of"),
+        (("--labels", str(tmp_path / "none.csv")), "cannot be read"),
+        ((), "64 are needed"),
+    ):
+        assert run(["reproduce", "ke2023", "--image", str(small), *wrong, "--out", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.real

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from flatscope.app import show
-from flatscope.app.train import require_training
+from flatscope.app.train import choose_crystal, require_training
 from flatscope.evaluation.papers import SIZES, Row
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
@@ -67,6 +67,7 @@ class Outcome:
     "--image", type=click.Path(path_type=Path), help="For ke2023: the experimental image; else one is drawn."
 )
 @click.option("--material", default=None, help="For ke2023: its crystal (MoS2 by default).")
+@click.option("--dopants", default=None, help="For ke2023: element that is known to stand on metal sites.")
 @click.option(
     "--labels",
     type=click.Path(path_type=Path),
@@ -93,7 +94,7 @@ def reproduce(study: str, size: str, out: Path, as_json: bool, **given: Any) -> 
     """
     require_training()
     if study != "ke2023" and any(value is not None for value in given.values()):
-        raise click.UsageError("--image, --material and --labels belong to ke2023")
+        raise click.UsageError("--image, --material, --dopants and --labels belong to ke2023")
     runs: dict[str, Callable[[str, Path, Progress], Outcome]] = {
         "saito2019": _run_saito,
         "yang2024-layers": _run_layers,
@@ -297,6 +298,7 @@ def _run_ke(
     *,
     image: Path | None,
     material: str | None,
+    dopants: str | None,
     labels: Path | None,
 ) -> Outcome:
     import numpy as np
@@ -305,13 +307,14 @@ def _run_ke(
     from flatscope.evaluation.realism import RINGS, VALUES
     from flatscope.report.study import draw_confusion, draw_grays, draw_lines, make_study_page
 
-    if image is None and (material or labels):
-        raise click.UsageError("--material and --labels describe an image: give it by --image")
+    if image is None and (material or dopants or labels):
+        raise click.UsageError("--material, --dopants and --labels describe an image: give it by --image")
+    params = choose_crystal(material or "MoS2", dopants=dopants or "")
     study = paper.run(
         size,
         out=out,
         image=None if image is None else read(image, modality="electron"),
-        material=material or "MoS2",
+        params=params,
         labels=labels,
         on_progress=on_progress,
     )

@@ -161,25 +161,28 @@ def _train_supervised(
     return EXIT_FINE
 
 
+def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
+    """The crystal of an image whose look is learned."""
+    known = checked(DefectParams, material=material, dopants=dopants)
+    if not find_crystal(known.material).is_dichalcogenide:
+        raise MicrographError(f"--material {material}: a look is learned of {', '.join(MATERIALS)}")
+    return known
+
+
 def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **given: Any) -> int:
     image, material, nm_per_px = given["image"], given["material"], given["nm_per_px"]
     if image is None or material is None:
         raise click.UsageError(f"{recipe.name} learns from an image: give --image FILE and --material NAME")
     if ship:
         raise click.UsageError(f"--ship does not belong to {recipe.name}: its weights are of one image")
-    known = checked(DefectParams, material=material)
-    if not find_crystal(known.material).is_dichalcogenide:
-        raise MicrographError(f"--material {material}: {recipe.name} knows {', '.join(MATERIALS)}")
+    known = choose_crystal(material)
     size = None if nm_per_px is None else um_from_nm(nm_per_px)
     micrograph = read(image, um_per_px=size, modality="electron")
     notes = list(micrograph.notes)
     opened = open_scan(micrograph, known.material, notes)
     for note in notes:
         click.echo(note)
-    try:
-        teacher = learn_look(opened, known.material, source=micrograph.name, workers=workers)
-    except ValueError as error:
-        raise MicrographError(str(error)) from None
+    teacher = learn_look(opened, known.material, source=micrograph.name, workers=workers)
     from flatscope.evaluation.realism import LookScore, compare_looks, learn_translation, list_ways
 
     with show.progress("steps") as on_progress:

@@ -30,7 +30,7 @@ _BOX_NM, _MARGIN = 2.4, 1.25
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
     """Waves between a probe and its detector.
 
     Parameters
@@ -126,7 +126,7 @@ def find_spot(
     -------
     Frequencies (1/nm) and, at each, the transfer (nm²): at 0 the cross section of scattering onto the detector.
     """
-    probe = _open_probe(voltage_kv, convergence_mrad, collection_mrad)
+    probe = open_probe(voltage_kv, convergence_mrad, collection_mrad)
     alone = [_detect_atom(number, voltage_kv, convergence_mrad, collection_mrad) for number in numbers]
     blurred = np.exp(-2.0 * np.pi**2 * thermal_nm**2 * probe.frequency**2)
     if len(numbers) == 1:
@@ -152,12 +152,12 @@ def _detect_atom(
     number: int, voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]
 ) -> Float:
     """Transfer of an atom at rest."""
-    probe = _open_probe(voltage_kv, convergence_mrad, collection_mrad)
+    probe = open_probe(voltage_kv, convergence_mrad, collection_mrad)
     return probe.detect(probe.scatter(probe.find_phase(number)), even=(True, True))
 
 
 @lru_cache(maxsize=8)
-def _open_probe(voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]) -> _Probe:
+def open_probe(voltage_kv: float, convergence_mrad: float, collection_mrad: tuple[float, float]) -> Probe:
     """What the detector sees of each scattering vector, for every frequency of the image.
 
     Two beams of the probe make a frequency; both lie in the aperture, on average half of it to either side of the axis.
@@ -179,4 +179,4 @@ def _open_probe(voltage_kv: float, convergence_mrad: float, collection_mrad: tup
         smeared = fft.irfft2(inside * fft.rfft2(pairs / max(int(pairs.sum()), 1)), angle.shape)
         seen[shift] = smeared[:half, :half]
     frequency = 2.0 * shifts.astype(float) / _BOX_NM
-    return _Probe(voltage_kv, wavelength, _BOX_NM / side, squared, frequency, seen)
+    return Probe(voltage_kv, wavelength, _BOX_NM / side, squared, frequency, seen)

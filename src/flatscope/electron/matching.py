@@ -18,6 +18,7 @@ from flatscope.electron.noise import find_repeating, fit_noise, smear
 from flatscope.electron.scans import Scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
 from flatscope.electron.specimens import draw_microscope
+from flatscope.micrograph import MicrographError
 from flatscope.parallel import map_in_order
 
 Float = NDArray[np.float64]
@@ -30,8 +31,6 @@ _TRIED, _TUNED, _CELLS = 60, 0.3, 6
 _MATCHED, _WORSE = 6, 3.0
 """So many microscopes are kept, none of them so many times further off than the best."""
 _INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
-_COMA_NM, _TREFOIL_NM = 300.0, 150.0
-"""Scatter of aberrations (1 sigma along either axis) among those that are tried."""
 _STEPS = (2.0, 2.0, 1.0, 1.0, 200.0, 200.0, 200.0, 200.0, 0.02)
 """What makes about the same difference: nm of defocus, µm of spherical aberration, nm of astigmatism, coma and trefoil
 along their axes, and nm of blur."""
@@ -69,7 +68,7 @@ def learn_look(
 
     Raises
     ------
-    ValueError
+    MicrographError
         The image is too small for two halves of crops.
     """
     image = flatten(opened.image, opened.sites.phases)
@@ -80,7 +79,7 @@ def learn_look(
     left, right = cells.corners[:, 1] + side <= middle, cells.corners[:, 1] >= middle
     least = min(int(left.sum()), int(right.sum()))
     if least < _LEAST_CROPS:
-        raise ValueError(
+        raise MicrographError(
             f"{source}: {image.shape[1]}x{image.shape[0]} px hold {least} crops of {side} px in half of the "
             f"field: {_LEAST_CROPS} are needed"
         )
@@ -123,14 +122,8 @@ def _try_microscope(job: tuple[Look, Real, int, int]) -> tuple[float, ScanParams
     look, usual, seed, index = job
     rng = np.random.default_rng([seed, index])
     inner = float(rng.uniform(*_INNER_MRAD))
-    microscope = replace(
-        draw_microscope(rng, pixel_nm=look.pixel_nm),
-        coma_nm=_COMA_NM * float(rng.rayleigh()),
-        coma_deg=float(rng.uniform(0.0, 360.0)),
-        trefoil_nm=_TREFOIL_NM * float(rng.rayleigh()),
-        trefoil_deg=float(rng.uniform(0.0, 120.0)),
-        collection_mrad=(inner, _OUTER_MRAD),
-    )
+    microscope = draw_microscope(rng, pixel_nm=look.pixel_nm, misaligned=1.0)
+    microscope = replace(microscope, collection_mrad=(inner, _OUTER_MRAD))
     return float(np.square(_compare_usual(look, usual, microscope)).mean()), microscope
 
 

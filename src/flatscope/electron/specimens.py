@@ -30,6 +30,8 @@ _TEMPERATURES_K = (150.0, 700.0)
 """Wider than samples are, since potentials differ in how far atoms move."""
 _METALS, _OTHER_ENOUGH = ("Ti", "V", "Cr", "Fe", "Nb", "Mo", "Ta", "W", "Re"), 0.1
 """Dopants on metal sites, and by how much an atomic number must differ from the host's to be seen."""
+_COMA_NM, _TREFOIL_NM = 300.0, 150.0
+"""Of a corrector that has drifted (1 sigma along either axis)."""
 _DOPANTS, _SECOND_DOPANTS, _ADATOMS = ("W", "V", "Re", "Nb"), ("O", "Se"), ("C", "C", "O", "Mo")
 
 
@@ -204,8 +206,17 @@ def draw_specimen(
     return Specimen(images, mean, _move(whole, -rim * optics.pixel_nm), optics)
 
 
-def draw_microscope(rng: np.random.Generator, *, pixel_nm: float) -> ScanParams:
-    """An ADF-STEM microscope at random."""
+def draw_microscope(rng: np.random.Generator, *, pixel_nm: float, misaligned: float = 0.0) -> ScanParams:
+    """An ADF-STEM microscope at random.
+
+    Parameters
+    ----------
+    pixel_nm
+        Side of a pixel.
+    misaligned
+        Strength of coma and trefoil: 0 is a corrector just tuned, 1 one that has drifted as far as images are still
+        kept.
+    """
     return ScanParams(
         pixel_nm=pixel_nm,
         voltage_kv=float(rng.choice([60.0, 80.0, 100.0, 200.0])),
@@ -215,6 +226,10 @@ def draw_microscope(rng: np.random.Generator, *, pixel_nm: float) -> ScanParams:
         astigmatism_nm=float(rng.uniform(0.0, 2.0)),
         astigmatism_deg=float(rng.uniform(0.0, 180.0)),
         source_nm=float(rng.uniform(0.02, 0.05)),
+        coma_nm=misaligned * _COMA_NM * float(rng.rayleigh()),
+        coma_deg=float(rng.uniform(0.0, 360.0)),
+        trefoil_nm=misaligned * _TREFOIL_NM * float(rng.rayleigh()),
+        trefoil_deg=float(rng.uniform(0.0, 120.0)),
     )
 
 

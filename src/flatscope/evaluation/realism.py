@@ -123,10 +123,15 @@ def learn_translation(
     return Network.load(export.export(outcome.net, card, out / f"{recipe.name}.onnx"), task=TASK)
 
 
+def show(rng: np.random.Generator, drawn: Drawn) -> Real:
+    """A drawn image as it is."""
+    return drawn.image.astype(np.float32)
+
+
 def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
-    """Three ways to make images to learn from: as they are drawn, with fitted noise, and translated."""
+    """Three ways to make images to learn from: as tuned microscopes show them, with fitted noise, and translated."""
     return {
-        "raw simulation": lambda rng, drawn: drawn.image.astype(np.float32),
+        "tuned microscopes": show,
         "fitted noise": lambda rng, drawn: scan_again(rng, drawn, teacher.look),
         "translated": lambda rng, drawn: translate(rng, drawn, network),
     }

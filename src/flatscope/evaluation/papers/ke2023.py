@@ -1,8 +1,8 @@
 """Ke, Li et al.: defects found by U-Nets that learned from images made realistic by one experimental image.
 
-Four ways to teach the same U-Net are compared: drawn images as they are, with noise as it was fitted to the
-experimental image, translated by a U-GAT-IT trained on its unit cells, and both of the latter; and flatscope's own
-network beside.
+Five ways to teach the same U-Net are compared, each knowing more of the experimental image: raw simulation knows its
+lattice; then come microscopes tuned to it, noise as it was fitted to it, translation by a U-GAT-IT trained on its unit
+cells, and both of the latter; and flatscope's own network beside.
 
 References
 ----------
@@ -14,7 +14,7 @@ was trained on). Their images are not public: give one with --image, else a draw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -47,6 +47,7 @@ from flatscope.evaluation.realism import (
     find_least_dose,
     learn_translation,
     list_ways,
+    show,
 )
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
@@ -55,8 +56,10 @@ if TYPE_CHECKING:
     from flatscope.training.cells import Marked
 
 DOI = "10.1021/acs.nanolett.4c02654"
-WAYS = ("raw simulation", "fitted noise", "translated", "both")
+RAW = "raw simulation"
+WAYS = (RAW, "tuned microscopes", "fitted noise", "translated", "both")
 OURS = "flatscope"
+_PARAMS = DefectParams("MoS2")
 _BASELINE = "fitted noise"
 COMPARED = ("fitted noise", "translated", OURS)
 """Of which the confusion of oxygen, vacancies and pristine sites is shown."""
@@ -196,7 +199,7 @@ def run(
     *,
     out: Path,
     image: Micrograph | None = None,
-    material: str = "MoS2",
+    params: DefectParams = _PARAMS,
     labels: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Study:
@@ -210,17 +213,20 @@ def run(
         Folder for checkpoints and weights; the same call goes on from them.
     image
         The experimental image; None for one that is drawn.
-    material
-        Its crystal.
+    params
+        Its crystal; the element that is known to stand on metal sites, else all that can be told from the host do; and
+        flatscope's own network.
     labels
         Marked columns of the image, see `flatscope.evaluation.columns.evaluate_labels`; those on the right half count.
     """
     from flatscope.training import cells, recipes
 
     plan = SIZES[size]
+    those = (params.dopants,) if params.dopants else ()
+    marked = None if labels is None else read_labels(labels)
     taken = draw_stand_in() if image is None else image
-    opened = open_scan(taken, material, [])
-    teacher = learn_look(opened, material, source=taken.name, tried=plan.microscopes)
+    opened = open_scan(taken, params.material, [])
+    teacher = learn_look(opened, params.material, source=taken.name, tried=plan.microscopes)
     look = teacher.look
     parts = [
         part_of(on_progress, number=number, parts=plan.repeats * len(WAYS) + 1, steps=_PARTS)
@@ -234,15 +240,25 @@ def run(
         scene_px=plan.side_px,
     )
     network = learn_translation(teacher, recipe, out=out, on_progress=_scale(parts[0]))
-    ways = list_ways(teacher, network)
-    shown = draw_clean(look, plan.shown, side=plan.side_px, seed=_SHOWN_SEED)
-    compared = compare_looks(teacher, ways, shown)
+    routes: tuple[tuple[Look, dict[str, Way]], ...]
+    routes = ((forget(look), {RAW: show}), (look, list_ways(teacher, network)))
+
+    def draw(count: int, seed: int) -> list[tuple[list[Drawn], dict[str, Way]]]:
+        """Images, and the ways to make them look."""
+        return [
+            (draw_clean(known, count, side=plan.side_px, seed=seed, dopants=those), ways)
+            for known, ways in routes
+        ]
+
+    shown = draw(plan.shown, _SHOWN_SEED)
+    compared: dict[str, LookScore] = {}
     examples = {"experiment": teacher.image[-_PART_PX:, -_PART_PX:].astype(np.float32)}
-    for name, way in ways.items():
-        examples[name] = way(np.random.default_rng(_SHOWN_SEED), shown[0])[:_PART_PX, :_PART_PX]
-    drawn = draw_clean(look, plan.images, side=plan.side_px, seed=_SEED)
-    held = draw_clean(look, max(plan.images // _HELD, 2), side=plan.side_px, seed=_HELD_SEED)
-    learned, kept = (_teach(images, ways) for images in (drawn, held))
+    for images, ways in shown:
+        compared |= compare_looks(teacher, ways, images)
+        for name, way in ways.items():
+            examples[name] = way(np.random.default_rng(_SHOWN_SEED), images[0])[:_PART_PX, :_PART_PX]
+    learned = _teach(draw(plan.images, _SEED))
+    kept = _teach(draw(max(plan.images // _HELD, 2), _HELD_SEED))
     readers: dict[str, list[Reader]] = {name: [] for name in WAYS}
     for number, (name, repeat) in enumerate(product(WAYS, range(plan.repeats))):
         detector = cells.train(
@@ -255,15 +271,15 @@ def run(
             on_progress=_scale(parts[number + 1]),
         )
         readers[name].append(partial(cells.detect, detector))
-    ours = Network.load("defects", task="defects")
-    readers[OURS] = [partial(_read_ours, material=look.material, network=ours)]
-    doses = tuple(_find_dose(look, shown) * factor for factor in DOSES)
+    ours = Network.load(params.weights, task="defects")
+    readers[OURS] = [partial(_read_ours, params=params, network=ours)]
+    doses = tuple(_find_dose(look, shown[-1][0]) * factor for factor in DOSES)
     counts: dict[str, list[list[Counts]]] = {name: [] for name in readers}
     for dose in doses:
-        tested = [_draw_test(look, dose, index, plan.side_px) for index in range(plan.tested)]
+        tested = [_draw_test(look, dose, index, plan.side_px, those) for index in range(plan.tested)]
         for name, some in readers.items():
             counts[name].append([_count(some, one, look) for one in tested])
-    labelled = {} if labels is None else _score_labels(readers, opened, teacher, labels)
+    labelled = {} if marked is None else _score_labels(readers, opened, teacher, *marked)
     together = {name: [one for some in of_each for one in some] for name, of_each in counts.items()}
     return Study(
         compared,
@@ -361,17 +377,26 @@ def _scale(on_progress: Callable[[int, int], None] | None) -> Callable[[int, int
     )
 
 
-def _teach(images: Sequence[Drawn], ways: dict[str, Way]) -> dict[str, list[Marked]]:
+def forget(look: Look) -> Look:
+    """What is known of an image without looking at its columns: its microscopes are some at random, just aligned."""
+    rng = np.random.default_rng(_SEED)
+    aligned = (draw_microscope(rng, pixel_nm=look.pixel_nm) for _ in look.microscopes)
+    return replace(look, microscopes=tuple(aligned))
+
+
+def _teach(sets: Sequence[tuple[Sequence[Drawn], Mapping[str, Way]]]) -> dict[str, list[Marked]]:
     """Drawn images made to look in each of `WAYS`, each at its own dose, and what is to be found in them; translations
     that fail the check are left out of it."""
     made: dict[str, list[Marked]] = {name: [] for name in WAYS}
-    for index, drawn in enumerate(images):
-        rng = np.random.default_rng([_SEED, index])
-        times = float(np.exp(rng.uniform(*np.log(_TAUGHT))))
-        for name, way in ways.items():
-            honesty = check_honesty(rng, drawn, way) if name == "translated" else None
-            made[name].append(mark(drawn, change_dose(drawn, way(rng, drawn), times), honesty))
-        made["both"].append(made[("fitted noise", "translated")[index % 2]][-1])
+    for images, ways in sets:
+        for index, drawn in enumerate(images):
+            rng = np.random.default_rng([_SEED, index])
+            times = float(np.exp(rng.uniform(*np.log(_TAUGHT))))
+            for name, way in ways.items():
+                honesty = check_honesty(rng, drawn, way) if name == "translated" else None
+                made[name].append(mark(drawn, change_dose(drawn, way(rng, drawn), times), honesty))
+    halves = ("fitted noise", "translated")
+    made["both"] = [made[halves[index % 2]][index] for index in range(len(made["translated"]))]
     return made
 
 
@@ -409,14 +434,14 @@ def _find_dose(look: Look, images: Sequence[Drawn]) -> float:
     return float(np.mean([1.0 / (contrast * look.noise) ** 2 for contrast in contrasts]))
 
 
-def _draw_test(look: Look, electrons: float, index: int, side: int) -> _Test:
+def _draw_test(look: Look, electrons: float, index: int, side: int, dopants: tuple[str, ...]) -> _Test:
     """Another microscope, another scan, another dose."""
     rng = np.random.default_rng([_TEST_SEED, index])
     microscope = look.microscopes[index % len(look.microscopes)]
     off = _DEFOCUS_NM * float(rng.choice([-1.0, 1.0]))
     scanned = draw_scanned(
         rng,
-        draw_few_defects(rng, look.material),
+        draw_few_defects(rng, look.material, dopants=dopants),
         replace(microscope, defocus_nm=microscope.defocus_nm + off),
         draw_noise(rng),
         shape=(side, side),
@@ -462,14 +487,13 @@ def _f1(total: Float) -> float:
     return float(2.0 * total[0] / max(total[1] + total[2], 1.0))
 
 
-def _read_ours(image: Float, sites: Sites, *, material: str, network: Network) -> NDArray[np.int64]:
+def _read_ours(image: Float, sites: Sites, *, params: DefectParams, network: Network) -> NDArray[np.int64]:
     """What flatscope's own network says of each site."""
     levelled = level(image, sites.phases.lattice.constant_px)
-    params = DefectParams(material)
     frame, _ = judge(levelled, sites, measure_sites(levelled, sites), params, network=network)
     called = np.zeros(len(sites.positions), np.int64)
     kept = frame[frame["status"] != "rejected"]
-    metal = (kept["sublattice"] == find_crystal(material).sublattices[0]).to_numpy()
+    metal = (kept["sublattice"] == find_crystal(params.material).sublattices[0]).to_numpy()
     names = kept["kind"].astype(str)
     kinds = np.where(names.str.startswith("V_"), 1, np.where(names.str.startswith("O"), 2, _OTHER))
     called[kept["site"]] = np.where(metal, np.where(names.str.startswith("V_"), _OTHER, 3), kinds)
@@ -546,10 +570,9 @@ def _draw_kinds(look: Look) -> tuple[Drawn, Float, Float]:
 
 
 def _score_labels(
-    readers: dict[str, list[Reader]], opened: Scan, teacher: Teacher, labels: Path
+    readers: dict[str, list[Reader]], opened: Scan, teacher: Teacher, places: Float, names: Sequence[str]
 ) -> dict[str, dict[str, Interval]]:
-    """F1 on the right half of the image, by blocks of rows."""
-    places, names = read_labels(labels)
+    """F1 on the right half of the image, by blocks of rows; of columns marked at places, (row, col)."""
     crystal = find_crystal(teacher.look.material)
     label = np.array(names)
     perfect = np.isin(label, crystal.species)
