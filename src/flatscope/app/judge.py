@@ -376,7 +376,7 @@ def defects(
         ("noise", "e/px", "accuracy", "best possible", "worst kind", "its recall", "windows"),
         [
             (
-                one.noise,
+                f"{one.noise}, corrector drifted" if one.misaligned else one.noise,
                 "" if one.electrons_per_px is None else f"{one.electrons_per_px:g}",
                 str(one.accuracy),
                 "" if one.best is None else f"{one.best:.3f}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.noise import SPOILS, NoiseParams, scan, spoil
 from flatscope.electron.sites import cut_crops, find_sites, level
+from flatscope.electron.specimens import draw_microscope
 from flatscope.evaluation.metrics import Interval, binomial_interval
 from flatscope.evaluation.realism import classify_counts
 from flatscope.inference.runtime import Network
@@ -30,6 +31,8 @@ _SPECIES = ("", "S", "", "W", "S", "Mo")
 _FIELD_PX = 256
 _SPOILT_VARIANCE = 0.01
 """Of the Gaussian noise in windows, whose values go from 0 to 1."""
+_DRIFT_SEED = 31
+"""Of coma and trefoil."""
 _BOUND_SEED, _BOUND_SHEETS, _BOUND_DRAWS, _BOUND_PX = 29, 12, 200, 32
 """Microscopes, draws of each kind, and the side of what is looked at, for the best possible accuracy."""
 
@@ -61,7 +64,12 @@ class Windows:
 
 
 def draw_windows(
-    count: int, *, seed: int, electrons_per_px: float | None = None, noise: str = "none"
+    count: int,
+    *,
+    seed: int,
+    electrons_per_px: float | None = None,
+    noise: str = "none",
+    misaligned: float = 0.0,
 ) -> Windows:
     """Windows of WS2 around defects of six kinds, from so many sheets, each with its own microscope and orientation.
 
@@ -75,15 +83,17 @@ def draw_windows(
         Of a scan with lag and jitter; None for an image without counting noise.
     noise
         "none", or one of `flatscope.electron.noise.SPOILS`, on top.
+    misaligned
+        Strength of coma and trefoil, see `flatscope.electron.specimens.draw_microscope`.
     """
-    parts = [_draw_windows(seed, index, electrons_per_px, noise) for index in range(count)]
+    parts = [_draw_windows(seed, index, electrons_per_px, noise, misaligned) for index in range(count)]
     sheets = np.repeat(np.arange(count), [len(part[2]) for part in parts])
     images, crops, kinds = (np.concatenate([part[place] for part in parts]) for place in range(3))
     return Windows(images, crops, kinds, sheets)
 
 
 def _draw_windows(
-    seed: int, index: int, electrons: float | None, noise: str
+    seed: int, index: int, electrons: float | None, noise: str, misaligned: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     rng = np.random.default_rng([seed, index])
     crystal = find_crystal(MATERIAL)
@@ -102,7 +112,7 @@ def _draw_windows(
             antisites=0.012,
         ),
     )
-    optics = _draw_optics(rng)
+    optics = _misalign(_draw_optics(rng), misaligned, seed=index)
     image = draw_adf(sheet, optics, shape=(_FIELD_PX, _FIELD_PX))
     places = sheet.sites_nm / pixel_nm
     if electrons is not None:
@@ -151,6 +161,15 @@ def _draw_optics(rng: np.random.Generator) -> ScanParams:
     )
 
 
+def _misalign(optics: ScanParams, strength: float, *, seed: int) -> ScanParams:
+    """A microscope whose corrector has drifted, whatever else was drawn."""
+    drifted = draw_microscope(
+        np.random.default_rng([_DRIFT_SEED, seed]), pixel_nm=optics.pixel_nm, misaligned=strength
+    )
+    names = ("coma_nm", "coma_deg", "trefoil_nm", "trefoil_deg")
+    return replace(optics, **{name: getattr(drifted, name) for name in names})
+
+
 def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
     """Places in `KINDS` by flatscope's network; which sublattice a defect is on, the lattice knows."""
     wanted = np.array([CLASSES.index(kind) for kind in KINDS])
@@ -160,12 +179,14 @@ def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
     return np.asarray(logits.argmax(1))
 
 
-def find_best_accuracy(noise: str, electrons_per_px: float | None) -> float | None:
+def find_best_accuracy(
+    noise: str, electrons_per_px: float | None, *, misaligned: float = 0.0
+) -> float | None:
     """Share of windows that could be named right if all but the kind were known: by the largest likelihood.
 
     Parameters
     ----------
-    noise, electrons_per_px
+    noise, electrons_per_px, misaligned
         See `draw_windows`. Of mixed noise only the Gaussian part counts, of a scan the counting; None for noise that
         hides nothing.
 
@@ -178,7 +199,7 @@ def find_best_accuracy(noise: str, electrons_per_px: float | None) -> float | No
     right = []
     for index in range(_BOUND_SHEETS):
         rng = np.random.default_rng([_BOUND_SEED, index])
-        images = _draw_kinds(rng)
+        images = _draw_kinds(rng, _misalign(_draw_optics(rng), misaligned, seed=index))
         middle = (images.shape[1] - _BOUND_PX) // 2
         seen = np.s_[:, middle : middle + _BOUND_PX, middle : middle + _BOUND_PX]
         for group in (0, 1):
@@ -200,10 +221,9 @@ def find_best_accuracy(noise: str, electrons_per_px: float | None) -> float | No
     return float(np.mean(right))
 
 
-def _draw_kinds(rng: np.random.Generator) -> Float:
+def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:
     """A perfect crystal but for one site, which holds each of `KINDS`, shape (6, 128, 128)."""
     side = 2 * WINDOW_PX
-    optics = _draw_optics(rng)
     field = (side * optics.pixel_nm,) * 2
     sheet = build_sheet(rng, SheetParams(MATERIAL, field, turn_deg=float(rng.uniform(0.0, 360.0))))
     away = np.hypot(*(sheet.sites_nm - 0.5 * np.array(field)).T)
@@ -230,10 +250,11 @@ def _group(kind: str) -> int:
 @dataclass(frozen=True)
 class DoseScore:
     """Accuracy over the six kinds of window under one noise; `electrons_per_px` is None without counting noise, `best`
-    is `find_best_accuracy`."""
+    is `find_best_accuracy`, `misaligned` the strength of coma and trefoil."""
 
     noise: str
     electrons_per_px: float | None
+    misaligned: float
     accuracy: Interval
     best: float | None
     worst: str
@@ -253,7 +274,7 @@ def evaluate_windows(
     weights: str = "defects",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[DoseScore]:
-    """Name windows of six kinds at the published noise, then against dose.
+    """Name windows of six kinds at the published noise, then against dose, then with a corrector that has drifted.
 
     Parameters
     ----------
@@ -263,13 +284,17 @@ def evaluate_windows(
         Detected electrons a pixel of 0.027 nm, on average.
     """
     network = Network.load(weights, task="defects")
-    runs: list[tuple[str, float | None]] = [(noise, None) for noise in ("none", *SPOILS)]
-    runs += [("scan", dose) for dose in doses]
+    runs: list[tuple[str, float | None, float]] = [(noise, None, 0.0) for noise in ("none", *SPOILS)]
+    runs += [("scan", dose, misaligned) for misaligned in (0.0, 1.0) for dose in doses]
     crystal = find_crystal(MATERIAL)
     scores = []
-    for place, (noise, dose) in enumerate(runs):
+    for place, (noise, dose, misaligned) in enumerate(runs):
         windows = draw_windows(
-            count, seed=seed, electrons_per_px=dose, noise="none" if noise == "scan" else noise
+            count,
+            seed=seed,
+            electrons_per_px=dose,
+            noise="none" if noise == "scan" else noise,
+            misaligned=misaligned,
         )
         right = classify_windows(windows, network) == windows.kinds
         recall = [float(right[windows.kinds == kind].mean()) for kind in range(len(KINDS))]
@@ -278,8 +303,9 @@ def evaluate_windows(
             DoseScore(
                 noise,
                 dose,
+                misaligned,
                 binomial_interval(int(right.sum()), len(right)),
-                find_best_accuracy(noise, dose),
+                find_best_accuracy(noise, dose, misaligned=misaligned),
                 name_class(CLASSES.index(KINDS[worst]), crystal, "Mo"),
                 recall[worst],
                 len(right),
