@@ -83,10 +83,11 @@ def train(
     Parameters
     ----------
     recipe
-        `scenes_train` images of `scene_px` are drawn; `widths`, `lr`, `weight_decay`, `epochs` (over the drawn crops),
-        `batch` and `max_minutes` hold, the rest does not; the first of `widths` is that of both generators and
+        `scenes_train` images of `scene_px` are drawn; `widths`, `lr`, `weight_decay`, `epochs` (over the experimental
+        crops), `batch` and `max_minutes` hold, the rest does not; the first of `widths` is that of both generators and
         discriminators at full resolution, and as many as there are blocks stand on either side of the attention. The
-        rate falls linearly over the second half of the run, be it of steps or of minutes.
+        rate falls linearly over the second half of the run, be it of steps or of minutes. More is not better: in twice
+        the epochs the translator learns that defects are rare in the experiment, and paints them over.
     teacher
         The experimental image.
     out
@@ -103,8 +104,7 @@ def train(
     """
     look = teacher.look
     drawn = draw_clean(look, recipe.scenes_train, side=recipe.scene_px, seed=recipe.seed, workers=workers)
-    crops = sum(len(cut_all(one.image, one.sites, side=look.side_px).images) for one in drawn)
-    steps = recipe.epochs * crops // recipe.batch
+    steps = max(recipe.epochs * len(teacher.crops) // recipe.batch, 1)
     players = supervised.seeded(
         _Players, seed=recipe.seed, width=recipe.widths[0], blocks=len(recipe.widths), fourier=fourier
     )
