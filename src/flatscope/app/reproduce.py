@@ -331,8 +331,10 @@ def _run_ke(
         for place in shown
     }
     frequency = (np.arange(RINGS) + 0.5) / RINGS
-    spectra = {name: (frequency, one.spectrum) for name, one in study.looks.items()}
-    values = {name: (VALUES[:-1], one.values) for name, one in study.looks.items()}
+    # The experiment last: so each way has one colour in all figures.
+    looks = sorted(study.looks.items(), key=lambda item: item[0] not in paper.WAYS)
+    spectra = {name: (frequency, one.spectrum) for name, one in looks}
+    values = {name: (VALUES[:-1], one.values) for name, one in looks}
     figures = {
         "Parts of the experimental image and of drawn ones": draw_grays(study.examples),
         "Power spectra of crops": draw_lines(
