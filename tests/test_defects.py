@@ -713,6 +713,17 @@ def test_windows_of_one_sheet_stay_together_and_networks_name_them(network: Netw
     assert (classify_windows(windows, network) == windows.kinds).mean() > 0.95
 
 
+def test_a_drifted_corrector_changes_what_is_seen_not_what_is_there(network: Network) -> None:
+    from flatscope.evaluation.windows import classify_windows, draw_windows, find_best_accuracy
+
+    tuned, drifted = (draw_windows(6, seed=3, electrons_per_px=100.0, misaligned=one) for one in (0.0, 1.0))
+    np.testing.assert_array_equal(tuned.kinds, drifted.kinds)
+    assert np.abs(tuned.images - drifted.images).mean() > 0.01
+    right = [(classify_windows(one, network) == one.kinds).mean() for one in (tuned, drifted)]
+    best = find_best_accuracy("scan", 100.0, misaligned=1.0)
+    assert best is not None and right[1] < right[0] and right[1] < best + 0.03
+
+
 def test_nobody_names_windows_better_than_the_likelihood(network: Network) -> None:
     from flatscope.evaluation.windows import classify_windows, draw_windows, find_best_accuracy
 

@@ -86,8 +86,8 @@ def train(
         `scenes_train` images of `scene_px` are drawn; `widths`, `lr`, `weight_decay`, `epochs` (over the experimental
         crops), `batch` and `max_minutes` hold, the rest does not; the first of `widths` is that of both generators and
         discriminators at full resolution, and as many as there are blocks stand on either side of the attention. The
-        rate falls linearly over the second half of the run, be it of steps or of minutes. More is not better: in twice
-        the epochs the translator learns that defects are rare in the experiment, and paints them over.
+        rate falls linearly over the second half of the run, be it of steps or of minutes. More is not better: in nine
+        epochs the translator learned that defects are rare in the experiment, and painted them over.
     teacher
         The experimental image.
     out
