@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -526,6 +527,37 @@ def test_a_sublattice_only_has_its_own_defects(drawn: Drawn, said: int, metal: i
     called = cells.detect(cells.Detector(Stubborn(), LOOK.side_px, 0.5), drawn.image, drawn.sites)
     first = drawn.sites.sublattice == 0
     assert (called[first] == metal).all() and (called[~first] == chalcogen).all()
+
+
+def test_labels_choose_the_best_threshold_of_each_detector(drawn: Drawn) -> None:
+    """By hand: eight sites, three of them marked as a dopant; a detector that is sure of two of these and half sure of
+    a pristine site, and of the third."""
+    from flatscope.evaluation.papers.ke2023 import _choose_by_labels, _Labels, _score_labels
+    from flatscope.training import cells
+
+    kinds = np.array([3, 3, 3, 0, 0, 0, 0, 0])
+    here = np.array([True] * 7 + [False])
+    labels = _Labels(kinds, np.ones(8, bool), here, np.arange(8) % 2)
+    called = np.array([3, 3, 0, 3, 0, 0, 0, 3])
+    (label,) = _score_labels([[called]] * 4, labels)
+    assert label == "3 of dopant"
+    assert _score_labels([[called]] * 4, labels)[label].value == pytest.approx(2 / 3)
+    # Two detectors together: one finds nothing.
+    both = _score_labels([[called, np.zeros(8, int)]] * 4, labels)
+    assert both["3 of dopant"].value == pytest.approx(2 * 2 / (3 + 6))
+
+    # the chance of a dopant at each site, in place of a network's
+    chances = np.array([0.9, 0.9, 0.6, 0.6, 0.1, 0.1, 0.1, 0.9])
+
+    def read(net: Any, image: Any, sites: Any, *, side: int) -> Any:
+        return np.stack([1.0 - chances, 0.0 * chances, 0.0 * chances, chances], axis=1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cells, "read", read)
+        teacher, opened = SimpleNamespace(image=drawn.image), SimpleNamespace(sites=drawn.sites)
+        chosen = _choose_by_labels([cells.Detector(torch.nn.Identity(), 32, 0.05)], opened, teacher, labels)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(chosen[3][0], [3, 3, 3, 3, 0, 0, 0, 3])
+    assert _score_labels(chosen, labels)["3 of dopant"].value == pytest.approx(6 / 7)
 
 
 def test_rejected_columns_are_not_learned_from(drawn: Drawn) -> None:

@@ -33,7 +33,8 @@ Real = NDArray[np.float32]
 
 WIDTHS = (16, 32, 64, 128)
 _LR, _BATCH, _CROPS_AT_ONCE = 2e-3, 64, 256
-_THRESHOLDS = np.linspace(0.05, 0.95, 19)
+THRESHOLDS = np.linspace(0.05, 0.95, 19)
+"""Probabilities that are tried."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,28 @@ def train(
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
     """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
-    return _name(_read(detector.net, image, sites, detector.side_px), detector.threshold)
+    return name(read(detector.net, image, sites, side=detector.side_px), detector.threshold)
+
+
+def read(net: nn.Module, image: NDArray[np.floating], sites: Sites, *, side: int) -> Float:
+    """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
+    cells = cut_cells(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
+    maps = []
+    with torch.inference_mode():
+        for start in range(0, len(cells.images), _CROPS_AT_ONCE):
+            part = torch.from_numpy(cells.images[start : start + _CROPS_AT_ONCE, None])
+            maps.append(torch.softmax(net(part), dim=1).numpy())
+    whole = put_back_mean(np.concatenate(maps), cells, (image.shape[0], image.shape[1]))
+    p = read_sites(whole, sites.positions, sites.phases.lattice.constant_px)
+    first = sites.sublattice == 0
+    p[np.ix_(first, [1, 2])] = 0.0
+    p[~first, 3] = 0.0
+    return np.asarray(p / np.maximum(p.sum(1, keepdims=True), 1e-12))
+
+
+def name(p: Float, threshold: float) -> NDArray[np.int64]:
+    """What stands on each site by its probabilities: a defect, the likeliest, from a threshold on."""
+    return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
 
 
 def _cut(images: Sequence[Marked], side: int) -> tuple[Real, NDArray[np.uint8]]:
@@ -120,35 +142,15 @@ def _leave(rng: np.random.Generator, crop: Real, marks: NDArray[np.uint8]) -> tu
     return crop, marks
 
 
-def _read(net: nn.Module, image: NDArray[np.floating], sites: Sites, side: int) -> Float:
-    """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
-    cells = cut_cells(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
-    maps = []
-    with torch.inference_mode():
-        for start in range(0, len(cells.images), _CROPS_AT_ONCE):
-            part = torch.from_numpy(cells.images[start : start + _CROPS_AT_ONCE, None])
-            maps.append(torch.softmax(net(part), dim=1).numpy())
-    whole = put_back_mean(np.concatenate(maps), cells, (image.shape[0], image.shape[1]))
-    p = read_sites(whole, sites.positions, sites.phases.lattice.constant_px)
-    first = sites.sublattice == 0
-    p[np.ix_(first, [1, 2])] = 0.0
-    p[~first, 3] = 0.0
-    return np.asarray(p / np.maximum(p.sum(1, keepdims=True), 1e-12))
-
-
-def _name(p: Float, threshold: float) -> NDArray[np.int64]:
-    return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
-
-
 def _find_threshold(net: nn.Module, held: Sequence[Marked], side: int) -> float:
     """The one with the best F1 of place and kind."""
-    p = np.concatenate([_read(net, one.image, one.sites, side) for one in held])
+    p = np.concatenate([read(net, one.image, one.sites, side=side) for one in held])
     kinds = np.concatenate([one.kinds for one in held]).astype(int)
     p, kinds = p[kinds != IGNORE], kinds[kinds != IGNORE]
 
     def score(threshold: float) -> float:
-        called = _name(p, threshold)
+        called = name(p, threshold)
         right = int(((called == kinds) & (kinds > 0)).sum())
         return 2.0 * right / max(int((called > 0).sum() + (kinds > 0).sum()), 1)
 
-    return float(max(_THRESHOLDS, key=score))
+    return float(max(THRESHOLDS, key=score))

@@ -53,7 +53,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 
 if TYPE_CHECKING:
-    from flatscope.training.cells import Marked
+    from flatscope.training.cells import Detector, Marked
 
 DOI = "10.1021/acs.nanolett.4c02654"
 RAW = "raw simulation"
@@ -170,6 +170,8 @@ class Study:
         Way to how much higher the latter is than fitted noise's on the same images.
     labelled
         Way to F1 on the right half of the experimental image, by kind; empty without labels.
+    ceilings
+        The same, were the threshold of each U-Net chosen on these very labels: what no way of teaching can exceed.
     crops_a_second
         That ONNX Runtime translates.
     doses
@@ -187,6 +189,7 @@ class Study:
     overall: dict[str, Interval]
     gains: dict[str, Interval]
     labelled: dict[str, dict[str, Interval]]
+    ceilings: dict[str, dict[str, Interval]]
     crops_a_second: float
     doses: tuple[float, ...]
     telling: Telling
@@ -259,7 +262,7 @@ def run(
             examples[name] = way(np.random.default_rng(_SHOWN_SEED), images[0])[:_PART_PX, :_PART_PX]
     learned = _teach(draw(plan.images, _SEED))
     kept = _teach(draw(max(plan.images // _HELD, 2), _HELD_SEED))
-    readers: dict[str, list[Reader]] = {name: [] for name in WAYS}
+    detectors: dict[str, list[Detector]] = {name: [] for name in WAYS}
     for number, (name, repeat) in enumerate(product(WAYS, range(plan.repeats))):
         detector = cells.train(
             learned[name],
@@ -270,7 +273,10 @@ def run(
             checkpoint=out / f"{name.replace(' ', '-')}-{repeat + 1}.pt",
             on_progress=_scale(parts[number + 1]),
         )
-        readers[name].append(partial(cells.detect, detector))
+        detectors[name].append(detector)
+    readers: dict[str, list[Reader]] = {
+        name: [partial(cells.detect, one) for one in some] for name, some in detectors.items()
+    }
     ours = Network.load(params.weights, task="defects")
     readers[OURS] = [partial(_read_ours, params=params, network=ours)]
     doses = tuple(_find_dose(look, shown[-1][0]) * factor for factor in DOSES)
@@ -279,7 +285,15 @@ def run(
         tested = [_draw_test(look, dose, index, plan.side_px, those) for index in range(plan.tested)]
         for name, some in readers.items():
             counts[name].append([_count(some, one, look) for one in tested])
-    labelled = {} if marked is None else _score_labels(readers, opened, teacher, *marked)
+    labelled: dict[str, dict[str, Interval]] = {}
+    ceilings: dict[str, dict[str, Interval]] = {}
+    if marked is not None:
+        known = _place_labels(opened, teacher, *marked)
+        for name, some in readers.items():
+            called = [reader(teacher.image, opened.sites) for reader in some]
+            labelled[name] = _score_labels([called] * len(KINDS), known)
+        for name, taught in detectors.items():
+            ceilings[name] = _score_labels(_choose_by_labels(taught, opened, teacher, known), known)
     together = {name: [one for some in of_each for one in some] for name, of_each in counts.items()}
     return Study(
         compared,
@@ -291,6 +305,7 @@ def run(
             if name != _BASELINE
         },
         labelled,
+        ceilings,
         time_translation(network, teacher.crops),
         doses,
         _tell_apart(look, readers, count=plan.told),
@@ -314,6 +329,7 @@ def tabulate(study: Study) -> list[dict[str, str]]:
         row[f"over {_BASELINE}"] = str(study.gains.get(name, ""))
         for kind in sorted({kind for values in study.labelled.values() for kind in values}):
             row[f"F1 of labels, {kind}"] = str(study.labelled.get(name, {}).get(kind, ""))
+            row[f"{kind}, threshold by labels"] = str(study.ceilings.get(name, {}).get(kind, ""))
         least = study.telling.least_found.get(name)
         row["O from V, e/Å²"] = f"{least:.2g}" if least else "not reached" if name in study.scores else ""
         rows.append(row)
@@ -338,7 +354,9 @@ def describe(study: Study, size: str) -> tuple[str, ...]:
         "to a drawn image is made as weak or strong as "
         f"{_TAUGHT[0]:g} to {_TAUGHT[1]:g} times the electrons make it. The U-Nets are alike but for what they learned "
         "from; flatscope's own network has seen drawn images of any noise, none of these. Over fitted noise: by how "
-        "much F1 of all is higher on the same images. Brackets: 95 % interval by image, of labels by strips.",
+        "much F1 of all is higher on the same images. Threshold by labels: were the probability from which each U-Net "
+        "calls a site a defect chosen on the very labels that it is then scored on; no detector could use it, and no "
+        "way of teaching exceeds it by much. Brackets: 95 % interval by image, of labels by strips.",
         "O from V: incident dose at which oxygen and a vacancy are told apart in nine cases of ten under counting "
         "noise alone; best possible: by the likelihood ratio, everything else known.",
         f"{study.crops_a_second:.0f} crops a second are translated in ONNX Runtime.",
@@ -569,35 +587,63 @@ def _draw_kinds(look: Look) -> tuple[Drawn, Float, Float]:
     return open_drawn(images[0], sheet, look), np.stack(images), sheet.sites_nm[middle] / look.pixel_nm
 
 
-def _score_labels(
-    readers: dict[str, list[Reader]], opened: Scan, teacher: Teacher, places: Float, names: Sequence[str]
-) -> dict[str, dict[str, Interval]]:
-    """F1 on the right half of the image, by blocks of rows; of columns marked at places, (row, col)."""
-    crystal = find_crystal(teacher.look.material)
+@dataclass(frozen=True)
+class _Labels:
+    """What is marked on the sites of an image: kind, whether it counts, and the strip of the field that it lies in."""
+
+    kinds: NDArray[np.int64]
+    marked: NDArray[np.bool_]
+    here: NDArray[np.bool_]
+    block: NDArray[np.int64]
+
+
+def _place_labels(opened: Scan, teacher: Teacher, places: Float, names: Sequence[str]) -> _Labels:
+    """Columns marked at places, (row, col), on the sites of the image; those on its right half count."""
     label = np.array(names)
-    perfect = np.isin(label, crystal.species)
+    perfect = np.isin(label, find_crystal(teacher.look.material).species)
     vacant = np.array([name.startswith("V_") for name in names])
     truth = np.where(perfect, 0, np.where(vacant, 1, 3))
-    positions, middle = opened.sites.positions, teacher.image.shape[1] / 2
+    positions, (rows, cols) = opened.sites.positions, teacher.image.shape
     gap, nearest = cKDTree(places).query(positions)
-    met = gap < _LABEL_MATCH * teacher.look.constant_px
     low, high = places.min(0), places.max(0)
-    here = np.asarray((positions[:, 1] > middle) & ((positions >= low) & (positions <= high)).all(1))
-    block = np.clip((positions[:, 0] / teacher.image.shape[0] * _BLOCKS).astype(int), 0, _BLOCKS - 1)
-    scores: dict[str, dict[str, Interval]] = {}
-    for name, some in readers.items():
-        called = np.stack([reader(teacher.image, opened.sites) for reader in some])
-        scores[name] = {}
-        for kind in (1, 3):
-            counts = [
-                (
-                    int(((called == kind) & (truth[nearest] == kind) & met & inside).sum()),
-                    int(((called == kind) & inside).sum()),
-                    len(some) * int(((truth[nearest] == kind) & met & inside).sum()),
-                )
-                for inside in (here & (block == index) for index in range(_BLOCKS))
-            ]
-            labels_there = sum(count[2] for count in counts) // len(some)
-            if labels_there:
-                scores[name][f"{labels_there} of {KINDS[kind]}"] = _score(counts)
+    return _Labels(
+        truth[nearest],
+        gap < _LABEL_MATCH * teacher.look.constant_px,
+        np.asarray((positions[:, 1] > cols / 2) & ((positions >= low) & (positions <= high)).all(1)),
+        np.clip((positions[:, 0] / rows * _BLOCKS).astype(int), 0, _BLOCKS - 1),
+    )
+
+
+def _score_labels(called: Sequence[Sequence[NDArray[np.int64]]], labels: _Labels) -> dict[str, Interval]:
+    """F1 of each kind that is marked, by strips; of what one or more detectors call the sites, for each of `KINDS`."""
+    scores = {}
+    for kind in (1, 3):
+        counts = np.sum([_count_labels(one, labels, kind) for one in called[kind]], axis=0)
+        there = int(counts[:, 2].sum()) // len(called[kind])
+        if there:
+            scores[f"{there} of {KINDS[kind]}"] = _score([tuple(row) for row in counts.tolist()])
     return scores
+
+
+def _count_labels(called: NDArray[np.int64], labels: _Labels, kind: int) -> NDArray[np.int64]:
+    """Sites rightly called of a kind, called so, and truly so, in each strip, shape (strips, 3)."""
+    true = (labels.kinds == kind) & labels.marked & labels.here
+    found = (called == kind) & labels.here
+    return np.stack(
+        [np.bincount(labels.block[one], minlength=_BLOCKS) for one in (true & found, found, true)], 1
+    )
+
+
+def _choose_by_labels(
+    detectors: Sequence[Detector], opened: Scan, teacher: Teacher, labels: _Labels
+) -> list[list[NDArray[np.int64]]]:
+    """What each detector calls the sites at the threshold that is best for each of `KINDS`."""
+    from flatscope.training import cells
+
+    chosen: list[list[NDArray[np.int64]]] = [[] for _ in KINDS]
+    for one in detectors:
+        p = cells.read(one.net, teacher.image, opened.sites, side=one.side_px)
+        tried = [cells.name(p, float(threshold)) for threshold in cells.THRESHOLDS]
+        for kind, best in enumerate(chosen):
+            best.append(max(tried, key=lambda called: _f1(_count_labels(called, labels, kind).sum(0))))
+    return chosen
