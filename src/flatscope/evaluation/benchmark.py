@@ -1,4 +1,4 @@
-"""How fast the published layer networks and flatscope's own run, side by side in one process."""
+"""How fast the published layer networks and flatscope's own run, in turn, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,18 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.scenes import SceneParams, draw_scene
+from flatscope.parallel import worker_processes
 
 SIDE_PX = 512
 OURS = "flatscope network"
 PUBLISHED_PER_SECOND = {"DeepLabV3": 1.16, "FCN": 1.32, "LR-ASPP": 9.80, "Yang U-Net": 3.56}
 """On the CPU of Yang et al. 2024 (doi:10.1021/acs.nanolett.3c04815), in the training framework."""
+_NETWORKS = ("Saito U-Net", "DeepLabV3", "FCN", "LR-ASPP", "Yang U-Net", OURS)
+_RUNTIMES = ("torch", "torch NHWC", "ONNX 32-bit", "ONNX 8-bit")
+_WHOLE = "whole answer"
+_runs: dict[str, Callable[[], object]] = {}
+_models: dict[str, bytes] = {}
+"""Of the one network that this process times: by runtime what to run, and the ONNX models among it."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,9 @@ def time_layer_networks(
 ) -> list[Speed]:
     """Time every network on pictures of 512×512, one at a time, all networks in turn in every round.
 
-    In its turn each takes two pictures, and the second is timed. Weights are random: they do not change the time.
+    Each lives in a process of its own, as it does in use: what memory one leaves behind spares or costs another page
+    faults. In its turn each takes two pictures, and the second is timed. Weights are random: they do not change the
+    time.
 
     Parameters
     ----------
@@ -78,36 +88,35 @@ def time_layer_networks(
     on_progress
         Called with (steps done, steps in all).
     """
-    from flatscope.training import supervised
-
-    runs, models = _make_runs(threads, only)
-    steps = len(runs) * (rounds + 1)
-    done = 0
-    took: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    with supervised.threads(threads):
-        for turn in range(rounds + 1):
-            for key, run in runs.items():
-                # Once for nothing: the network before has taken caches and memory with it.
-                run()
-                begun = time.perf_counter()
-                run()
-                if turn:
-                    took[key].append(time.perf_counter() - begun)
-                done += 1
-                if on_progress is not None:
-                    on_progress(done, steps)
-    peaks = {key: _measure_peak(model) for key, model in models.items()}
+    names = [name for name in _NETWORKS if only is None or name in only]
+    timed = [(name, runtime) for name in names for runtime in _RUNTIMES]
+    timed += [(name, _WHOLE) for name in names if name == OURS]
+    took: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+    steps = len(timed) * (rounds + 1)
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(worker_processes(1, start=_prepare, given=(name, threads)))
+            for name in names
+        }
+        for done in range(steps):
+            turn, place = divmod(done, len(timed))
+            name, runtime = timed[place]
+            seconds = processes[name].submit(_time, runtime, threads).result()
+            if turn:
+                took[name, runtime].append(seconds)
+            if on_progress is not None:
+                on_progress(done + 1, steps)
+        peaks = {name: process.submit(_measure_peaks).result() for name, process in processes.items()}
     made = []
-    for key, times in took.items():
-        low, middle, high = np.percentile(times, (25, 50, 75))
-        made.append(Speed(*key, float(middle), float(low), float(high), peaks.get(key, float("nan"))))
+    for (name, runtime), times in took.items():
+        low, middle, high = (float(value) for value in np.percentile(times, (25, 50, 75)))
+        shown = "flatscope" if runtime == _WHOLE else name
+        made.append(Speed(shown, runtime, middle, low, high, peaks[name].get(runtime, float("nan"))))
     return made
 
 
-def _make_runs(
-    threads: int, only: Collection[str] | None
-) -> tuple[dict[tuple[str, str], Callable[[], object]], dict[tuple[str, str], bytes]]:
-    """What to time, and the ONNX models among it."""
+def _prepare(name: str, threads: int) -> None:
+    """Make a network ready to be timed in this process."""
     import onnxruntime
 
     from flatscope.training import export, supervised
@@ -117,17 +126,9 @@ def _make_runs(
     from flatscope.training.nets.lraspp import LRASPP
     from flatscope.training.nets.unet import SaitoUNet, YangUNet
 
-    builders: dict[str, Callable[..., Any]] = {
-        "Saito U-Net": SaitoUNet,
-        "DeepLabV3": DeepLabV3,
-        "FCN": FCN,
-        "LR-ASPP": LRASPP,
-        "Yang U-Net": YangUNet,
-        OURS: FlakeNet,
-    }
+    builders: tuple[Callable[..., Any], ...] = (SaitoUNet, DeepLabV3, FCN, LRASPP, YangUNet, FlakeNet)
+    build = dict(zip(_NETWORKS, builders, strict=True))[name]
     x = np.random.default_rng(0).random((1, 3, SIDE_PX, SIDE_PX), np.float32)
-    runs: dict[tuple[str, str], Callable[[], object]] = {}
-    models: dict[tuple[str, str], bytes] = {}
 
     def in_onnx(model: bytes) -> Callable[[], object]:
         options = onnxruntime.SessionOptions()
@@ -137,24 +138,37 @@ def _make_runs(
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"contrast": x})
 
-    for name, build in builders.items():
-        if only is not None and name not in only:
-            continue
-        net = supervised.seeded(build, seed=0).eval()
-        runs[name, "torch"] = partial(supervised.answer, net, x)
-        runs[name, "torch NHWC"] = partial(supervised.answer, *supervised.put_channels_last(net, x))
-        models[name, "ONNX 32-bit"] = export.to_onnx(net)
-        models[name, "ONNX 8-bit"] = export.to_eight_bits(
-            models[name, "ONNX 32-bit"], x[:, :, :256, :256].repeat(2, axis=0)
+    net = supervised.seeded(build, seed=0).eval()
+    exact = export.to_onnx(net)
+    coarse = export.to_eight_bits(exact, x[:, :, :256, :256].repeat(2, axis=0))
+    _models.update(zip(_RUNTIMES[2:], (exact, coarse), strict=True))
+    _runs["torch"] = partial(supervised.answer, net, x)
+    _runs["torch NHWC"] = partial(supervised.answer, *supervised.put_channels_last(net, x))
+    _runs.update((runtime, in_onnx(model)) for runtime, model in _models.items())
+    if name == OURS:
+        network = Network.load("flakes", threads=threads)
+        scene = draw_scene(
+            np.random.default_rng(0), SceneParams(shape=(SIDE_PX, SIDE_PX), material="MoS2", oxide_nm=300.0)
         )
-    runs |= {key: in_onnx(model) for key, model in models.items()}
-    network = Network.load("flakes", threads=threads)
-    scene = draw_scene(
-        np.random.default_rng(0), SceneParams(shape=(SIDE_PX, SIDE_PX), material="MoS2", oxide_nm=300.0)
-    )
-    picture, params = Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=300.0)
-    runs["flatscope", "whole answer"] = lambda: find_flakes(picture, params, network=network)
-    return runs, models
+        picture, params = Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=300.0)
+        _runs[_WHOLE] = lambda: find_flakes(picture, params, network=network)
+
+
+def _time(runtime: str, threads: int) -> float:
+    """Seconds that the network of this process takes for a picture."""
+    from flatscope.training import supervised
+
+    run = _runs[runtime]
+    with supervised.threads(threads):
+        # Once for nothing: the network before has taken the caches with it.
+        run()
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+
+
+def _measure_peaks() -> dict[str, float]:
+    return {runtime: _measure_peak(model) for runtime, model in _models.items()}
 
 
 def _measure_peak(model: bytes) -> float:
