@@ -201,12 +201,15 @@ def test_yang_2024_splits_frames_and_shows_the_leak(
     from flatscope.app.cli import run
     from flatscope.evaluation.papers import yang2024
 
-    monkeypatch.setitem(yang2024.SIZES, "quick", yang2024.Size(("U-Net of base 4",), (2, 2), 2, 64, 2))
+    tiny = yang2024.Size(("U-Net of base 4",), (2, 2), 2, 64, 2, steps_resnet=1)
+    monkeypatch.setitem(yang2024.SIZES, "quick", tiny)
     assert run(["reproduce", "yang2024-layers", "--out", str(tmp_path), "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["U-Net of base 4: IoU of monolayer"]["ours"]["value"] > 0.5
     assert rows[f"{yang2024.LEAK}: IoU of bilayer"]["ours"] is None
-    assert (tmp_path / "yang2024-layers.html").read_text("utf-8").count("<img") == 3
+    page = (tmp_path / "yang2024-layers.html").read_text("utf-8")
+    assert page.count("<img") == 3 and "steps of training: U-Net of base 4 2." in page
+    assert (tiny.steps_of("FCN"), tiny.steps_of("LR-ASPP")) == (1, 2)
 
 
 def test_resized_tiles_keep_picture_and_classes_together() -> None:

@@ -384,8 +384,11 @@ def _yang_page(study: yang2024.Study, rows: list[Row]) -> str:
             study.examples, titles=("frame", "truth", study.best, "flatscope")
         ),
     }
+    size = paper.SIZES[study.size]
+    steps = ", ".join(f"{name} {size.steps_of(name)}" for name in size.networks)
     notes = (
-        f"Size {study.size}. Frames are drawn, since the published ones are not public: each of MoS2 on 300 nm oxide "
+        f"Size {study.size}, steps of training: {steps}. No weights from other pictures: all start at random.",
+        "Frames are drawn, since the published ones are not public: each of MoS2 on 300 nm oxide "
         "with another microscope. No frame is both trained on and tested, except in the line that says so. Brackets: "
         "95 % interval by frame.",
         "flatscope is told the material and 300 nm; its network has seen other drawn pictures, none of these.",
