@@ -171,7 +171,7 @@ class Study:
     labelled
         Way to F1 on the right half of the experimental image, by kind; empty without labels.
     ceilings
-        The same, were the threshold of each U-Net chosen on these very labels: what no way of teaching can exceed.
+        The same, were the threshold of each U-Net chosen on these very labels: the most that its probabilities allow.
     crops_a_second
         That ONNX Runtime translates.
     doses
@@ -355,8 +355,8 @@ def describe(study: Study, size: str) -> tuple[str, ...]:
         f"{_TAUGHT[0]:g} to {_TAUGHT[1]:g} times the electrons make it. The U-Nets are alike but for what they learned "
         "from; flatscope's own network has seen drawn images of any noise, none of these. Over fitted noise: by how "
         "much F1 of all is higher on the same images. Threshold by labels: were the probability from which each U-Net "
-        "calls a site a defect chosen on the very labels that it is then scored on; no detector could use it, and no "
-        "way of teaching exceeds it by much. Brackets: 95 % interval by image, of labels by strips.",
+        "calls a site a defect chosen on the very labels that it is then scored on: the most that its probabilities "
+        "allow. Brackets: 95 % interval by image, of labels by strips.",
         "O from V: incident dose at which oxygen and a vacancy are told apart in nine cases of ten under counting "
         "noise alone; best possible: by the likelihood ratio, everything else known.",
         f"{study.crops_a_second:.0f} crops a second are translated in ONNX Runtime.",

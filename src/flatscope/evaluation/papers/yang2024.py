@@ -52,7 +52,7 @@ class Size:
     crop_px
         Side of a training crop.
     steps, steps_resnet
-        Of each training, four crops a step; of the two networks on ResNet-50, which are twelve times as slow.
+        Of each training, four crops a step; of the two networks on ResNet-50, which are about ten times as slow.
     """
 
     networks: tuple[str, ...]
