@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,6 @@ PUBLISHED_PER_SECOND = {"DeepLabV3": 1.16, "FCN": 1.32, "LR-ASPP": 9.80, "Yang U
 _NETWORKS = ("Saito U-Net", "DeepLabV3", "FCN", "LR-ASPP", "Yang U-Net", OURS)
 _RUNTIMES = ("torch", "torch NHWC", "ONNX 32-bit", "ONNX 8-bit")
 _WHOLE = "whole answer"
-_runs: dict[str, Callable[[], object]] = {}
-_models: dict[str, bytes] = {}
-"""Of the one network that this process times: by runtime what to run, and the ONNX models among it."""
 
 
 @dataclass(frozen=True)
@@ -94,19 +91,19 @@ def time_layer_networks(
     took: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     steps = len(timed) * (rounds + 1)
     with ExitStack() as stack:
-        processes = {
-            name: stack.enter_context(worker_processes(1, start=_prepare, given=(name, threads)))
-            for name in names
-        }
+        processes = {name: stack.enter_context(worker_processes(1)) for name in names}
         for done in range(steps):
             turn, place = divmod(done, len(timed))
             name, runtime = timed[place]
-            seconds = processes[name].submit(_time, runtime, threads).result()
+            seconds = processes[name].submit(_time, name, runtime, threads).result()
             if turn:
                 took[name, runtime].append(seconds)
             if on_progress is not None:
                 on_progress(done + 1, steps)
-        peaks = {name: process.submit(_measure_peaks).result() for name, process in processes.items()}
+        peaks = {
+            name: process.submit(_measure_peaks, name, threads).result()
+            for name, process in processes.items()
+        }
     made = []
     for (name, runtime), times in took.items():
         low, middle, high = (float(value) for value in np.percentile(times, (25, 50, 75)))
@@ -115,8 +112,9 @@ def time_layer_networks(
     return made
 
 
-def _prepare(name: str, threads: int) -> None:
-    """Make a network ready to be timed in this process."""
+@lru_cache(maxsize=1)
+def _prepare(name: str, threads: int) -> tuple[dict[str, Callable[[], object]], dict[str, bytes]]:
+    """A network ready to be timed in this process: by runtime what to run, and the ONNX models among it."""
     import onnxruntime
 
     from flatscope.training import export, supervised
@@ -141,24 +139,27 @@ def _prepare(name: str, threads: int) -> None:
     net = supervised.seeded(build, seed=0).eval()
     exact = export.to_onnx(net)
     coarse = export.to_eight_bits(exact, x[:, :, :256, :256].repeat(2, axis=0))
-    _models.update(zip(_RUNTIMES[2:], (exact, coarse), strict=True))
-    _runs["torch"] = partial(supervised.answer, net, x)
-    _runs["torch NHWC"] = partial(supervised.answer, *supervised.put_channels_last(net, x))
-    _runs.update((runtime, in_onnx(model)) for runtime, model in _models.items())
+    models = dict(zip(_RUNTIMES[2:], (exact, coarse), strict=True))
+    runs: dict[str, Callable[[], object]] = {
+        "torch": partial(supervised.answer, net, x),
+        "torch NHWC": partial(supervised.answer, *supervised.put_channels_last(net, x)),
+        **{runtime: in_onnx(model) for runtime, model in models.items()},
+    }
     if name == OURS:
         network = Network.load("flakes", threads=threads)
         scene = draw_scene(
             np.random.default_rng(0), SceneParams(shape=(SIDE_PX, SIDE_PX), material="MoS2", oxide_nm=300.0)
         )
         picture, params = Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=300.0)
-        _runs[_WHOLE] = lambda: find_flakes(picture, params, network=network)
+        runs[_WHOLE] = lambda: find_flakes(picture, params, network=network)
+    return runs, models
 
 
-def _time(runtime: str, threads: int) -> float:
-    """Seconds that the network of this process takes for a picture."""
+def _time(name: str, runtime: str, threads: int) -> float:
+    """Seconds that a network takes for a picture."""
     from flatscope.training import supervised
 
-    run = _runs[runtime]
+    run = _prepare(name, threads)[0][runtime]
     with supervised.threads(threads):
         # Once for nothing: the network before has taken the caches with it.
         run()
@@ -167,8 +168,8 @@ def _time(runtime: str, threads: int) -> float:
         return time.perf_counter() - begun
 
 
-def _measure_peaks() -> dict[str, float]:
-    return {runtime: _measure_peak(model) for runtime, model in _models.items()}
+def _measure_peaks(name: str, threads: int) -> dict[str, float]:
+    return {runtime: _measure_peak(model) for runtime, model in _prepare(name, threads)[1].items()}
 
 
 def _measure_peak(model: bytes) -> float:
