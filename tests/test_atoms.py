@@ -15,10 +15,7 @@ from scipy import fft, ndimage
 
 from flatscope.app.cli import run
 from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns
-from flatscope.electron.crystals import CRYSTALS, NUMBERS, Sheet, SheetParams, build_sheet, find_crystal
-from flatscope.electron.detector import find_spot, open_probe
 from flatscope.electron.fitting import fit_columns
-from flatscope.electron.imaging import ScanParams, draw_adf
 from flatscope.electron.lattice import (
     NoLatticeError,
     blur,
@@ -27,6 +24,16 @@ from flatscope.electron.lattice import (
     measure_strain,
     place_sites,
 )
+from flatscope.electron.physics.crystals import (
+    CRYSTALS,
+    NUMBERS,
+    Sheet,
+    SheetParams,
+    build_sheet,
+    find_crystal,
+)
+from flatscope.electron.physics.detector import find_spot, open_probe
+from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.evaluation.columns import evaluate_labels, evaluate_localisation, match_points
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError

@@ -15,7 +15,6 @@ from scipy import ndimage, stats
 
 import flatscope
 from flatscope.app.cli import run
-from flatscope.electron.crystals import SheetParams, find_crystal
 from flatscope.electron.defects import (
     CLASSES,
     GROUPS,
@@ -27,9 +26,11 @@ from flatscope.electron.defects import (
     name_class,
     name_dopant,
 )
-from flatscope.electron.hopping import HoppingMovie, HoppingParams, draw_hopping
-from flatscope.electron.imaging import ScanParams
-from flatscope.electron.noise import SPOILS, NoiseParams, spoil
+from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.drawing.noise import SPOILS, NoiseParams, spoil
+from flatscope.electron.drawing.specimens import Scanned, draw_scanned
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
+from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.rates import (
     count_kinds,
     count_transitions,
@@ -39,7 +40,6 @@ from flatscope.electron.rates import (
     measure_rates,
 )
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level, measure_sites
-from flatscope.electron.specimens import Scanned, draw_scanned
 from flatscope.electron.tracks import TrackParams, smooth, track_defects
 from flatscope.evaluation.columns import match_points
 from flatscope.evaluation.defects import as_movie, count_links, find_by_fourier

@@ -14,7 +14,17 @@ import pandas as pd
 import pytest
 
 from flatscope.app.cli import run
-from flatscope.electron.cells import (
+from flatscope.electron.drawing.appearance import (
+    Drawn,
+    Look,
+    change_dose,
+    draw_clean,
+    draw_few_defects,
+    draw_one,
+    open_drawn,
+    scan_again,
+)
+from flatscope.electron.drawing.crops import (
     choose_side,
     classify,
     cut_cells,
@@ -26,25 +36,15 @@ from flatscope.electron.cells import (
     put_back_mean,
     read_sites,
 )
-from flatscope.electron.crystals import SheetParams, build_sheet, deform
-from flatscope.electron.imaging import ScanParams
+from flatscope.electron.drawing.microscopes import Teacher, learn_look
+from flatscope.electron.drawing.noise import NoiseParams, fit_noise, scan
+from flatscope.electron.drawing.specimens import draw_microscope, draw_scanned
+from flatscope.electron.drawing.translation import check_honesty
 from flatscope.electron.lattice import find_lattice, map_phases
-from flatscope.electron.looks import (
-    Drawn,
-    Look,
-    change_dose,
-    draw_clean,
-    draw_few_defects,
-    draw_one,
-    open_drawn,
-    scan_again,
-)
-from flatscope.electron.matching import Teacher, learn_look
-from flatscope.electron.noise import NoiseParams, fit_noise, scan
-from flatscope.electron.realism import check_honesty
+from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform
+from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
-from flatscope.electron.specimens import draw_microscope, draw_scanned
 from flatscope.evaluation.realism import (
     VALUES,
     classify_counts,
@@ -341,8 +341,8 @@ def test_a_defect_that_vanishes_is_rejected(drawn: Drawn) -> None:
     """An image of the same lattice without defects, in place of one with them."""
     look = replace(LOOK, microscopes=LOOK.microscopes)
     sheet = replace(drawn.sheet, species=drawn.sheet.species.copy())
-    from flatscope.electron.crystals import refill
-    from flatscope.electron.imaging import draw_adf
+    from flatscope.electron.physics.crystals import refill
+    from flatscope.electron.physics.imaging import draw_adf
 
     species = np.where(sheet.sublattice == 0, "Mo", "S2")
     perfect = draw_adf(refill(sheet, species, "MoS2"), look.microscopes[0], shape=drawn.image.shape)
@@ -631,7 +631,7 @@ def test_train_and_simulate_with_the_look_of_an_image(
         "scene_px = 128\nwidths = [4, 8]\nepochs = 1\nbatch = 64\nlr = 1e-4\n"
     )
     # Fewer microscopes and translations are tried than by default.
-    monkeypatch.setattr("flatscope.electron.realism._DRAWS", 2)
+    monkeypatch.setattr("flatscope.electron.drawing.translation._DRAWS", 2)
     monkeypatch.setattr("flatscope.app.train.learn_look", partial(learn_look, tried=3))
     options = ["--image", str(image), "--material", "MoS2", "--workers", "1", "--out", str(tmp_path / "w")]
     assert run(["train", str(recipe), *options]) == 0
@@ -764,7 +764,7 @@ def test_the_study_runs_and_says_what_it_did(
 
     tiny = ke2023.Size(0.01, 1, 1, 128, 2, 2, 2, 1, 2, 1, 1)
     monkeypatch.setitem(ke2023.SIZES, "quick", tiny)
-    monkeypatch.setattr("flatscope.electron.realism._DRAWS", 1)
+    monkeypatch.setattr("flatscope.electron.drawing.translation._DRAWS", 1)
     monkeypatch.setattr(ke2023, "DOSES", (1.0, 10.0))
     assert run(["reproduce", "ke2023", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

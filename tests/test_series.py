@@ -15,12 +15,8 @@ from scipy import ndimage
 
 from flatscope.app.cli import run
 from flatscope.electron import focal
-from flatscope.electron.beam import find_phase, find_wavelength
 from flatscope.electron.columns import ColumnParams, find_columns
-from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, build_sheet, find_crystal, list_defects
-from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
-from flatscope.electron.lattice import NoLatticeError, find_lattice
-from flatscope.electron.noise import (
+from flatscope.electron.drawing.noise import (
     NoiseParams,
     count_electrons,
     fit_noise,
@@ -28,8 +24,19 @@ from flatscope.electron.noise import (
     scan,
     simulate_again,
 )
-from flatscope.electron.specimens import draw_contents, draw_optics, draw_specimen
-from flatscope.electron.vibrations import count_neighbours, find_amplitudes, read_amplitudes
+from flatscope.electron.drawing.specimens import draw_contents, draw_optics, draw_specimen
+from flatscope.electron.lattice import NoLatticeError, find_lattice
+from flatscope.electron.physics.beam import find_phase, find_wavelength
+from flatscope.electron.physics.crystals import (
+    NUMBERS,
+    Sheet,
+    SheetParams,
+    build_sheet,
+    find_crystal,
+    list_defects,
+)
+from flatscope.electron.physics.imaging import ScanParams, SeriesParams, draw_adf, draw_series
+from flatscope.electron.physics.vibrations import count_neighbours, find_amplitudes, read_amplitudes
 from flatscope.evaluation.series import bound_single, draw_test, evaluate_series, expose, score
 from flatscope.files.read import read, read_stack
 from flatscope.inference.runtime import Network
@@ -562,7 +569,7 @@ def test_a_data_set_that_is_cut_off_keeps_what_is_finished(
 ) -> None:
     h5py = pytest.importorskip("h5py")
     from flatscope.app import simulate
-    from flatscope.electron.multislice import MultisliceError
+    from flatscope.electron.physics.multislice import MultisliceError
 
     draw = simulate._draw
     for error, code, kept in (

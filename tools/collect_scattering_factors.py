@@ -12,9 +12,9 @@ from pathlib import Path
 
 from abtem.parametrizations import LobatoParametrization
 
-from flatscope.electron.crystals import NUMBERS
+from flatscope.electron.physics.crystals import NUMBERS
 
-TARGET = Path(__file__).parents[1] / "src" / "flatscope" / "electron" / "scattering.csv"
+TARGET = Path(__file__).parents[1] / "src" / "flatscope" / "electron" / "physics" / "scattering.csv"
 
 
 def main() -> None:

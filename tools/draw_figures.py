@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 import flatscope
-from flatscope.electron.crystals import SheetParams
-from flatscope.electron.hopping import HoppingParams, draw_hopping
-from flatscope.electron.imaging import ScanParams
-from flatscope.electron.looks import draw_clean
-from flatscope.electron.matching import learn_look
-from flatscope.electron.noise import NoiseParams
+from flatscope.electron.drawing.appearance import draw_clean
+from flatscope.electron.drawing.hopping import HoppingParams, draw_hopping
+from flatscope.electron.drawing.microscopes import learn_look
+from flatscope.electron.drawing.noise import NoiseParams
+from flatscope.electron.drawing.specimens import draw_scanned, draw_specimen
+from flatscope.electron.physics.crystals import SheetParams
+from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
-from flatscope.electron.specimens import draw_scanned, draw_specimen
 from flatscope.evaluation.defects import as_movie
 from flatscope.evaluation.papers.larsen2021 import EXAMPLE
 from flatscope.evaluation.realism import list_ways

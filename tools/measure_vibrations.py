@@ -22,7 +22,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import FIRE
 from chgnet.model.dynamics import CHGNetCalculator
 
-TARGET = Path(__file__).parents[1] / "src" / "flatscope" / "electron" / "vibrations.csv"
+TARGET = Path(__file__).parents[1] / "src" / "flatscope" / "electron" / "physics" / "vibrations.csv"
 TEMPERATURE_K, STEP_FS, HEATING, STEPS, EVERY = 300.0, 2.0, 300, 1200, 4
 CELLS, VACUUM_A = (4, 6), 12.0
 """Rectangular cells along the ribbon and across."""

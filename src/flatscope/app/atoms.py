@@ -18,7 +18,7 @@ from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns, share_sites
-from flatscope.electron.crystals import CRYSTALS
+from flatscope.electron.physics.crystals import CRYSTALS
 from flatscope.files.read import find_pictures, read, read_stack
 from flatscope.files.structures import to_cif, to_xyz
 from flatscope.files.write import write_atomic

@@ -18,8 +18,8 @@ from flatscope.app import show
 from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
-from flatscope.electron.crystals import CRYSTALS, find_crystal
 from flatscope.electron.defects import SURE_P, UNSURE, find_defects
+from flatscope.electron.physics.crystals import CRYSTALS, find_crystal
 from flatscope.electron.rates import (
     count_kinds,
     count_transitions,

@@ -279,7 +279,7 @@ def _judge_series(material: str, weights: str, *, as_json: bool, images: int, se
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def imaging(limits: bool, as_json: bool) -> int:
     """Compare the fast models of electron micrographs with multislice and PRISM (extra: multislice)."""
-    from flatscope.electron.multislice import MultisliceError
+    from flatscope.electron.physics.multislice import MultisliceError
     from flatscope.evaluation.imaging import Limit, compare_adf, compare_series, measure_limits
 
     runs: list[Callable[[], Agreement]] = [partial(compare_series, support) for support in ("", "graphene")]

@@ -19,13 +19,9 @@ from flatscope.app import show
 from flatscope.app.settings import checked
 from flatscope.electron import focal
 from flatscope.electron.columns import ColumnParams
-from flatscope.electron.crystals import Sheet, find_crystal, list_defects
-from flatscope.electron.imaging import draw_series
-from flatscope.electron.looks import Drawn, Look, change_dose, draw_one, scan_again
-from flatscope.electron.multislice import MultisliceError, simulate_series
-from flatscope.electron.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
-from flatscope.electron.realism import MOVED_NM, TASK, check_honesty, translate
-from flatscope.electron.specimens import (
+from flatscope.electron.drawing.appearance import Drawn, Look, change_dose, draw_one, scan_again
+from flatscope.electron.drawing.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
+from flatscope.electron.drawing.specimens import (
     Draw,
     draw_contents,
     draw_microscope,
@@ -34,6 +30,10 @@ from flatscope.electron.specimens import (
     draw_scanned,
     draw_specimen,
 )
+from flatscope.electron.drawing.translation import MOVED_NM, TASK, check_honesty, translate
+from flatscope.electron.physics.crystals import Sheet, find_crystal, list_defects
+from flatscope.electron.physics.imaging import draw_series
+from flatscope.electron.physics.multislice import MultisliceError, simulate_series
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network

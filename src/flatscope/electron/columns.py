@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.crystals import Crystal, find_crystal
+from flatscope.electron.drawing.specimens import DEFOCUS_NM, STEP_NM
 from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
 from flatscope.electron.focal import (
     FIRST,
@@ -33,8 +33,8 @@ from flatscope.electron.focal import (
 )
 from flatscope.electron.focal import OTHER as OTHER_CLASS
 from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases, measure_strain
+from flatscope.electron.physics.crystals import Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, SATURATED_SHARE, calibrate, open_scan, warn_of_lattice
-from flatscope.electron.specimens import DEFOCUS_NM, STEP_NM
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
@@ -74,7 +74,7 @@ class ColumnParams:
     Parameters
     ----------
     material
-        One of `flatscope.electron.crystals.CRYSTALS`.
+        One of `flatscope.electron.physics.crystals.CRYSTALS`.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
     defocus_nm

@@ -16,7 +16,7 @@ from scipy import ndimage, special, stats
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.crystals import CRYSTALS, NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.physics.crystals import CRYSTALS, NUMBERS, Crystal, Sheet, find_crystal
 from flatscope.electron.scans import ALIKE, open_scan
 from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
 from flatscope.inference.runtime import Network
@@ -78,7 +78,7 @@ class DefectParams:
     Parameters
     ----------
     material
-        One of `flatscope.electron.crystals.CRYSTALS`.
+        One of `flatscope.electron.physics.crystals.CRYSTALS`.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
     dopants

@@ -12,8 +12,8 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 from skimage.feature import peak_local_max
 
-from flatscope.electron.crystals import Crystal, Sheet
 from flatscope.electron.lattice import Lattice, blur
+from flatscope.electron.physics.crystals import Crystal, Sheet
 from flatscope.inference.runtime import Network
 
 Float: TypeAlias = NDArray[np.float64]

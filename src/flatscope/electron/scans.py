@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
@@ -17,6 +16,7 @@ from flatscope.electron.lattice import (
     fold_cell,
     map_phases,
 )
+from flatscope.electron.physics.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.sites import Sites, list_sites
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.results import shortest_vectors

@@ -26,7 +26,6 @@ from scipy import fft, ndimage, special
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.crystals import Crystal, find_crystal
 from flatscope.electron.defects import (
     GROUPS,
     DefectParams,
@@ -46,6 +45,7 @@ from flatscope.electron.lattice import (
     fold_cell,
     map_phases,
 )
+from flatscope.electron.physics.crystals import Crystal, find_crystal
 from flatscope.electron.rates import find_events
 from flatscope.electron.scans import calibrate, order_sublattices
 from flatscope.electron.sites import Sites, cut_crops, level, list_sites, measure_sites

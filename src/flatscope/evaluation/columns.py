@@ -15,9 +15,9 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from flatscope.electron.columns import ColumnParams, find_columns
-from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal
 from flatscope.electron.fitting import fit_columns
-from flatscope.electron.imaging import ScanParams, draw_adf
+from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError

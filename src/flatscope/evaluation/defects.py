@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import DefectParams, find_defects
-from flatscope.electron.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.tracks import TrackParams, link_points, track_defects
 from flatscope.evaluation.columns import MATCH_NM, match_points, read_labels
 from flatscope.evaluation.metrics import Interval, bootstrap

@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 from scipy import ndimage
 
-from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal
-from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
-from flatscope.electron.multislice import simulate_adf, simulate_series
-from flatscope.electron.vibrations import find_amplitudes
+from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.physics.imaging import ScanParams, SeriesParams, draw_adf, draw_series
+from flatscope.electron.physics.multislice import simulate_adf, simulate_series
+from flatscope.electron.physics.vibrations import find_amplitudes
 
 Made = TypeVar("Made")
 _SEED, _PHONONS = 3, 20

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, linalg, stats
 
-from flatscope.electron.cells import cut_all
-from flatscope.electron.looks import Drawn, scan_again
-from flatscope.electron.matching import Teacher
-from flatscope.electron.realism import TASK, check_honesty, translate
+from flatscope.electron.drawing.appearance import Drawn, scan_again
+from flatscope.electron.drawing.crops import cut_all
+from flatscope.electron.drawing.microscopes import Teacher
+from flatscope.electron.drawing.translation import TASK, check_honesty, translate
 from flatscope.inference.runtime import Network
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class LookScore:
     values
         Shares of the pixels in each of `VALUES`, shape (48,).
     moved, vanished
-        Shares of columns moved and of defects vanished, see `flatscope.electron.realism.Honesty`; None where nobody
-        knows.
+        Shares of columns moved and of defects vanished, see `translation.Honesty`; None where nobody knows.
     """
 
     frechet: float
@@ -86,7 +85,7 @@ def measure_look(made: Real, real: Real) -> LookScore:
     Parameters
     ----------
     made, real
-        Shapes (n, side, side) and (m, side, side), see `flatscope.electron.cells.flatten`.
+        Shapes (n, side, side) and (m, side, side), see `flatscope.electron.drawing.crops.flatten`.
     """
     seen, wanted = describe(made), describe(real)
     scale = wanted.std(0) + 1e-9

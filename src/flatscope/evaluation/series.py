@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy import special
 
 from flatscope.electron.columns import ColumnParams, find_columns
-from flatscope.electron.crystals import NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.drawing.noise import count_electrons
+from flatscope.electron.drawing.specimens import Specimen, draw_contents, draw_optics, draw_specimen
 from flatscope.electron.focal import BACKGROUND, FIRST, IGNORE, OTHER, PART, SECOND, classify
-from flatscope.electron.imaging import draw_series
-from flatscope.electron.multislice import MultisliceError, simulate_series
-from flatscope.electron.noise import count_electrons
-from flatscope.electron.specimens import Specimen, draw_contents, draw_optics, draw_specimen
+from flatscope.electron.physics.crystals import NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.physics.imaging import draw_series
+from flatscope.electron.physics.multislice import MultisliceError, simulate_series
 from flatscope.evaluation.columns import MATCH_NM, match_points
 from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.inference.runtime import Network

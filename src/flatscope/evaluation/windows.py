@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
 from flatscope.electron.defects import CLASSES, GROUPS, classify_sites, name_class
-from flatscope.electron.imaging import ScanParams, draw_adf
+from flatscope.electron.drawing.noise import SPOILS, NoiseParams, scan, spoil
+from flatscope.electron.drawing.specimens import draw_microscope
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.noise import SPOILS, NoiseParams, scan, spoil
+from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
+from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.electron.sites import cut_crops, find_sites, level
-from flatscope.electron.specimens import draw_microscope
 from flatscope.evaluation.metrics import Interval, binomial_interval
 from flatscope.evaluation.realism import classify_counts
 from flatscope.inference.runtime import Network
@@ -82,9 +82,9 @@ def draw_windows(
     electrons_per_px
         Of a scan with lag and jitter; None for an image without counting noise.
     noise
-        "none", or one of `flatscope.electron.noise.SPOILS`, on top.
+        "none", or one of `flatscope.electron.drawing.noise.SPOILS`, on top.
     misaligned
-        Strength of coma and trefoil, see `flatscope.electron.specimens.draw_microscope`.
+        Strength of coma and trefoil, see `flatscope.electron.drawing.specimens.draw_microscope`.
     """
     parts = [_draw_windows(seed, index, electrons_per_px, noise, misaligned) for index in range(count)]
     sheets = np.repeat(np.arange(count), [len(part[2]) for part in parts])

@@ -73,7 +73,7 @@ class Card:
     material, known
         Of weights adapted to one set-up: the material, and regions known there as (layers, red, green, blue contrast).
     look
-        Of weights that learned the look of one scan: plain data that `flatscope.electron.looks` reads.
+        Of weights that learned the look of one scan: plain data that `flatscope.electron.drawing.appearance` reads.
     """
 
     name: str

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flatscope.electron.cells import (
+from flatscope.electron.drawing.crops import (
     KINDS,
     cut_all,
     cut_cells,
@@ -44,13 +44,13 @@ class Marked:
     Parameters
     ----------
     image
-        Shape (rows, cols), see `flatscope.electron.cells.flatten`.
+        Shape (rows, cols), see `flatscope.electron.drawing.crops.flatten`.
     marks
-        Shape (rows, cols), see `flatscope.electron.cells.mark_defects`; 255 is not learned from.
+        Shape (rows, cols), see `flatscope.electron.drawing.crops.mark_defects`; 255 is not learned from.
     sites
         Of the image.
     kinds
-        Shape (n,): what stands on each of them, see `flatscope.electron.cells.classify`.
+        Shape (n,): what stands on each of them, see `flatscope.electron.drawing.crops.classify`.
     """
 
     image: Real
@@ -87,7 +87,7 @@ def train(
     held
         Others of the same look, which decide on the threshold.
     side
-        Of crops, see `flatscope.electron.looks.Look`.
+        Of crops, see `flatscope.electron.drawing.appearance.Look`.
     steps
         Of 64 crops each.
     checkpoint
@@ -103,7 +103,7 @@ def train(
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
-    """What stands on each site of an image, as a place in `flatscope.electron.cells.KINDS`."""
+    """What stands on each site of an image, as a place in `flatscope.electron.drawing.crops.KINDS`."""
     return name(read(detector.net, image, sites, side=detector.side_px), detector.threshold)
 
 

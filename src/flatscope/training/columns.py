@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flatscope.electron import focal
-from flatscope.electron.crystals import find_crystal
+from flatscope.electron.drawing.specimens import draw_contents, draw_optics, draw_specimen
 from flatscope.electron.focal import CLASSES, MAPS
-from flatscope.electron.specimens import draw_contents, draw_optics, draw_specimen
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised

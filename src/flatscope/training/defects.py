@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import nn
 
-from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import CLASSES, GROUPS, MATERIALS, classify_sites
+from flatscope.electron.drawing.noise import SPOILS, spoil
+from flatscope.electron.drawing.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.noise import SPOILS, spoil
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
-from flatscope.electron.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
 from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flatscope.electron.cells import cut_all
-from flatscope.electron.looks import Drawn, Look, draw_clean, scan_again
-from flatscope.electron.matching import Teacher
+from flatscope.electron.drawing.appearance import Drawn, Look, draw_clean, scan_again
+from flatscope.electron.drawing.crops import cut_all
+from flatscope.electron.drawing.microscopes import Teacher
 from flatscope.inference.card import Card
 from flatscope.training import supervised
 from flatscope.training.loop import hold_interrupt, write_state

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import find_crystal
 from flatscope.electron.defects import CLASSES, name_class
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.evaluation.metrics import Interval, binomial_interval, confusion_matrix
 from flatscope.evaluation.papers import Row, part_of
 from flatscope.evaluation.windows import KINDS, MATERIAL, Windows, classify_windows, draw_windows

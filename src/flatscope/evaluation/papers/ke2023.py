@@ -25,17 +25,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.cells import KINDS, classify, flatten, mark_defects
-from flatscope.electron.crystals import SheetParams, build_sheet, deform, find_crystal, refill
 from flatscope.electron.defects import DefectParams, judge
-from flatscope.electron.imaging import draw_adf
+from flatscope.electron.drawing.appearance import (
+    Drawn,
+    Look,
+    change_dose,
+    draw_clean,
+    draw_few_defects,
+    open_drawn,
+)
+from flatscope.electron.drawing.crops import KINDS, classify, flatten, mark_defects
+from flatscope.electron.drawing.microscopes import Teacher, learn_look
+from flatscope.electron.drawing.specimens import draw_microscope, draw_noise, draw_scanned
+from flatscope.electron.drawing.translation import MOVED_NM, Honesty, check_honesty, run_on_crops
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.looks import Drawn, Look, change_dose, draw_clean, draw_few_defects, open_drawn
-from flatscope.electron.matching import Teacher, learn_look
-from flatscope.electron.realism import MOVED_NM, Honesty, check_honesty, run_on_crops
+from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform, find_crystal, refill
+from flatscope.electron.physics.imaging import draw_adf
 from flatscope.electron.scans import Scan, open_scan
 from flatscope.electron.sites import Sites, level, measure_sites
-from flatscope.electron.specimens import draw_microscope, draw_noise, draw_scanned
 from flatscope.evaluation.columns import read_labels
 from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.evaluation.papers import part_of

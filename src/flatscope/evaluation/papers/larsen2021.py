@@ -24,7 +24,7 @@ from scipy import ndimage
 from skimage.feature import peak_local_max
 
 from flatscope.electron.columns import ColumnParams
-from flatscope.electron.crystals import Sheet, SheetParams, find_crystal
+from flatscope.electron.drawing.specimens import Specimen, draw_specimen
 from flatscope.electron.focal import (
     BACKGROUND,
     IGNORE,
@@ -36,8 +36,8 @@ from flatscope.electron.focal import (
     normalise,
     resample,
 )
-from flatscope.electron.imaging import SeriesParams
-from flatscope.electron.specimens import Specimen, draw_specimen
+from flatscope.electron.physics.crystals import Sheet, SheetParams, find_crystal
+from flatscope.electron.physics.imaging import SeriesParams
 from flatscope.evaluation.metrics import Interval, bootstrap
 from flatscope.evaluation.papers import part_of
 from flatscope.evaluation.series import (

@@ -18,8 +18,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from flatscope.electron.crystals import find_crystal
-from flatscope.electron.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.rates import count_transitions, measure_diffusion
 from flatscope.electron.tracks import TrackParams, track_defects
 from flatscope.evaluation.defects import as_movie, count_links, find_by_fourier, link_nearest

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy import fft
 from scipy.spatial import cKDTree
 
-from flatscope.electron.beam import SPLAT_PX, find_phase, find_wavelength, put_atoms
-from flatscope.electron.crystals import NUMBERS, Sheet
-from flatscope.electron.detector import find_spot
+from flatscope.electron.physics.beam import SPLAT_PX, find_phase, find_wavelength, put_atoms
+from flatscope.electron.physics.crystals import NUMBERS, Sheet
+from flatscope.electron.physics.detector import find_spot
 
 Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
@@ -269,12 +269,12 @@ def draw_series(
     sheet
         See `build_sheet`; its field begins at the centre of the first pixel and may reach farther than the image.
     params
-        The microscope; dose and detector are not applied here, see `flatscope.electron.noise`.
+        The microscope; dose and detector are not applied here, see `flatscope.electron.drawing.noise`.
     shape
         Rows and columns of the images.
     spread_nm
         Vibration of each atom along either axis in the sheet (1 sigma), shape (n,), see
-        `flatscope.electron.vibrations`.
+        `flatscope.electron.physics.vibrations`.
 
     Returns
     -------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.crystals import NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.physics.crystals import NUMBERS, Crystal, Sheet, find_crystal
 
 Float: TypeAlias = NDArray[np.float64]
 
@@ -55,7 +55,9 @@ class Amplitude:
 @cache
 def read_amplitudes() -> tuple[Amplitude, ...]:
     """The whole table."""
-    text = resources.files("flatscope.electron").joinpath("vibrations.csv").read_text(encoding="utf-8")
+    text = (
+        resources.files("flatscope.electron.physics").joinpath("vibrations.csv").read_text(encoding="utf-8")
+    )
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return tuple(
         Amplitude(
@@ -98,7 +100,7 @@ def find_amplitudes(sheet: Sheet, material: str, *, temperature_k: float = TABLE
     Parameters
     ----------
     sheet
-        See `flatscope.electron.crystals.build_sheet`.
+        See `flatscope.electron.physics.crystals.build_sheet`.
     material
         Its crystal.
     temperature_k

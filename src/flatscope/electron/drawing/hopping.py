@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
-from flatscope.electron.imaging import ScanParams, draw_adf
-from flatscope.electron.noise import NoiseParams, scan
+from flatscope.electron.drawing.noise import NoiseParams, scan
+from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
+from flatscope.electron.physics.imaging import ScanParams, draw_adf
 
 Float = NDArray[np.float64]
 _RIM_NM = 0.6

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.cells import classify, cut_cells, put_back
+from flatscope.electron.drawing.appearance import Drawn, Look, scan_again
+from flatscope.electron.drawing.crops import classify, cut_cells, put_back
 from flatscope.electron.fitting import fit_columns
-from flatscope.electron.looks import Drawn, Look, scan_again
 from flatscope.electron.sites import Sites, measure_sites
 from flatscope.inference.runtime import Network
 
@@ -86,7 +86,7 @@ class Honesty:
     places_px
         Shape (n, 2): true places of its columns.
     kinds
-        Shape (n,): what stands there, see `flatscope.electron.cells.classify`.
+        Shape (n,): what stands there, see `flatscope.electron.drawing.crops.classify`.
     moved_nm
         Shape (n,): distance between where the column is fitted before and after, beside a shift of the whole image.
     kept

@@ -12,10 +12,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, build_sheet, deform, find_crystal
-from flatscope.electron.imaging import ScanParams, SeriesParams, draw_adf, draw_series
-from flatscope.electron.noise import NoiseParams, count_electrons, scan
-from flatscope.electron.vibrations import find_amplitudes
+from flatscope.electron.drawing.noise import NoiseParams, count_electrons, scan
+from flatscope.electron.physics.crystals import NUMBERS, Sheet, SheetParams, build_sheet, deform, find_crystal
+from flatscope.electron.physics.imaging import ScanParams, SeriesParams, draw_adf, draw_series
+from flatscope.electron.physics.vibrations import find_amplitudes
 
 Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]

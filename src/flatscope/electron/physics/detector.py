@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from flatscope.electron.beam import find_phase, find_wavelength
+from flatscope.electron.physics.beam import find_phase, find_wavelength
 
 Float: TypeAlias = NDArray[np.float64]
 Wave: TypeAlias = NDArray[np.complex128]

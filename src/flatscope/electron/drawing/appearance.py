@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.cells import choose_side, flatten
-from flatscope.electron.crystals import NUMBERS, Sheet, SheetParams, find_crystal
-from flatscope.electron.imaging import ScanParams
-from flatscope.electron.noise import NoiseParams, scan, smear
+from flatscope.electron.drawing.crops import choose_side, flatten
+from flatscope.electron.drawing.noise import NoiseParams, scan, smear
+from flatscope.electron.drawing.specimens import Scanned, draw_scanned
+from flatscope.electron.physics.crystals import NUMBERS, Sheet, SheetParams, find_crystal
+from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.sites import Sites, find_sites
-from flatscope.electron.specimens import Scanned, draw_scanned
 from flatscope.inference.card import Card, WeightsError
 from flatscope.parallel import map_in_order
 
@@ -99,7 +99,7 @@ class Drawn:
     Parameters
     ----------
     image
-        Shape (rows, cols), see `flatscope.electron.cells.flatten`.
+        Shape (rows, cols), see `flatscope.electron.drawing.crops.flatten`.
     mean
         The same as the detector counts it: 1 on average.
     sites

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.crystals import Sheet, find_crystal
 from flatscope.electron.lattice import Phases, blur, repeat_cell
+from flatscope.electron.physics.crystals import Sheet, find_crystal
 from flatscope.electron.sites import Sites, find_axes
 
 Float = NDArray[np.float64]

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from flatscope.electron.cells import choose_side, cut_all, find_noise, flatten
-from flatscope.electron.crystals import SheetParams, find_crystal
-from flatscope.electron.imaging import ScanParams
+from flatscope.electron.drawing.appearance import Look, expose, measure_constant, open_drawn
+from flatscope.electron.drawing.crops import choose_side, cut_all, find_noise, flatten
+from flatscope.electron.drawing.noise import find_repeating, fit_noise, smear
+from flatscope.electron.drawing.specimens import draw_microscope
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.looks import Look, expose, measure_constant, open_drawn
-from flatscope.electron.noise import find_repeating, fit_noise, smear
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
+from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import Scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
-from flatscope.electron.specimens import draw_microscope
 from flatscope.micrograph import MicrographError
 from flatscope.parallel import map_in_order
 
@@ -49,7 +49,7 @@ class Teacher:
     crops, held
         Shape (n, side, side): of the left half, which is learned from, and of the right one.
     image
-        Shape (rows, cols), see `flatscope.electron.cells.flatten`.
+        Shape (rows, cols), see `flatscope.electron.drawing.crops.flatten`.
     source
         Its name.
     """

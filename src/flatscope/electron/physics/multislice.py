@@ -1,6 +1,6 @@
 """Images of sheets by abTEM's multislice and PRISM algorithms (GPL: the extra `multislice`, loaded when needed).
 
-What the fast models of `flatscope.electron.imaging` are measured against, and what networks are tested on.
+What the fast models of `flatscope.electron.physics.imaging` are measured against, and what networks are tested on.
 
 References
 ----------
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from flatscope.electron.crystals import Sheet
-from flatscope.electron.imaging import Float, Real, ScanParams, SeriesParams, fit_grid, sample_image
+from flatscope.electron.physics.crystals import Sheet
+from flatscope.electron.physics.imaging import Float, Real, ScanParams, SeriesParams, fit_grid, sample_image
 
 _SLICE_NM, _VACUUM_NM = 0.1, 0.2
 """Thickness of a slice, and of the empty space above and below the sheet."""
@@ -42,7 +42,7 @@ def simulate_series(
     Parameters
     ----------
     sheet, params, shape
-        See `flatscope.electron.imaging.draw_series`.
+        See `flatscope.electron.physics.imaging.draw_series`.
     spread_nm
         Vibration of each atom along either axis in the sheet (1 sigma), shape (n,).
     phonons
@@ -132,7 +132,7 @@ def simulate_adf(
     Parameters
     ----------
     sheet, params, shape
-        See `flatscope.electron.imaging.draw_adf`.
+        See `flatscope.electron.physics.imaging.draw_adf`.
     phonons
         Number of displaced copies of the sheet whose images are averaged.
     rng

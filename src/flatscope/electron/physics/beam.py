@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.crystals import NUMBERS
+from flatscope.electron.physics.crystals import NUMBERS
 
 Float: TypeAlias = NDArray[np.float64]
 
@@ -35,7 +35,9 @@ def find_wavelength(voltage_kv: float) -> float:
 @cache
 def _coefficients() -> dict[int, tuple[tuple[float, ...], tuple[float, ...]]]:
     """Coefficients a (Å) and b (Å²) by atomic number."""
-    text = resources.files("flatscope.electron").joinpath("scattering.csv").read_text(encoding="utf-8")
+    text = (
+        resources.files("flatscope.electron.physics").joinpath("scattering.csv").read_text(encoding="utf-8")
+    )
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return {
         NUMBERS[row["element"]]: tuple(  # type: ignore[misc]
