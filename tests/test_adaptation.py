@@ -19,8 +19,9 @@ from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
 from flatscope.inference.card import WeightsError
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
-from flatscope.optical.flakes import FlakeParams, KnownRegion, find_flakes, observe_known
+from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.layers import count_layers, sample_ladders
+from flatscope.optical.observations import KnownRegion, observe_known
 from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
 from flatscope.optical.setups import Prior
 from flatscope.results import THICK_LABEL

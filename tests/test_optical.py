@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import ndimage
 
 from flatscope.evaluation.flakes import pair_with_truth
-from flatscope.micrograph import Micrograph, MicrographError
-from flatscope.optical import flakes
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.optical import flakes, verdicts
 from flatscope.optical.background import estimate_background, estimate_flatfield
-from flatscope.optical.flakes import FlakeParams, find_flakes
-from flatscope.optical.layers import Observation, count_layers
-from flatscope.optical.regions import cut_regions, mark_steps, measure
+from flatscope.optical.flakes import REGION_SETTINGS, FlakeParams, find_flakes, find_regions, name_layers
+from flatscope.optical.layers import count_layers
+from flatscope.optical.observations import KnownRegion, Observation
+from flatscope.optical.regions import Regions, measure
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.setups import LATENTS, Prior
+from flatscope.optical.terraces import cut_regions, mark_steps
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -424,9 +430,9 @@ def test_the_shipped_network_finds_and_counts_on_a_drawn_picture(material: str, 
 
 def test_what_may_be_residue_is_not_kept_against_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Regions that the network takes for residue, all of the right colour, all uneven: no row without layers."""
-    monkeypatch.setattr(flakes, "_looks_thin", lambda *_: True)
-    monkeypatch.setattr(flakes, "_UNEVEN_SHARE", 0.0)
-    monkeypatch.setattr(flakes, "_UNEVEN", 0.0)
+    monkeypatch.setattr(verdicts, "_could_be_thin_crystal", lambda *_: True)
+    monkeypatch.setattr(verdicts, "_UNEVEN_SHARE", 0.0)
+    monkeypatch.setattr(verdicts, "_UNEVEN", 0.0)
     scene = draw_scene(rng(5, 22), SceneParams(shape=(400, 500), material="MoS2", oxide_nm=285.0))
     table = find_flakes(Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=285.0))
     assert len(table.rejected) > 3
@@ -451,6 +457,77 @@ def test_a_gray_picture_is_read_and_less_sure() -> None:
     assert gray.found["layers_p"].notna().all()
     assert any("gray" in note for note in gray.provenance.notes)
     assert not any("gray" in note for note in colour.provenance.notes)
+
+
+# --- two halves -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_pictures(monkeypatch: pytest.MonkeyPatch) -> list[Micrograph]:
+    """Pictures of MoS2, the larger one with a pixel size and worked on at half its size."""
+    monkeypatch.setattr(flakes, "_WORKING_PX", 6e4)
+    sizes, shapes = (None, Calibration((50.0, 50.0), "user")), ((200, 300), (401, 603))
+    return [
+        Micrograph(
+            draw_scene(rng(seed, 31), SceneParams(shape=shape, material="MoS2", oxide_nm=285.0)).pixels,
+            calibration=size,
+            source=f"{seed}.png",
+            notes=("drawn",),
+        )
+        for seed, (shape, size) in enumerate(zip(shapes, sizes, strict=True))
+    ]
+
+
+def test_stored_regions_give_the_table_that_find_flakes_gives(two_pictures: list[Micrograph]) -> None:
+    params = FlakeParams("MoS2", oxide_nm=285.0)
+    stored = [find_regions(picture, params).to_bytes() for picture in two_pictures]
+    tables = name_layers([Regions.from_bytes(content) for content in stored], params)
+    for picture, content, table in zip(two_pictures, stored, tables, strict=True):
+        whole = find_flakes(picture, params)
+        pd.testing.assert_frame_equal(table.frame, whole.frame, check_exact=True)
+        assert len(table.found) and len(table.rejected)
+        assert (table.labels == whole.labels).all() and table.labels.shape == picture.shape
+        assert table.outlines == whole.outlines
+        assert table.calibration == whole.calibration
+        assert replace(table.provenance, timings_s={}) == replace(whole.provenance, timings_s={})
+        assert len(content) < 0.2 * picture.pixels.size
+
+
+def test_stored_regions_hold_no_time_and_only_what_their_settings_decide(
+    two_pictures: list[Micrograph],
+) -> None:
+    picture = two_pictures[0]
+    plain = find_regions(picture).to_bytes()
+    other = FlakeParams("WSe2", 90.0, 3.0, 2.2, known=(KnownRegion(1, (0.1, 0.2, 0.3)),))
+    assert find_regions(picture, other).to_bytes() == plain
+    for changes in ({"light_order": 2}, {"min_area_px": 900}):
+        assert set(changes) <= set(REGION_SETTINGS)
+        assert find_regions(picture, replace(other, **changes)).to_bytes() != plain
+    dates = {entry.date_time for entry in zipfile.ZipFile(io.BytesIO(plain)).infolist()}
+    assert dates == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "later"])
+def test_damaged_regions_are_refused_in_one_line(two_pictures: list[Micrograph], damage: str) -> None:
+    content = find_regions(two_pictures[0]).to_bytes()
+    if damage == "later":
+        arrays = dict(np.load(io.BytesIO(content)))
+        about = json.loads(arrays.pop("about").tobytes()) | {"format": 999}
+        stream = io.BytesIO()
+        np.savez(stream, **arrays, about=np.frombuffer(json.dumps(about).encode(), np.uint8))
+        content = stream.getvalue()
+    else:
+        content = content[: len(content) // 2] if damage == "cut" else b"image,flake_id\n"
+    with pytest.raises(ValueError, match=r"analyse (it|the picture) again") as caught:
+        Regions.from_bytes(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_one_value_has_no_regions() -> None:
+    regions = find_regions(Micrograph(np.full((40, 50, 3), 99, np.uint8), source="even.png"))
+    (table,) = name_layers([Regions.from_bytes(regions.to_bytes())])
+    assert len(table) == 0 and not table.layer_image().any()
+    assert table.provenance.notes == ("every pixel has the same value: nothing to find",)
 
 
 def test_a_gray_camera_has_one_channel_three_times() -> None:

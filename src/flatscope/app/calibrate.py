@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from flatscope.app.settings import SettingsError, read_json
 from flatscope.files.read import read
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
-from flatscope.optical.flakes import KnownRegion
+from flatscope.optical.observations import KnownRegion
 
 _AROUND_PX = 3
 """The median over 7x7 px stands for a region: enough against noise, little enough for a small flake."""

@@ -9,7 +9,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from flatscope.optical.flakes import FlakeParams, KnownRegion
+from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.observations import KnownRegion
 
 DEFAULT_WEIGHTS = "flakes"
 Settings = TypeVar("Settings")

@@ -1,8 +1,9 @@
-"""From a light micrograph to a table of flakes: substrate, regions, layer numbers, reasons."""
+"""From a light micrograph to a table of flakes, in two halves: the regions of one picture, then their layer numbers."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,66 +14,38 @@ from scipy import ndimage
 from shapely.geometry import Polygon
 
 import flatscope
+from flatscope.inference.card import Card
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, Background, estimate_background
-from flatscope.optical.layers import MOST_LAYERS, LayerPosterior, Observation, count_layers
-from flatscope.optical.regions import Measured, cut_regions, mark_steps, measure
+from flatscope.optical.layers import LayerPosterior, count_layers
+from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
+from flatscope.optical.regions import Measured, Regions, Weights, mark_seams, measure, number_flakes
 from flatscope.optical.setups import Prior
+from flatscope.optical.terraces import cut_regions, mark_steps
+from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
+Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _WORKING_PX = 1.9e6
 """Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
 finer than it needs, and the network was trained on edges a pixel or two wide."""
-_WITNESS_PX = 250.0
-"""The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
 _SPECK_SHARE = 0.25
 """Specks below this share of the smallest area that counts are counted in a note, not listed."""
-BELOW_MINIMUM = "below minimum area"
-"""Reason of the regions that are listed without an outline."""
-_SURE = 0.7
-_ENOUGH = 0.9
-_MOST_NAMED = 3
-"""A layer number of at least the first probability stands alone; else the likeliest are named, until together
-they reach the second, two at least and three at most."""
-_UNEVEN_SHARE, _UNEVEN = 0.15, 0.05
-"""A crystal of one thickness does not vary by more than this share of its contrast plus this much."""
-_EVEN_SHARE, _SURELY_CRYSTAL, _THINNEST = 0.8, 0.15, 3
-"""What the network calls residue is kept if it is this even, this surely no foreign matter, and has at most so many
-layers."""
-_DISPUTED = 0.9
-"""What is left of a probability where the network says residue and the colour says crystal: that often it is one."""
-_SEAM_PX, _SEAM_SHARE = 6, 0.3
-"""Of what looks like a crystal but is the seam of a gold mark, at least this share lies this close to the mark."""
-_KNOWN_SIGMA = 0.002
-"""Error of the contrast of a known region, beyond the scatter of several (1 sigma)."""
-_FAINT_CONTRAST = 0.02
-"""Below this contrast a monolayer is lost in the noise of most pictures."""
-
-
+_GOLD_CONTRAST = 0.4
+"""Gold is brighter than the substrate by this contrast in the red, and less bright in the blue."""
 _DIMMEST_WHITE = 0.85
+"""A camera that stops counting does so above this share of the full scale."""
 _NEAR_WHITE = 0.93
-"""A camera that stops counting does so above this share of the full scale, and a region within this share of
-the stop is saturated."""
-
-
-@dataclass(frozen=True)
-class KnownRegion:
-    """A region whose layer number the user knows: its contrast I / I_substrate − 1 in red, green, blue."""
-
-    layers: int
-    contrast: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.layers <= MOST_LAYERS:
-            raise ValueError(
-                f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart"
-            )
+"""A region within this share of where the camera stops is saturated."""
+REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
+"""The fields of `FlakeParams` that `find_regions` looks at; all others matter to `name_layers` only."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +104,8 @@ def find_flakes(
 ) -> FlakeTable:
     """Find the flakes of a light micrograph and say how many layers each region has.
 
+    This is `find_regions`, then `name_layers`.
+
     Parameters
     ----------
     micrograph
@@ -158,19 +133,42 @@ def find_flakes(
     Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is
     another one than stated, and on crystals that lie on crystals.
     """
+    regions = find_regions(micrograph, params, network=network, flatfield=flatfield)
+    (table,) = name_layers([regions], params)
+    return table
+
+
+def find_regions(
+    micrograph: Micrograph,
+    params: FlakeParams = FlakeParams(),
+    *,
+    network: Network | None = None,
+    flatfield: Float32 | None = None,
+) -> Regions:
+    """Find the regions of uniform thickness in one picture and measure their contrasts.
+
+    This is the heavy half of `find_flakes`, and looks at one picture alone. Of the settings only `REGION_SETTINGS`
+    matter.
+
+    Parameters
+    ----------
+    micrograph, params, network, flatfield
+        As for `find_flakes`.
+
+    Raises
+    ------
+    MicrographError
+        For a picture without substrate, or a minimum area in µm² without a pixel size.
+    WeightsError
+        If the network's weights cannot be read.
+    """
     if params.min_area_um2 is not None and micrograph.calibration is None:
         raise MicrographError(f"{micrograph.name} has no pixel size for --min-area-um2: pass --um-per-px")
     clock = _Clock()
     network = network or Network.load("flakes")
     clock.lap("load_s")
-    job = _Job(micrograph, params, network, clock)
     if _is_constant(micrograph):
-        nothing = pd.DataFrame(columns=list(FLAKE_COLUMNS))
-        return job.answer(
-            nothing,
-            np.zeros(micrograph.shape, np.int32),
-            ("every pixel has the same value: nothing to find",),
-        )
+        return _find_nothing(micrograph, network, clock.timings)
     factor = working_factor(micrograph.shape)
     rgb = shrink(micrograph.rgb(), factor)
     flat = None if flatfield is None else shrink(flatfield, factor)
@@ -178,37 +176,52 @@ def find_flakes(
     background = estimate_background(rgb, flat=flat, order=params.light_order, levels=levels)
     contrast = background.contrast(rgb)
     clock.lap("background_s")
-    p = network.probabilities(network.card.normalise(contrast))
-    chance = dict(zip(network.card.outputs, p, strict=True))
+    chances = network.probabilities(network.card.normalise(contrast))
     clock.lap("network_s")
     least = _least_area_px(micrograph, params, factor)
-    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least)
-    edge = mark_steps(crystal, contrast, noise=background.noise)
-    edge |= chance["edge"] > network.card.thresholds.get("edge", 0.5)
-    labels = cut_regions(crystal, edge, contrast, noise=background.noise)
-    crystals = int(labels.max())
-    foreign, more_specks = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least)
-    labels = _add_foreign(labels, foreign)
-    found = measure(labels, contrast, edge)
+    division = _divide(chances, contrast, network.card, least_px=least, noise=background.noise)
+    measured = measure(division.labels, contrast, division.edge)
+    foreign = np.arange(len(measured.area_px)) >= division.crystals
+    metal = foreign & _is_gold(measured.contrast) & (measured.area_px >= ROOMY * least)
+    found = Regions(
+        division.labels,
+        measured,
+        foreign=foreign,
+        metal=metal,
+        beside_metal=mark_seams(division.labels, metal),
+        flake_id=number_flakes(division.labels, len(foreign)),
+        saturated=_is_saturated(measured, rgb, background),
+        noise=background.noise,
+        step=background.step,
+        least_px=least,
+        factor=factor,
+        **_describe(micrograph, network),
+        notes=(*micrograph.notes, *background.notes, *_note_picture(micrograph, division, least, factor)),
+        timings_s=clock.timings,
+    )
     clock.lap("regions_s")
-    prior = replace(params.prior(), gray=micrograph.is_gray)
-    known = (*params.known, *remembered(network, params.material))
-    observation = _observe(found, crystals, least, rgb, background=background, known=known)
-    posterior = _count(observation, prior)
-    frame = _tabulate(found, posterior, crystals, least, params=params, labels=labels, noise=background.noise)
-    clock.lap("layers_s")
-    notes = background.notes
-    if network.card.material not in ("", params.material):
-        notes = (*notes, f"the weights are adapted to {network.card.material}: its colours are left out")
-    if micrograph.is_gray:
-        notes = (
-            *notes,
-            "the picture is gray: brightness alone tells layers apart poorly, take a colour picture",
-        )
-    if specks + more_specks:
-        size = _SPECK_SHARE * least * factor**2
-        notes = (*notes, f"{specks + more_specks} specks below {size:.0f} px are not listed")
-    return _deliver(frame, labels, job, factor=factor, notes=notes)
+    return found
+
+
+def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()) -> list[FlakeTable]:
+    """Say how many layers the regions of one or more pictures have.
+
+    This is the light half of `find_flakes`: it sees no pixels, and all pictures of a set-up together. (Each picture is
+    still fitted alone.)
+
+    Parameters
+    ----------
+    pictures
+        What `find_regions` found in the pictures of one set-up.
+    params
+        Material, set-up, known regions.
+
+    Returns
+    -------
+    One table a picture, as `find_flakes` gives it.
+    """
+    posteriors = [_fit_layers(regions, params) for regions in pictures]
+    return [_tabulate(*pair, params) for pair in zip(pictures, posteriors, strict=True)]
 
 
 class _Clock:
@@ -224,8 +237,34 @@ class _Clock:
         self._last = now
 
 
+# --- regions --------------------------------------------------------------------------------------------------------
+
+
 def _is_constant(micrograph: Micrograph) -> bool:
     return bool((micrograph.pixels == micrograph.pixels[:1, :1]).all())
+
+
+def _find_nothing(micrograph: Micrograph, network: Network, timings_s: dict[str, float]) -> Regions:
+    """The regions of a picture in which every pixel has the same value: none."""
+    labels = np.zeros(micrograph.shape, np.int32)
+    nowhere = labels > 0
+    none = np.zeros(0, bool)
+    return Regions(
+        labels,
+        measure(labels, np.zeros((*labels.shape, 3), np.float32), nowhere),
+        foreign=none,
+        metal=none,
+        beside_metal=none,
+        flake_id=number_flakes(labels, 0),
+        saturated=np.zeros((0, 3), bool),
+        noise=np.zeros(3),
+        step=np.zeros(3),
+        least_px=0.0,
+        factor=1,
+        **_describe(micrograph, network),
+        notes=(*micrograph.notes, "every pixel has the same value: nothing to find"),
+        timings_s=timings_s,
+    )
 
 
 def working_factor(shape: tuple[int, ...]) -> int:
@@ -242,20 +281,6 @@ def shrink(picture: Float32, factor: int) -> Float32:
     return np.asarray(blocks.mean((1, 3)), np.float32)
 
 
-def _drop_specks(mask: Mask, least: float) -> tuple[Mask, int]:
-    """A mask without its parts far below the smallest area that counts, and how many these were."""
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
-    large = np.bincount(parts.ravel()) >= _SPECK_SHARE * least
-    large[0] = False
-    return large[parts], count - int(large.sum())
-
-
-def _add_foreign(labels: Labels, artefact: Mask) -> Labels:
-    """Give dirt, gold and captions labels of their own, after those of the crystals."""
-    foreign, _ = ndimage.label(artefact, output=np.int32)
-    return np.where(foreign > 0, foreign + labels.max(), labels).astype(np.int32)
-
-
 def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> float:
     """The smallest area that counts, in pixels of the working picture."""
     least = float(params.min_area_px)
@@ -264,292 +289,179 @@ def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> 
     return least / factor**2
 
 
-def _observe(
-    found: Measured,
-    crystals: int,
-    least: float,
-    rgb: Float32,
-    *,
-    background: Background,
-    known: tuple[KnownRegion, ...],
-) -> Observation:
-    """What layer counting needs of the known regions, then of those that are large enough, in the order of labels.
-
-    Only what the network takes for crystals tells about the set-up, and only the large ones if there are any.
-    """
-    counted = np.flatnonzero(found.area_px >= least)
-    # Medians of correlated pixels: an area of nine pixels counts as one.
-    sigma = np.sqrt(
-        background.noise**2 * 9.0 / np.maximum(found.inside_px[counted], 9.0)[:, None]
-        + (0.5 * background.step) ** 2 / 3.0
-    )
-    witness = counted < crystals
-    large = witness & (found.area_px[counted] >= _WITNESS_PX)
-    seen = Observation(
-        found.contrast[counted],
-        sigma,
-        uneven=_unevenness(found, background.noise)[counted],
-        saturated=_is_saturated(found, counted, rgb, background),
-        area_px=found.area_px[counted],
-        known=np.zeros(len(counted), np.int64),
-        witness=large if large.any() else witness,
-    )
-    return observe_known(known).join(seen) if known else seen
+def _divide(chances: Float32, contrast: Float32, card: Card, *, least_px: float, noise: Float) -> _Division:
+    """Turn the network's probabilities, shape (outputs, rows, cols), into regions."""
+    chance = dict(zip(card.outputs, chances, strict=True))
+    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least_px)
+    edge = mark_steps(crystal, contrast, noise=noise)
+    edge |= chance["edge"] > card.thresholds.get("edge", 0.5)
+    labels = cut_regions(crystal, edge, contrast, noise=noise)
+    crystals = int(labels.max())
+    foreign, more = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least_px)
+    parts, _ = ndimage.label(foreign, output=np.int32)
+    labels = np.where(parts > 0, parts + crystals, labels).astype(np.int32)
+    return _Division(labels, edge, crystals, specks + more)
 
 
-def remembered(network: Network, material: str) -> tuple[KnownRegion, ...]:
-    """Regions that weights adapted to this material know."""
-    if network.card.material != material:
-        return ()
-    return tuple(
-        KnownRegion(int(layers), (red, green, blue)) for layers, red, green, blue in network.card.known
-    )
+@dataclass(frozen=True)
+class _Division:
+    """A picture divided into regions: `crystals` of them, then foreign matter; small specks are left out."""
+
+    labels: Labels
+    edge: Mask
+    crystals: int
+    specks: int
 
 
-def observe_known(known: tuple[KnownRegion, ...]) -> Observation:
-    """What layer counting needs of known regions: the median contrast of each layer number, and its scatter."""
-    layers = np.unique([region.layers for region in known]).astype(np.int64)
-    of_each = [np.array([region.contrast for region in known if region.layers == n]) for n in layers]
-    typical = np.stack([np.median(contrasts, axis=0) for contrasts in of_each])
-    scatter = np.stack(
-        [
-            1.4826 * np.median(np.abs(contrasts - middle), axis=0)
-            for contrasts, middle in zip(of_each, typical, strict=True)
-        ]
-    )
-    count = len(layers)
-    return Observation(
-        typical,
-        np.full((count, 3), _KNOWN_SIGMA),
-        uneven=scatter,
-        saturated=np.zeros((count, 3), bool),
-        area_px=np.full(count, 1e4),
-        known=layers,
-        witness=np.ones(count, bool),
-    )
+def _drop_specks(mask: Mask, least_px: float) -> tuple[Mask, int]:
+    """A mask without its parts far below the smallest area that counts, and how many these were."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
+    large = np.bincount(parts.ravel()) >= _SPECK_SHARE * least_px
+    large[0] = False
+    return large[parts], count - int(large.sum())
 
 
-def _unevenness(found: Measured, noise: Float) -> Float:
-    """How much the contrast varies within each region beyond the noise (1 sigma), shape (regions, 3)."""
-    return np.sqrt(np.maximum(found.spread**2 - (1.2 * noise) ** 2, 0.0))
+def _is_gold(contrast: Float) -> Bools:
+    """Metal is much brighter than the substrate and yellowish."""
+    return (contrast[..., 0] > _GOLD_CONTRAST) & (contrast[..., 0] > contrast[..., 2])
 
 
-def _count(observation: Observation, prior: Prior) -> LayerPosterior:
-    """Layer probabilities of the regions that were observed, without the known ones."""
-    # The same picture and settings give the same answer.
-    posterior = count_layers(observation, prior, rng=np.random.default_rng(0))
-    rest = observation.known == 0
-    return replace(
-        posterior,
-        p=posterior.p[rest],
-        p_foreign=posterior.p_foreign[rest],
-        low=posterior.low[rest],
-        high=posterior.high[rest],
-    )
-
-
-def _is_saturated(
-    found: Measured, which: NDArray[np.int64], rgb: Float32, background: Background
-) -> NDArray[np.bool_]:
+def _is_saturated(measured: Measured, rgb: Float32, background: Background) -> Bools:
     """Which channels of which regions lie where the camera stops, shape (regions, 3).
 
     Many cameras stop short of the full scale: the brightest pixels of the picture tell where.
     """
-    brightness = (1.0 + found.contrast[which]) * background.at(found.centre[which], rgb.shape[:2])
+    brightness = (1.0 + measured.contrast) * background.at(measured.centre, rgb.shape[:2])
     white = np.maximum(np.percentile(rgb[::8, ::8].reshape(-1, 3), 99.9, axis=0), _DIMMEST_WHITE)
     return np.asarray(brightness > _NEAR_WHITE * white)
 
 
-def _tabulate(
-    found: Measured,
-    posterior: LayerPosterior,
-    crystals: int,
-    least: float,
-    *,
-    params: FlakeParams,
-    labels: Labels,
-    noise: Float,
-) -> pd.DataFrame:
-    """One row a region, in pixels of the working picture."""
-    count = len(found.area_px)
-    p = np.full((count, MOST_LAYERS + 1), np.nan)
-    low, high, p_foreign = np.full((3, count), np.nan)
-    counted = np.flatnonzero(found.area_px >= least)
-    p[counted], p_foreign[counted] = posterior.p, posterior.p_foreign
-    low[counted], high[counted] = posterior.low, posterior.high
-    gold = _is_gold(found.contrast) & (np.arange(count) >= crystals) & (found.area_px >= 4 * least)
-    near_gold = _beside(labels, np.flatnonzero(gold) + 1)
-    flake_of, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
-    uneven = _unevenness(found, noise)
-    rows: list[dict[str, Any]] = []
-    for index in range(count):
-        if found.area_px[index] < least:
-            verdict = _Verdict("", np.nan, "rejected", BELOW_MINIMUM)
-        elif index >= crystals and not (
-            found.area_px[index] >= 4 * least and _looks_thin(p[index], p_foreign[index], found, index)
-        ):
-            verdict = _reject_foreign(found.contrast[index], bool(gold[index]))
-        elif index + 1 in near_gold:
-            verdict = _Verdict("", np.nan, "rejected", "touches a gold mark")
-        else:
-            verdict = _judge(
-                p[index], float(p_foreign[index]), found.contrast[index], uneven[index], params.material
-            )
-            if index >= crystals and verdict.status != "rejected":
-                verdict = replace(
-                    verdict,
-                    p=_DISPUTED * verdict.p,
-                    status="ambiguous",
-                    reason=f"may be residue; {verdict.reason}".strip("; "),
-                )
-        box = found.boxes[index]
-        row, col = found.centre[index]
-        rows.append(
-            {
-                "flake_id": int(flake_of[_any_pixel(labels, box, index + 1)]),
-                "region_id": index + 1,
-                "layers": verdict.layers,
-                "layers_p": verdict.p,
-                **{f"p_{layer + 1}": p[index, layer] for layer in range(MOST_LAYERS)},
-                "p_thick": p[index, MOST_LAYERS],
-                "status": verdict.status,
-                "reason": verdict.reason,
-                "area_px": found.area_px[index],
-                "row_px": row,
-                "col_px": col,
-                "touches_edge": any(
-                    part.start == 0 or part.stop == side for part, side in zip(box, labels.shape, strict=True)
-                ),
-                **dict(zip(("contrast_r", "contrast_g", "contrast_b"), found.contrast[index], strict=True)),
-                "oxide_nm": posterior.oxide_nm,
-                "oxide_sigma_nm": posterior.oxide_sigma_nm,
-                "layers_low": low[index],
-                "layers_high": high[index],
-            }
-        )
-    return pd.DataFrame(rows, columns=[name for name in FLAKE_COLUMNS if name not in ("image", "area_um2")])
+def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
+    """What `Regions` say of the picture and of the network."""
+    card = network.card
+    return {
+        "shape": micrograph.shape,
+        "is_gray": micrograph.is_gray,
+        "calibration": micrograph.calibration,
+        "image": micrograph.name,
+        "sha256": micrograph.sha256,
+        "weights": Weights(f"{card.name} {card.version}", network.sha256, card.material, card.known),
+    }
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    layers: str
-    p: float
-    status: str
-    reason: str
+# --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _judge(p: Float, p_foreign: float, contrast: Float, uneven: Float, material: str) -> _Verdict:
-    """Put a posterior into words."""
-    if p_foreign > 0.5:
-        return _Verdict("", np.nan, "rejected", f"colour fits no thickness of {material}")
-    strongest = int(np.abs(contrast).argmax())
-    if uneven[strongest] > _UNEVEN_SHARE * abs(contrast[strongest]) + _UNEVEN:
-        return _Verdict("", np.nan, "rejected", "colour not uniform: out of focus, folded or crumpled")
-    names = [*map(str, range(1, MOST_LAYERS + 1)), "thick"]
-    order = np.argsort(-p)
-    faint = "near the noise: faint contrast" if np.abs(contrast).max() < _FAINT_CONTRAST else ""
-    first = int(order[0])
-    if p[first] >= _SURE:
-        return _Verdict(names[first], float(p[first]), "accepted", faint)
-    enough = int(np.clip(np.searchsorted(np.cumsum(p[order]), _ENOUGH) + 1, 2, _MOST_NAMED))
-    said = ", ".join(f"{p[place]:.0%} {names[place]}" for place in order[:enough])
-    reason = "; ".join(part for part in (f"ambiguous: {said}", faint) if part)
-    stated = "|".join(names[place] for place in sorted(order[:enough]))
-    return _Verdict(stated, float(p[order[:enough]].sum()), "ambiguous", reason)
+def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
+    """Layer probabilities of every region of a picture, NaN for regions below the smallest area."""
+    known = (*params.known, *recall_known(regions.weights, params.material))
+    observation = observe_regions(regions)
+    if known:
+        observation = observe_known(known).join(observation)
+    prior = replace(params.prior(), gray=regions.is_gray)
+    # The same picture and settings give the same answer.
+    posterior = count_layers(observation, prior, rng=np.random.default_rng(0))
+    measured = observation.known == 0
+
+    def place(values: Float) -> Float:
+        placed = np.full((len(regions), *values.shape[1:]), np.nan)
+        placed[regions.large_enough] = values[measured]
+        return placed
+
+    return replace(
+        posterior,
+        p=place(posterior.p),
+        p_foreign=place(posterior.p_foreign),
+        low=place(posterior.low),
+        high=place(posterior.high),
+    )
 
 
-def _looks_thin(p: Float, p_foreign: float, found: Measured, index: int) -> bool:
-    """Whether what the network takes for residue is as even, and of the colour, as a thin crystal.
-
-    The network knows no material and no oxide; a faint monolayer and a film of glue look alike to it.
-    """
-    contrast, spread = found.contrast[index], found.spread[index]
-    strongest = int(np.abs(contrast).argmax())
-    even = spread[strongest] < _EVEN_SHARE * abs(contrast[strongest])
-    return bool(even and p_foreign < _SURELY_CRYSTAL and p[:_THINNEST].sum() > _ENOUGH)
+def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:
+    """The known regions of weights that are adapted to this material."""
+    if weights.material != material:
+        return ()
+    return tuple(KnownRegion(int(layers), (red, green, blue)) for layers, red, green, blue in weights.known)
 
 
-def _is_gold(contrast: Float) -> NDArray[np.bool_]:
-    """Metal is much brighter than the substrate and yellowish."""
-    return (contrast[..., 0] > 0.4) & (contrast[..., 0] > contrast[..., 2])
+def _tabulate(regions: Regions, posterior: LayerPosterior, params: FlakeParams) -> FlakeTable:
+    """The table of one picture, at its own pixels, sorted by interest."""
+    clock = _Clock()
+    frame = sort_by_interest(_make_frame(regions, posterior, params.material))
+    labels = regions.enlarge_labels()
+    outlined = frame.loc[frame["reason"] != BELOW_MINIMUM, "region_id"]
+    outlines = trace_outlines(labels, outlined.to_numpy(int))
+    clock.lap("outlines_s")
+    timings = {**regions.timings_s, **clock.timings}
+    provenance = Provenance(
+        flatscope.__version__,
+        regions.image,
+        regions.sha256,
+        regions.weights.name,
+        regions.weights.sha256,
+        asdict(params),
+        {**timings, "total_s": round(sum(timings.values()), 4)},
+        (*regions.notes, *_note_material(regions, params.material)),
+    )
+    return FlakeTable(frame, labels, outlines, regions.calibration, provenance)
 
 
-def _reject_foreign(contrast: Float, gold: bool) -> _Verdict:
-    if gold:
-        reason = "gold or another metal"
-    elif contrast.max() < -0.25:
-        reason = "dust or a hole"
-    else:
-        reason = "residue, scratch or caption"
-    return _Verdict("", np.nan, "rejected", reason)
+def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> pd.DataFrame:
+    """One row a region, in pixels of the picture."""
+    measured, factor = regions.measured, regions.factor
+    verdicts = reach_verdicts(regions, posterior, material)
+    centre = measured.centre if factor == 1 else (measured.centre + 0.5) * factor - 0.5
+    area_px = measured.area_px * factor**2
+    size = np.nan if regions.calibration is None else regions.calibration.pixel_area_um2
+    columns = {
+        "image": regions.image,
+        "flake_id": regions.flake_id,
+        "region_id": np.arange(1, len(regions) + 1),
+        "layers": [verdict.layers for verdict in verdicts],
+        "layers_p": np.array([verdict.p for verdict in verdicts], float),
+        **{f"p_{layer + 1}": posterior.p[:, layer] for layer in range(MOST_LAYERS)},
+        "p_thick": posterior.p[:, MOST_LAYERS],
+        "status": [verdict.status for verdict in verdicts],
+        "reason": [verdict.reason for verdict in verdicts],
+        "area_um2": area_px * size,
+        "area_px": area_px.astype(int),
+        "row_px": centre[:, 0],
+        "col_px": centre[:, 1],
+        "touches_edge": regions.touches_edge,
+        **{f"contrast_{name}": measured.contrast[:, channel] for channel, name in enumerate("rgb")},
+        "oxide_nm": posterior.oxide_nm,
+        "oxide_sigma_nm": posterior.oxide_sigma_nm,
+        "layers_low": posterior.low,
+        "layers_high": posterior.high,
+    }
+    return pd.DataFrame(columns, columns=list(FLAKE_COLUMNS))
 
 
-def _beside(labels: Labels, which: NDArray[np.int64]) -> set[int]:
-    """Labels of which a good part lies beside the given ones: the blurred seam, not a crystal that touches."""
-    if len(which) == 0:
-        return set()
-    near = ndimage.binary_dilation(np.isin(labels, which), iterations=_SEAM_PX)
-    share = np.bincount(labels[near], minlength=labels.max() + 1) / np.maximum(np.bincount(labels.ravel()), 1)
-    return set(np.flatnonzero(share > _SEAM_SHARE).tolist()) - set(which.tolist()) - {0}
-
-
-def _any_pixel(labels: Labels, box: tuple[slice, slice], label: int) -> tuple[int, int]:
-    part = labels[box]
-    row, col = np.unravel_index(int((part == label).argmax()), part.shape)
-    return box[0].start + int(row), box[1].start + int(col)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One picture's way through the finder."""
-
-    micrograph: Micrograph
-    params: FlakeParams
-    network: Network
-    clock: _Clock
-
-    def answer(self, frame: pd.DataFrame, labels: Labels, notes: tuple[str, ...]) -> FlakeTable:
-        """The table with its record."""
-        small = frame["reason"] == BELOW_MINIMUM
-        outlines = trace_outlines(labels, frame.loc[~small, "region_id"].to_numpy(int))
-        self.clock.lap("outlines_s")
-        timings = self.clock.timings
-        provenance = Provenance(
-            flatscope.__version__,
-            self.micrograph.source,
-            self.micrograph.sha256,
-            f"{self.network.card.name} {self.network.card.version}",
-            self.network.sha256,
-            asdict(self.params),
-            {**timings, "total_s": round(sum(timings.values()), 4)},
-            (*self.micrograph.notes, *notes),
-        )
-        return FlakeTable(frame, labels, outlines, self.micrograph.calibration, provenance)
-
-
-def _deliver(
-    frame: pd.DataFrame, labels: Labels, job: _Job, *, factor: int, notes: tuple[str, ...]
-) -> FlakeTable:
-    """Back to the picture's own pixels, areas in µm², sorted by interest."""
-    micrograph = job.micrograph
+def _note_picture(
+    micrograph: Micrograph, division: _Division, least_px: float, factor: int
+) -> tuple[str, ...]:
+    """What a user should know of how the picture was looked at."""
+    notes = []
+    if micrograph.is_gray:
+        notes.append("the picture is gray: brightness alone tells layers apart poorly, take a colour picture")
+    if division.specks:
+        size = _SPECK_SHARE * least_px * factor**2
+        notes.append(f"{division.specks} specks below {size:.0f} px are not listed")
     if factor > 1:
-        labels = np.repeat(np.repeat(labels, factor, axis=0), factor, axis=1)
-        labels = np.pad(
-            labels, [(0, side - had) for side, had in zip(micrograph.shape, labels.shape, strict=True)]
-        )
-        frame[["row_px", "col_px"]] = (frame[["row_px", "col_px"]] + 0.5) * factor - 0.5
-        frame["area_px"] *= factor**2
-        notes = (*notes, f"analysed at 1/{factor} of the picture's resolution")
-    if micrograph.calibration is None:
-        frame["area_um2"] = np.nan
-        notes = (*notes, "pixel size unknown: areas in px only; pass --um-per-px for µm²")
-    else:
-        frame["area_um2"] = frame["area_px"] * micrograph.calibration.pixel_area_um2
-    if job.params.material == "hBN":
-        notes = (*notes, "hBN monolayers have a contrast of at most 0.02: many will be missed")
-    frame["image"] = micrograph.name
-    frame["area_px"] = frame["area_px"].astype(int)
-    return job.answer(sort_by_interest(frame[list(FLAKE_COLUMNS)]), labels, notes)
+        notes.append(f"analysed at 1/{factor} of the picture's resolution")
+    return tuple(notes)
+
+
+def _note_material(regions: Regions, material: str) -> tuple[str, ...]:
+    """What a user should know of the areas and layer numbers."""
+    notes = []
+    if len(regions) and regions.calibration is None:
+        notes.append("pixel size unknown: areas in px only; pass --um-per-px for µm²")
+    if regions.weights.material not in ("", material):
+        notes.append(f"the weights are adapted to {regions.weights.material}: its colours are left out")
+    if material == "hBN":
+        notes.append("hBN monolayers have a contrast of at most 0.02: many will be missed")
+    return tuple(notes)
 
 
 def sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
@@ -587,7 +499,7 @@ def trace_outlines(labels: Labels, which: NDArray[np.int64]) -> dict[int, Polygo
     Label to polygon with holes, x = column and y = row of pixel centres; the line runs halfway between the pixels
     inside and outside.
     """
-    from skimage.measure import find_contours
+    from skimage.measure import find_contours  # imported here: `flatscope --help` must not pay for it
 
     outlines: dict[int, Polygon] = {}
     boxes = ndimage.find_objects(labels)

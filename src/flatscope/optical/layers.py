@@ -10,21 +10,20 @@ that explain all regions of the picture (sequential Monte Carlo, Del Moral et al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from flatscope.optical.materials import find_material
+from flatscope.optical.observations import MOST_LAYERS, Observation
 from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
 from flatscope.optical.thinfilm import LAYER_GRID
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
-MOST_LAYERS = 6
-"""Layer numbers up to here are told apart; what is above is thick."""
 _FEW = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
 """Entries of `LAYER_GRID` up to ten layers: "few", where the grid has no gaps."""
 _THIN_NM = 4.0
@@ -57,52 +56,6 @@ _FAR_LAYERS, _MEMORY_LAYERS = 2.0, 6.0
 fade away."""
 _RESIDUE_WIDTH, _FOREIGN_WIDTH = 0.06, 0.6
 """Spread of the contrast of residue, and of anything else."""
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Measured contrasts of the regions of one picture.
-
-    Parameters
-    ----------
-    contrast
-        Shape (regions, 3).
-    sigma
-        1-sigma error of each contrast, shape (regions, 3).
-    uneven
-        How much the contrast varies within a region beyond the noise (1 sigma), shape (regions, 3): edges out of
-        focus and crumpled pieces, which say little about the set-up.
-    saturated
-        Where the camera stopped counting, so that the true contrast may be any larger; shape (regions, 3), bool.
-    area_px
-        Shape (regions,).
-    known
-        Layer number where it is known, else 0; shape (regions,). No number occurs twice.
-    witness
-        Whether a region may tell about the set-up; others are only counted with what the witnesses told. Shape
-        (regions,), bool.
-    """
-
-    contrast: Float
-    sigma: Float
-    uneven: Float
-    saturated: NDArray[np.bool_]
-    area_px: Float
-    known: NDArray[np.int64]
-    witness: NDArray[np.bool_]
-
-    def take(self, which: NDArray[np.int64]) -> Observation:
-        """The regions at the given places."""
-        return Observation(**{item.name: getattr(self, item.name)[which] for item in fields(self)})
-
-    def join(self, other: Observation) -> Observation:
-        """These regions, then others."""
-        return Observation(
-            **{
-                item.name: np.concatenate([getattr(self, item.name), getattr(other, item.name)])
-                for item in fields(self)
-            }
-        )
 
 
 @dataclass(frozen=True)

@@ -1,56 +1,42 @@
-"""Regions of uniform thickness: what the network marks, cut at terrace edges and measured."""
+"""The regions of one picture: where they are and what can be measured of them, before anyone counts their layers."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from skimage.filters import threshold_otsu
 
+from flatscope.micrograph import Calibration
+
+Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
-_SEED_PX = 6
-"""A terrace's inside smaller than this is a gap in the edge, not a terrace."""
-_STEP_SIGMA = 5.0
-_STEP_CONTRAST = 0.018
-_STEP_RELATIVE = 0.035
-"""A change of contrast over two pixels is a step if it exceeds the noise so many times, this much, and this
-share of the contrast."""
+_LEAST_INNER_PX = 6
+"""A region with fewer pixels away from edges is measured on all of its pixels."""
 _SAMPLE_PX = 250
 """Pixels of a region that are enough for its median."""
-_REACH_PX = 8
-"""Edges are a few pixels wide; seeds grow at most this far into them."""
-_SAME_CONTRAST = 0.010
-_SAME_RELATIVE = 0.035
-"""Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
-_SMOOTH_PX = 5
-_NARROW_PX, _NARROW_REST_PX = 5, 7
-"""What is narrower than this is the rim of a terrace, not one. What is left after a region was divided once has rims on
-both sides, and is divided again only into broader pieces."""
-_TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 1.25
-"""Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise of
-a pixel, of which 25 are averaged."""
-_SPECKS = 0.005
-"""This share of the pixels at either end is no terrace."""
-_TERRACE_PX, _TERRACE_SHARE = 40, 0.5
-"""Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
-_BORDER_PX = 4
-"""Borders move at most this far."""
-_MIXED_CONTRAST, _MIXED_RELATIVE = 0.015, 0.05
-"""A contrast that differs from a mixture of two others by less, absolutely or relative to itself, is one."""
-_BRIGHT = 0.6
-"""Above this contrast a crystal is thick, and its texture no terraces."""
+_SEAM_PX = 6
+"""A region beside a gold mark is the mark's blurred seam if it lies within this distance of it …"""
+_SEAM_SHARE = 0.3
+"""… with at least this share of its area."""
+_FORMAT = 1
+"""Version of what `Regions.to_bytes` writes."""
+_ABOUT = "about"
+"""Name of the array that holds, as JSON, what is no array."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """What can be read off each region; row i belongs to label i + 1.
 
@@ -65,9 +51,9 @@ class Measured:
     spread
         Robust standard deviation of the same pixels, shape (regions, 3).
     inside_px
-        How many pixels these are.
+        Number of these pixels, shape (regions,).
     boxes
-        Bounding boxes as pairs of slices.
+        First row, first column, last row and last column of each region, shape (regions, 4).
     """
 
     area_px: Float
@@ -75,290 +61,176 @@ class Measured:
     contrast: Float
     spread: Float
     inside_px: Float
-    boxes: list[tuple[slice, slice]]
+    boxes: Ints
 
 
-def mark_steps(flake: Mask, contrast: Float32, *, noise: Float) -> Mask:
-    """Pixels of a flake where the contrast changes from one terrace to the next.
-
-    Parameters
-    ----------
-    flake
-        Pixels that belong to a crystal, shape (rows, cols).
-    contrast
-        Shape (rows, cols, 3).
-    noise
-        1-sigma noise of one pixel's contrast, shape (3,).
-
-    Returns
-    -------
-    Shape (rows, cols); a step two pixels wide is marked as two to four pixels.
-    """
-    steps = np.zeros(flake.shape, bool)
-    # The mean of nine pixels, two of them subtracted: noise x sqrt(2) / 3 where pixels are independent.
-    least = np.maximum(_STEP_SIGMA * noise * np.sqrt(2.0) / 3.0, _STEP_CONTRAST).astype(np.float32)
-    joined, _ = ndimage.label(flake, structure=np.ones((3, 3)), output=np.int32)
-    sizes = np.bincount(joined.ravel())
-    for label, box in enumerate(ndimage.find_objects(joined), start=1):
-        rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in box)
-        if sizes[label] < 10 * _SEED_PX:
-            continue
-        own = joined[rows, cols] == label
-        smooth = ndimage.uniform_filter(contrast[rows, cols], (3, 3, 1))
-        scale = np.maximum(1.0, np.abs(smooth) * np.float32(_STEP_RELATIVE) / least)
-        jump = np.zeros(own.shape, bool)
-        for axis in (0, 1):
-            change = np.abs(np.roll(smooth, -1, axis) - np.roll(smooth, 1, axis))
-            jump |= (change > least * scale).any(-1)
-        steps[rows, cols] |= jump & own
-    return steps
-
-
-def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> Labels:
-    """Divide the flakes of a picture into regions of uniform thickness.
+@dataclass(frozen=True)
+class Weights:
+    """The network that found the regions.
 
     Parameters
     ----------
-    flake
-        Pixels that belong to a crystal, shape (rows, cols).
-    edge
-        Pixels on a boundary, terrace steps included (see `mark_steps`).
-    contrast
-        Shape (rows, cols, 3).
-    noise
-        1-sigma noise of one pixel's contrast, shape (3,).
-
-    Returns
-    -------
-    Shape (rows, cols), int32: 1, 2, … without gaps, 0 outside `flake`.
+    name, sha256
+        Name with version, and digest of its file.
+    material, known
+        Of weights adapted to one set-up: the material, and regions known there as (layers, red, green, blue contrast).
     """
-    seeds, _ = ndimage.label(flake & ~edge, output=np.int32)
-    sizes = np.bincount(seeds.ravel())
-    small = sizes < _SEED_PX
-    small[0] = True
-    seeds[small[seeds]] = 0
-    labels = _grow(seeds, flake)
-    # Slivers that are all edge have no seed: each connected rest is a region of its own.
-    rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
-    if count:
-        labels = np.where(rest > 0, rest + labels.max(), labels)
-    labels = _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
-    if not labels.any():
-        return labels
-    return _settle_borders(_join_rims(labels, contrast, edge), contrast, edge, noise)
+
+    name: str
+    sha256: str
+    material: str = ""
+    known: tuple[tuple[float, ...], ...] = ()
 
 
-def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
-    """Divide, in place, regions that hold two levels of contrast: a terrace out of focus has no step to mark."""
-    # Bright crystals are most of many pictures, and left alone.
-    flat = np.flatnonzero((labels > 0) & (contrast[..., 1] < _BRIGHT))
-    owner, count = labels.ravel()[flat], int(labels.max())
-    area = np.maximum(np.bincount(owner, minlength=count + 1), 1)
-    values = contrast.reshape(-1, 3)[flat].T
-    mean, square = (
-        np.stack([np.bincount(owner, channel, count + 1) / area for channel in powers], axis=1)
-        for powers in (values, values**2)
-    )
-    excess = square - mean**2 - noise**2
-    # A tenth of the region on another level spreads the contrast by a third of the levels' difference.
-    least = 0.3 * np.maximum(_TWO_LEVELS, _TWO_LEVELS_RELATIVE * np.abs(mean).max(1))
-    uneven = (excess.max(1) > least**2) & (area >= 4 * _TERRACE_PX)
-    uneven &= area > 0.5 * np.bincount(labels.ravel(), minlength=count + 1)
-    uneven[0] = False
-    boxes = ndimage.find_objects(labels)
-    highest = count
-    for label in np.flatnonzero(uneven):
-        rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[label - 1])
-        channel = int((excess[label] / noise**2).argmax())
-        view, values = labels[rows, cols], contrast[rows, cols, channel]
-        waiting = [int(label)]
-        narrow_px = _NARROW_PX
-        while waiting:
-            own = view == waiting.pop()
-            levels = _two_levels(own, values, float(noise[channel]), narrow_px)
-            if levels is None:
-                continue
-            first, second = (_label_terraces(level) for level in levels)
-            found = int(first.max())
-            grown = _grow(np.where(second > 0, second + found, first), own)
-            found += int(second.max())
-            # One piece keeps the label of the whole, so that no number is left out.
-            view[grown > 1] = grown[grown > 1] + (highest - 1)
-            waiting += range(highest + 1, highest + found)
-            highest += found - 1
-            narrow_px = _NARROW_REST_PX
-    return labels
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """The regions of one picture, measured: all that counting their layers needs.
 
+    The picture is worked on at 1/`factor` of its size: pixels below are those of the working picture, and row i of an
+    array belongs to label i + 1.
 
-def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> tuple[Mask, Mask] | None:
-    """The insides of the brighter and the darker part of a region in one channel; None where it has one level only."""
-    # Pixels outside must not colour the mean inside.
-    weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
-    level = ndimage.uniform_filter(contrast * own, _SMOOTH_PX) / weight
-    inside = level[own]
-    # A single speck of dust may be ten times as bright as either terrace.
-    inside = np.clip(inside, *np.quantile(inside, (_SPECKS, 1.0 - _SPECKS)))
-    threshold = threshold_otsu(inside)
-    bright, dark = (float(inside[side].mean()) for side in (inside > threshold, inside <= threshold))
-    least = max(_TWO_LEVELS, _TWO_LEVELS_SIGMA * noise, _TWO_LEVELS_RELATIVE * max(abs(bright), abs(dark)))
-    if bright - dark < least:
-        return None
-    parts = [own & (level > threshold), own & (level <= threshold)]
-    opened = [_open(part, narrow_px) for part in parts]
-    for part, core in zip(parts, opened, strict=True):
-        if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
-            return None
-    high, low = (float(np.median(level[core])) for core in opened)
-    return (opened[0], opened[1]) if high - low > least else None
-
-
-def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
-    """Give rims to the region that they touch most.
-
-    A rim is narrow everywhere, and its colour is a mixture of those of two broad regions beside it, or of one and the
-    substrate: no terrace but a blurred border.
+    Parameters
+    ----------
+    labels
+        Shape (rows, cols), int32: 1, 2, … without gaps, 0 on the substrate; crystals first, then foreign matter.
+    measured
+        Areas, places and contrasts.
+    foreign
+        What the network takes for residue, dirt, metal or a caption; shape (regions,), as all below.
+    metal
+        Foreign matter as bright and yellow as gold.
+    beside_metal
+        Regions that lie mostly along the border of such metal.
+    flake_id
+        Number of the flake: regions that touch belong to one.
+    saturated
+        Channels in which the camera stopped counting, shape (regions, 3).
+    noise, step
+        1-sigma noise of one pixel's contrast, and what one grey level is worth as contrast, shape (3,).
+    least_px
+        Smallest area that counts.
+    factor
+        Rows and columns of the picture for one of the working picture.
+    shape
+        Rows and columns of the picture.
+    is_gray
+        Whether the picture has no colours.
+    calibration
+        Pixel size of the picture, or None.
+    image, sha256
+        Name and digest of the picture.
+    weights
+        The network that found the regions.
+    notes
+        What a user should know, one line each.
+    timings_s
+        Seconds that each stage took; not stored.
     """
-    count = int(labels.max())
-    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
-    low, high = (
-        filtered(labels, _NARROW_PX) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter)
-    )
-    broad = np.zeros(count + 1, bool)
-    broad[labels[low == high]] = True
-    broad[0] = True
-    pairs, touching = _neighbours(labels + 1)
-    pairs, touching = np.concatenate([pairs, pairs[:, ::-1]]) - 1, np.tile(touching, 2)
-    asked = ~broad[pairs[:, 0]] & broad[pairs[:, 1]]
-    pairs, touching = pairs[asked], touching[asked]
-    owner = np.arange(count + 1, dtype=np.int32)
-    for label in np.unique(pairs[:, 0]):
-        own = pairs[:, 0] == label
-        beside = pairs[own, 1]
-        if any(_is_mixture(middle[label], *two) for two in itertools.combinations(middle[beside], 2)):
-            owner[label] = beside[np.where(beside > 0, touching[own], 0).argmax()]
-    return _renumber(owner[labels])
+
+    labels: Labels
+    measured: Measured
+    foreign: Bools
+    metal: Bools
+    beside_metal: Bools
+    flake_id: Ints
+    saturated: Bools
+    noise: Float
+    step: Float
+    least_px: float
+    factor: int
+    shape: tuple[int, int]
+    is_gray: bool
+    calibration: Calibration | None
+    image: str
+    sha256: str
+    weights: Weights
+    notes: tuple[str, ...] = ()
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.foreign)
+
+    @property
+    def large_enough(self) -> Bools:
+        """Regions whose area counts, shape (regions,)."""
+        return self.measured.area_px >= self.least_px
+
+    @property
+    def touches_edge(self) -> Bools:
+        """Regions that reach the border of the picture, shape (regions,)."""
+        (top, left, bottom, right), (rows, cols) = self.measured.boxes.T, self.labels.shape
+        return (top == 0) | (left == 0) | (bottom == rows - 1) | (right == cols - 1)
+
+    @property
+    def uneven(self) -> Float:
+        """How much the contrast varies within each region beyond the noise (1 sigma), shape (regions, 3)."""
+        return np.sqrt(np.maximum(self.measured.spread**2 - (1.2 * self.noise) ** 2, 0.0))
+
+    def enlarge_labels(self) -> Labels:
+        """The labels at the picture's own size; a rest at the right and bottom is substrate."""
+        if self.factor == 1:
+            return self.labels
+        labels = np.repeat(np.repeat(self.labels, self.factor, axis=0), self.factor, axis=1)
+        missing = [(0, side - had) for side, had in zip(self.shape, labels.shape, strict=True)]
+        return np.pad(labels, missing)
+
+    def to_bytes(self) -> bytes:
+        """A compressed npz file without pickled objects; equal regions give equal bytes."""
+        arrays: dict[str, Any] = {**vars(self.measured), **{name: getattr(self, name) for name in _ARRAYS}}
+        arrays[_ABOUT] = np.frombuffer(self._describe().encode(), np.uint8)
+        stream = io.BytesIO()
+        np.savez_compressed(stream, **arrays)
+        return stream.getvalue()
+
+    def _describe(self) -> str:
+        """What is no array, as JSON."""
+        about = {name: getattr(self, name) for name in _PLAIN}
+        about["calibration"] = None if self.calibration is None else asdict(self.calibration)
+        about["weights"] = asdict(self.weights)
+        return json.dumps({"format": _FORMAT, **about}, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Regions:
+        """Read what `to_bytes` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the bytes are damaged, something else, or of another version of flatscope.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                arrays = dict(file)
+            about = json.loads(arrays.pop(_ABOUT).tobytes())
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"not the regions of a picture, or damaged ({error}): analyse it again"
+            ) from None
+        if about.pop("format", None) != _FORMAT:
+            raise ValueError("regions of another version of flatscope: analyse the picture again")
+        measured = Measured(**{item.name: arrays.pop(item.name) for item in fields(Measured)})
+        return cls(measured=measured, **arrays, **_restore(about))
 
 
-def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
-    """Move the borders between regions to where the contrast is half way from one to the other.
-
-    The optics blur a step evenly to both sides, so that half of its height is where it is. Where the colour of the
-    substrate is mixed in nothing moves.
-    """
-    middle = np.concatenate([np.zeros((1, 3)), _contrasts(labels, contrast, edge)[0]])
-    free = np.pad(ndimage.minimum_filter(labels, _NARROW_PX) > 0, 1).ravel()
-    around = np.pad(labels, 1)
-    width = around.shape[1]
-    square = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
-    cross = np.array([0, -width, width, -1, 1])
-    place, values = around.ravel(), np.pad(contrast, ((1, 1), (1, 1), (0, 0)), mode="edge").reshape(-1, 3)
-    asked = np.flatnonzero(free)
-    for _ in range(_BORDER_PX):
-        choice = place[asked + cross[:, None]]
-        borders = (choice != choice[0]).any(0)
-        asked, choice = asked[borders], choice[:, borders]
-        seen = values[asked + square[:, None]].mean(0)
-        misfit = (((middle[choice] - seen) / noise) ** 2).sum(-1)
-        misfit[choice == 0] = np.inf
-        best = np.take_along_axis(choice, misfit.argmin(0)[None], axis=0)[0]
-        moved = asked[best != choice[0]]
-        place[asked] = best
-        asked = np.unique(moved + cross[:, None])
-        asked = asked[free[asked]]
-    # single pixels that noise has put on the other side go back: most of nine decide
-    asked = np.flatnonzero(place)
-    beside = place[asked + cross[:, None]]
-    asked = asked[((beside != beside[0]) & (beside > 0)).any(0)]
-    nine = place[asked + square[:, None]]
-    alike = (nine[:, None] == nine).sum(0) * (nine > 0)
-    place[asked] = np.take_along_axis(nine, alike.argmax(0)[None], axis=0)[0]
-    return _renumber(around[1:-1, 1:-1])
+_ARRAYS = (
+    "labels", "foreign", "metal", "beside_metal", "flake_id", "saturated", "noise", "step",
+)  # fmt: skip
+_PLAIN = ("least_px", "factor", "shape", "is_gray", "image", "sha256", "notes")
 
 
-def _is_mixture(contrast: Float, one: Float, other: Float) -> bool:
-    """Whether a contrast lies between two others, shape (3,)."""
-    way = other - one
-    share = np.clip((contrast - one) @ way / max(float(way @ way), 1e-12), 0.0, 1.0)
-    allowed = np.maximum(_MIXED_CONTRAST, _MIXED_RELATIVE * np.abs(contrast))
-    return bool((np.abs(contrast - one - share * way) < allowed).all())
-
-
-def _label_terraces(mask: Mask) -> Labels:
-    """Connected parts of a mask that are large enough, 1, 2, … without gaps."""
-    parts, _ = ndimage.label(mask, output=np.int32)
-    small = np.bincount(parts.ravel()) < _TERRACE_PX
-    parts[small[parts]] = 0
-    return _renumber(parts)
-
-
-def _open(mask: Mask, narrow_px: int) -> Mask:
-    """A mask without what is narrower than so many pixels."""
-    core = ndimage.minimum_filter(mask.view(np.uint8), narrow_px)
-    return ndimage.maximum_filter(core, narrow_px).view(bool)
-
-
-def _grow(labels: Labels, within: Mask) -> Labels:
-    """Let labels grow pixel by pixel into the unlabelled part of a mask."""
-    labels = np.where(within, labels, 0).astype(np.int32)
-    rows, cols = np.nonzero(within & (labels == 0))
-    for _ in range(_REACH_PX):
-        found = np.zeros(len(rows), np.int32)
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            r, c = np.clip(rows + down, 0, labels.shape[0] - 1), np.clip(cols + right, 0, labels.shape[1] - 1)
-            found = np.where(found == 0, labels[r, c], found)
-        reached = found > 0
-        if not reached.any():
-            break
-        labels[rows[reached], cols[reached]] = found[reached]
-        rows, cols = rows[~reached], cols[~reached]
-    return labels
-
-
-def _renumber(labels: Labels) -> Labels:
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    lookup = np.zeros(len(present), np.int32)
-    lookup[present] = np.arange(1, present.sum() + 1)
-    return lookup[labels]
-
-
-def _neighbours(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of labels that share a border, smaller label first, shape (pairs, 2), and its length in pixels."""
-    pairs = []
-    for first, second in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
-        touch = (first != second) & (first > 0) & (second > 0)
-        pairs.append(np.stack([first[touch], second[touch]], axis=1))
-    found, length = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0, return_counts=True)
-    return found.astype(np.int64), length
-
-
-def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
-    """Join neighbours that the network cut apart but whose contrast is the same."""
-    for _ in range(3):
-        pairs, _ = _neighbours(labels)
-        if len(pairs) == 0:
-            break
-        # Most regions of a picture are specks without a neighbour: only the others need measuring.
-        involved, pairs = np.unique(pairs, return_inverse=True)
-        own = np.zeros(int(labels.max()) + 1, np.int32)
-        own[involved] = np.arange(1, len(involved) + 1)
-        middle, spread, inside = _contrasts(own[labels], contrast, edge)
-        first, second = middle[pairs[:, 0]], middle[pairs[:, 1]]
-        fewest = inside[pairs].min(1)
-        noise = spread[pairs].max(1)
-        allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
-        allowed = allowed + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
-        alike = (np.abs(first - second) < allowed).all(1)
-        if not alike.any():
-            break
-        count = int(labels.max())
-        joined = coo_array(
-            (np.ones(alike.sum()), (involved[pairs[alike, 0]] - 1, involved[pairs[alike, 1]] - 1)),
-            shape=(count, count),
-        )
-        _, group = connected_components(joined, directed=False)
-        labels = np.concatenate([[0], group + 1]).astype(np.int32)[labels]
-    return labels
+def _restore(about: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with the types of `Regions`."""
+    size, weights = about["calibration"], about["weights"]
+    if size is not None:
+        size = Calibration(**{**size, "pixel_size_nm": tuple(size["pixel_size_nm"])})
+    known = tuple(tuple(region) for region in weights["known"])
+    return {
+        **about,
+        "shape": tuple(about["shape"]),
+        "notes": tuple(about["notes"]),
+        "calibration": size,
+        "weights": Weights(**{**weights, "known": known}),
+    }
 
 
 def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
@@ -379,12 +251,14 @@ def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
     area = np.bincount(owner, minlength=count + 1)[1:].astype(float)
     rows, cols = np.divmod(flat, labels.shape[1])
     centre = np.stack([np.bincount(owner, axis, count + 1)[1:] / area for axis in (rows, cols)], axis=1)
-    middle, spread, inside = _contrasts(labels, contrast, edge)
-    boxes = [box for box in ndimage.find_objects(labels) if box is not None]
+    middle, spread, inside = measure_contrasts(labels, contrast, edge)
+    found = ndimage.find_objects(labels)
+    corners = [(down.start, across.start, down.stop - 1, across.stop - 1) for down, across in found]
+    boxes = np.array(corners, np.int64).reshape(-1, 4)
     return Measured(area, centre, middle, spread, inside, boxes)
 
 
-def _contrasts(labels: Labels, contrast: Float32, edge: Mask) -> tuple[Float, Float, Float]:
+def measure_contrasts(labels: Labels, contrast: Float32, edge: Mask) -> tuple[Float, Float, Float]:
     """Median contrast of every region, its robust spread, and the number of pixels behind them.
 
     Pixels away from edges count where a region has such, a few hundred of them drawn from a large region.
@@ -393,7 +267,7 @@ def _contrasts(labels: Labels, contrast: Float32, edge: Mask) -> tuple[Float, Fl
     flat = np.flatnonzero(labels)
     owner = labels.ravel()[flat] - 1
     inner = ~edge.ravel()[flat]
-    has_inner = np.bincount(owner, inner, count) >= _SEED_PX
+    has_inner = np.bincount(owner, inner, count) >= _LEAST_INNER_PX
     used = inner | ~has_inner[owner]
     flat, owner = flat[used], owner[used]
     size = np.bincount(owner, minlength=count)
@@ -408,7 +282,7 @@ def _contrasts(labels: Labels, contrast: Float32, edge: Mask) -> tuple[Float, Fl
     return middle, spread, np.bincount(owner, minlength=count).astype(float)
 
 
-def _medians(owner: NDArray[np.int64] | Labels, values: Float32 | Float, count: int) -> Float:
+def _medians(owner: Ints | Labels, values: Float32 | Float, count: int) -> Float:
     """Median of each column of `values` for each owner 0 … count − 1; every owner has a value."""
     sizes = np.bincount(owner, minlength=count)
     start = np.cumsum(sizes) - sizes
@@ -417,3 +291,34 @@ def _medians(owner: NDArray[np.int64] | Labels, values: Float32 | Float, count: 
         ordered = values[np.lexsort((values[:, column], owner)), column]
         result[:, column] = 0.5 * (ordered[start + (sizes - 1) // 2] + ordered[start + sizes // 2])
     return result
+
+
+def mark_seams(labels: Labels, metal: Bools) -> Bools:
+    """Regions that are mostly the blurred border of metal, not crystals that touch it.
+
+    Parameters
+    ----------
+    labels
+        1, 2, … without gaps; 0 is left out.
+    metal
+        Which regions are metal, shape (regions,).
+
+    Returns
+    -------
+    Shape (regions,).
+    """
+    if not metal.any():
+        return np.zeros(len(metal), bool)
+    near = ndimage.binary_dilation(np.isin(labels, np.flatnonzero(metal) + 1), iterations=_SEAM_PX)
+    count = len(metal) + 1
+    area = np.bincount(labels.ravel(), minlength=count)
+    share = np.bincount(labels[near], minlength=count) / np.maximum(area, 1)
+    return (share[1:] > _SEAM_SHARE) & ~metal
+
+
+def number_flakes(labels: Labels, count: int) -> Ints:
+    """Number of the flake that each of `count` regions belongs to; regions that touch, at corners too, are one."""
+    flakes, _ = ndimage.label(labels > 0, structure=np.ones((3, 3)))
+    numbers = np.zeros(count + 1, np.int64)
+    numbers[labels.ravel()] = flakes.ravel()
+    return numbers[1:]

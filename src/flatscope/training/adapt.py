@@ -18,8 +18,9 @@ from scipy import ndimage
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
-from flatscope.optical.flakes import KnownRegion, observe_known, shrink, working_factor
-from flatscope.optical.layers import MOST_LAYERS, sample_ladders
+from flatscope.optical.flakes import shrink, working_factor
+from flatscope.optical.layers import sample_ladders
+from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known
 from flatscope.optical.scenes import OPAQUE, Microscope, label_regions
 from flatscope.optical.setups import Prior
 from flatscope.results import REJECTED_LABEL

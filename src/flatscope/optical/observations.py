@@ -1,0 +1,131 @@
+"""What layer counting is given: contrasts with their errors, measured in a picture or known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flatscope.optical.regions import Regions
+
+Bools = NDArray[np.bool_]
+Float = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MOST_LAYERS = 6
+"""Layer numbers up to here are told apart; what is above is thick."""
+_WITNESS_PX = 250.0
+"""The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
+_CORRELATED_PX = 9.0
+"""Neighbouring pixels share their noise: this many of them count as one."""
+_KNOWN_SIGMA = 0.002
+"""Error of the contrast of a known region, beyond the scatter of several (1 sigma)."""
+_KNOWN_PX = 1e4
+"""Area that stands for a known region's: larger than most, so that it is looked at first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """Measured contrasts of the regions of one picture.
+
+    Parameters
+    ----------
+    contrast
+        Shape (regions, 3).
+    sigma
+        1-sigma error of each contrast, shape (regions, 3).
+    uneven
+        How much the contrast varies within a region beyond the noise (1 sigma), shape (regions, 3): edges out of
+        focus and crumpled pieces, which say little about the set-up.
+    saturated
+        Where the camera stopped counting, so that the true contrast may be any larger; shape (regions, 3), bool.
+    area_px
+        Shape (regions,).
+    known
+        Layer number where it is known, else 0; shape (regions,). No number occurs twice.
+    witness
+        Whether a region tells about the set-up; the others are only counted in the set-up that the witnesses tell.
+        Shape (regions,), bool.
+    """
+
+    contrast: Float
+    sigma: Float
+    uneven: Float
+    saturated: Bools
+    area_px: Float
+    known: Ints
+    witness: Bools
+
+    def take(self, which: Ints) -> Observation:
+        """The regions at the given places."""
+        return Observation(**{item.name: getattr(self, item.name)[which] for item in fields(self)})
+
+    def join(self, other: Observation) -> Observation:
+        """These regions, then others."""
+        return Observation(
+            **{
+                item.name: np.concatenate([getattr(self, item.name), getattr(other, item.name)])
+                for item in fields(self)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class KnownRegion:
+    """A region whose layer number the user knows: its contrast I / I_substrate − 1 in red, green, blue."""
+
+    layers: int
+    contrast: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.layers <= MOST_LAYERS:
+            raise ValueError(
+                f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart"
+            )
+
+
+def observe_regions(regions: Regions) -> Observation:
+    """What the regions of a picture that are large enough say, in the order of their labels.
+
+    Only what the network takes for crystals tells about the set-up, and of these only the large ones if there are any.
+    """
+    counted = np.flatnonzero(regions.large_enough)
+    measured = regions.measured
+    independent = np.maximum(measured.inside_px[counted], _CORRELATED_PX)[:, None]
+    sigma = np.sqrt(regions.noise**2 * _CORRELATED_PX / independent + (0.5 * regions.step) ** 2 / 3.0)
+    crystal = ~regions.foreign[counted]
+    large = crystal & (measured.area_px[counted] >= _WITNESS_PX)
+    return Observation(
+        measured.contrast[counted],
+        sigma,
+        uneven=regions.uneven[counted],
+        saturated=regions.saturated[counted],
+        area_px=measured.area_px[counted],
+        known=np.zeros(len(counted), np.int64),
+        witness=large if large.any() else crystal,
+    )
+
+
+def observe_known(known: Sequence[KnownRegion]) -> Observation:
+    """What known regions say: the median contrast of each layer number, and its scatter."""
+    layers = np.unique([region.layers for region in known]).astype(np.int64)
+    of_each = [np.array([region.contrast for region in known if region.layers == n]) for n in layers]
+    typical = np.stack([np.median(contrasts, axis=0) for contrasts in of_each])
+    scatter = np.stack(
+        [
+            1.4826 * np.median(np.abs(contrasts - middle), axis=0)
+            for contrasts, middle in zip(of_each, typical, strict=True)
+        ]
+    )
+    count = len(layers)
+    return Observation(
+        typical,
+        np.full((count, 3), _KNOWN_SIGMA),
+        uneven=scatter,
+        saturated=np.zeros((count, 3), bool),
+        area_px=np.full(count, _KNOWN_PX),
+        known=layers,
+        witness=np.ones(count, bool),
+    )
