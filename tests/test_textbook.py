@@ -1,0 +1,35 @@
+"""Values that textbooks, tables and another program state, against what flatscope computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tmm
+
+from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
+from flatscope.optical.thinfilm import cone_reflectance
+
+GARWOOD = {0: (0.0, 3.689), 1: (0.0253, 5.572), 2: (0.242, 7.225), 5: (1.623, 11.668), 10: (4.795, 18.390)}
+"""95 % limits of the mean of a Poisson count (Garwood 1936, doi:10.1093/biomet/28.3-4.437; Pearson and Hartley's
+Biometrika Tables, table 40)."""
+
+
+@pytest.mark.parametrize("name", ["graphene", "MoS2"])
+@pytest.mark.parametrize("na", [0.55, 0.9])
+def test_the_aperture_cone_averages_both_polarisations_as_tmm_does(name: str, na: float) -> None:
+    """Rings of equal width in the pupil, each weighted by its area."""
+    crystal = find_material(name)
+    index = layer_index(crystal, 0, np.array([1.0]))[0]
+    oxide, silicon = read_index("SiO2", "Malitson"), read_index("Si", "Schinke")
+    films = (crystal.layer_nm, 285.0)
+    ours = cone_reflectance([np.ones(1, complex), index, oxide, silicon], [np.array(d) for d in films], na=na)
+    rings = (np.arange(40) + 0.5) / 40.0
+    for place in range(2, len(WAVELENGTHS_NM), 24):
+        stack = [1.0, complex(index[place]), complex(oxide[place]), complex(silicon[place])]
+        theirs = [
+            tmm.unpolarized_RT(stack, [np.inf, *films, np.inf], np.arcsin(na * ring), WAVELENGTHS_NM[place])[
+                "R"
+            ]
+            for ring in rings
+        ]
+        assert ours[place] == pytest.approx(np.average(theirs, weights=rings), abs=1e-3)
