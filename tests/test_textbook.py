@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tmm
 
+from flatscope.optical.layers import Observation, count_layers
 from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
+from flatscope.optical.setups import Prior
 from flatscope.optical.thinfilm import cone_reflectance
 
 GARWOOD = {0: (0.0, 3.689), 1: (0.0253, 5.572), 2: (0.242, 7.225), 5: (1.623, 11.668), 10: (4.795, 18.390)}
@@ -33,3 +35,20 @@ def test_the_aperture_cone_averages_both_polarisations_as_tmm_does(name: str, na
             for ring in rings
         ]
         assert ours[place] == pytest.approx(np.average(theirs, weights=rings), abs=1e-3)
+
+
+def test_before_looking_n_layers_are_n_times_rarer_than_one() -> None:
+    """A contrast with an error of a thousand says nothing; the final probabilities are sharpened a little."""
+    blind = Observation(
+        contrast=np.zeros((1, 3)),
+        sigma=np.full((1, 3), 1e3),
+        uneven=np.zeros((1, 3)),
+        saturated=np.zeros((1, 3), bool),
+        area_px=np.full(1, 1000.0),
+        known=np.zeros(1, np.int64),
+        witness=np.zeros(1, bool),
+    )
+    p = count_layers(blind, Prior("graphene"), rng=np.random.default_rng(0)).p[0]
+    powers = np.log(p[0] / p[1:6]) / np.log(np.arange(2, 7))
+    assert powers == pytest.approx(powers[0], abs=0.01)
+    assert 0.99 < powers[0] < 1.2
