@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import tmm
 
+from flatscope.electron.rates import measure_rates
 from flatscope.optical.layers import Observation, count_layers
 from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
 from flatscope.optical.setups import Prior
 from flatscope.optical.thinfilm import cone_reflectance
+from flatscope.results import count_densities
 
 GARWOOD = {0: (0.0, 3.689), 1: (0.0253, 5.572), 2: (0.242, 7.225), 5: (1.623, 11.668), 10: (4.795, 18.390)}
 """95 % limits of the mean of a Poisson count (Garwood 1936, doi:10.1093/biomet/28.3-4.437; Pearson and Hartley's
@@ -52,3 +55,18 @@ def test_before_looking_n_layers_are_n_times_rarer_than_one() -> None:
     powers = np.log(p[0] / p[1:6]) / np.log(np.arange(2, 7))
     assert powers == pytest.approx(powers[0], abs=0.01)
     assert 0.99 < powers[0] < 1.2
+
+
+@pytest.mark.parametrize("count", GARWOOD)
+def test_densities_have_garwoods_limits(count: int) -> None:
+    row = count_densities({"V_S": count}, 20.0).iloc[0]
+    assert (row["low"] * 20.0, row["high"] * 20.0) == pytest.approx(GARWOOD[count], abs=6e-4)
+
+
+@pytest.mark.parametrize("count", [count for count in GARWOOD if count])
+def test_rates_have_garwoods_limits(count: int) -> None:
+    """Of so many events among 50 defects that another frame follows."""
+    events = pd.DataFrame({"event": ["hop"] * count})
+    tracks = pd.DataFrame({"frame": [0] * 25 + [1] * 25 + [2] * 25})
+    row = measure_rates(events, tracks, np.arange(3), frame_s=None).iloc[0]
+    assert (row["low"] * 50.0, row["high"] * 50.0) == pytest.approx(GARWOOD[count], abs=6e-4)
