@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tmm
+from scipy import fft
 
+from flatscope.electron.physics.crystals import Sheet
+from flatscope.electron.physics.imaging import SeriesParams, draw_series
 from flatscope.electron.rates import measure_rates
 from flatscope.optical.layers import Observation, count_layers
 from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
@@ -70,3 +73,32 @@ def test_rates_have_garwoods_limits(count: int) -> None:
     tracks = pd.DataFrame({"frame": [0] * 25 + [1] * 25 + [2] * 25})
     row = measure_rates(events, tracks, np.arange(3), frame_s=None).iloc[0]
     assert (row["low"] * 50.0, row["high"] * 50.0) == pytest.approx(GARWOOD[count], abs=6e-4)
+
+
+@pytest.mark.parametrize("defocus_nm", [-60.0, -20.0, 20.0, 60.0])
+def test_a_source_of_finite_size_damps_waves_as_the_lens_bends_them(defocus_nm: float) -> None:
+    """An atom of carbon at 80 kV with Cs = 1 mm and a source of 0.5 mrad: by exp(-2 π² α² (Cs λ² q³ - Δf q)²), where
+    underfocus is positive (Frank 1973, Optik 38, 519; Williams and Carter 2009, doi:10.1007/978-0-387-76501-3)."""
+    atom = Sheet(
+        np.array([6]), np.array([[2.0, 2.0, 0.0]]), np.zeros((0, 2)), np.zeros(0, int), np.zeros(0, "<U1")
+    )
+    side, source = 200, 0.5
+    params = SeriesParams(
+        pixel_nm=0.02,
+        voltage_kv=80.0,
+        defocus_nm=(defocus_nm,),
+        spherical_um=1000.0,
+        spread_nm=0.0,
+        blur_nm=0.0,
+    )
+    point, wide = (
+        fft.rfft2(draw_series(atom, one, shape=(side, side))[0].astype(float))
+        for one in (params, SeriesParams(**{**vars(params), "source_mrad": source}))
+    )
+    q = np.hypot(fft.fftfreq(side, 0.02)[:, None], fft.rfftfreq(side, 0.02)[None])
+    wavelength = 4.1757e-3
+    bend = 1e6 * wavelength**2 * q**3 - defocus_nm * q
+    expected = point * np.exp(-2.0 * np.pi**2 * (1e-3 * source) ** 2 * bend**2)
+    seen = (q > 0.0) & (q < 6.0)
+    off = np.linalg.norm((wide - expected)[seen]) / np.linalg.norm((wide - point)[seen])
+    assert off < 0.005
