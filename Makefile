@@ -32,7 +32,7 @@ contract: .venv/installed-test
 
 # One thread a process: torch and ONNX Runtime spin against each other otherwise.
 tests: .venv/installed-test
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=20
 
 # Independent of one another: make -j2 runs two at a time, one thread each.
 studies: $(STUDIES)
