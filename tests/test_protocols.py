@@ -1,0 +1,102 @@
+"""What studies and recipes promise: nothing leaks, nothing is chosen on the test set, and what is shown is what is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flatscope.electron.defects import DefectParams, find_defects, name_class
+from flatscope.electron.drawing.noise import NoiseParams
+from flatscope.electron.drawing.specimens import draw_scanned
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
+from flatscope.electron.physics.imaging import ScanParams
+from flatscope.evaluation.papers import defectfinder2018
+from flatscope.evaluation.windows import KINDS, Windows
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Calibration, Micrograph
+
+torch = pytest.importorskip("torch")
+
+
+class Marked(Network):
+    """A network whose map of each class carries the class's number, and is as bright as before on average."""
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        maps = super().run(x)
+        marks = 1000.0 * (1.0 + np.arange(maps.shape[1], dtype=np.float32))
+        maps[:, :, 0, 0] += marks
+        maps[:, :, 0, 1] -= marks
+        return maps
+
+    @staticmethod
+    def read(maps: np.ndarray) -> np.ndarray:
+        """The classes of maps, shape (n, rows, cols)."""
+        return np.rint((maps[:, 0, 0] - maps[:, 0, 1]) / 2000.0).astype(int) - 1
+
+
+def test_the_evidence_of_a_defect_is_the_map_of_its_own_kind() -> None:
+    scanned = draw_scanned(
+        np.random.default_rng(1),
+        SheetParams("WS2", vacancies={"first": 0.03, "one": 0.03, "both": 0.03}, antisites=0.03),
+        ScanParams(pixel_nm=0.025),
+        NoiseParams(gain=1.0),
+        shape=(200, 200),
+        electrons_per_px=100.0,
+    )
+    scan = Micrograph(scanned.image, float(scanned.image.max()), Calibration((0.025, 0.025), "user"))
+    network = Marked(**vars(Network.load("defects", task="defects", threads=1)))
+    table = find_defects(scan, DefectParams("WS2"), network=network)
+    shown = np.isfinite(table.evidence).all((1, 2))
+    rows = table.frame[shown]
+    assert {"V_W", "V_S", "V_S2"} <= set(rows["kind"])
+    said = [
+        name_class(index, find_crystal("WS2"), bright=ratio > 1.0)
+        for index, ratio in zip(Marked.read(table.evidence[shown]), rows["intensity_ratio"], strict=True)
+    ]
+    assert said == list(rows["kind"])
+
+
+class Memory(torch.nn.Module):
+    """Knows the windows it was trained on, however they are turned or mirrored, and takes others for the first kind.
+
+    Its activation map of a kind is that kind's number everywhere.
+    """
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__()
+        self.known = dict(zip(map(self.recall, windows.images), windows.kinds, strict=True))
+
+    @staticmethod
+    def recall(window: Any) -> bytes:
+        """How far from the middle the brightest pixels lie."""
+        rows, cols = np.unravel_index(np.argsort(np.ravel(window))[-20:], (64, 64))
+        return np.rint(2.0 * ((rows - 31.5) ** 2 + (cols - 31.5) ** 2)).tobytes()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kinds = torch.tensor([int(self.known.get(self.recall(window), 0)) for window in x])
+        return torch.nn.functional.one_hot(kinds, len(KINDS)).float()
+
+    def activation(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.arange(float(len(KINDS)))[None, :, None, None].expand(len(x), -1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> defectfinder2018.Study:
+    """DefectFinder's study on noise, with a network that only remembers."""
+
+    def draw(count: int, *, seed: int, noise: str) -> Windows:
+        rng = np.random.default_rng(seed)
+        sheets = np.repeat(np.arange(count), 12)
+        return Windows(
+            rng.normal(size=(len(sheets), 64, 64)).astype(np.float32),
+            rng.normal(size=(len(sheets), 2, 24, 24)).astype(np.float32),
+            np.tile(np.arange(len(KINDS)), 2 * count),
+            sheets,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(defectfinder2018, "draw_windows", draw)
+        patch.setattr(defectfinder2018, "_train", lambda windows, **settings: Memory(windows))
+        return defectfinder2018.run("quick", out=tmp_path_factory.mktemp("study"))
