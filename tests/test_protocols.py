@@ -100,3 +100,15 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> defectfinder2018.Stu
         patch.setattr(defectfinder2018, "draw_windows", draw)
         patch.setattr(defectfinder2018, "_train", lambda windows, **settings: Memory(windows))
         return defectfinder2018.run("quick", out=tmp_path_factory.mktemp("study"))
+
+
+def test_defectfinder_by_copy_leaks_and_by_sheet_does_not(remembered: defectfinder2018.Study) -> None:
+    """The published split tests on turned copies of training windows: memory is enough there, and chance elsewhere."""
+    assert remembered.by_copy.value == 1.0
+    assert remembered.by_sheet.value == pytest.approx(1.0 / len(KINDS))
+    assert list(remembered.grid.values()) == pytest.approx([1.0 / len(KINDS)] * len(remembered.grid))
+
+
+def test_defectfinder_shows_the_map_of_each_windows_own_kind(remembered: defectfinder2018.Study) -> None:
+    shown = [float(np.mean(activation)) for _, activation in remembered.examples]
+    assert shown == list(range(len(KINDS)))
