@@ -1,4 +1,4 @@
-"""What studies and recipes promise: nothing leaks, nothing is chosen on the test set, and what is shown is what is said."""
+"""What studies and recipes promise: no leaks but those they name, no choice on the test set, maps of what is named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flatscope.electron.drawing.noise import NoiseParams
 from flatscope.electron.drawing.specimens import draw_scanned
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
-from flatscope.evaluation.papers import defectfinder2018
+from flatscope.evaluation.papers import defectfinder2018, larsen2021
 from flatscope.evaluation.windows import KINDS, Windows
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph
@@ -112,3 +112,35 @@ def test_defectfinder_by_copy_leaks_and_by_sheet_does_not(remembered: defectfind
 def test_defectfinder_shows_the_map_of_each_windows_own_kind(remembered: defectfinder2018.Study) -> None:
     shown = [float(np.mean(activation)) for _, activation in remembered.examples]
     assert shown == list(range(len(KINDS)))
+
+
+def test_larsens_thresholds_are_chosen_on_series_that_nobody_is_scored_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Series that a network reads with several thresholds choose one; flatscope only sees those that count."""
+    read: dict[bytes, set[float]] = {}
+    scored: set[bytes] = set()
+    nothing = np.zeros((0, 2)), np.zeros(0, np.int64)
+
+    def read_pixels(net: Any, specimen: Any, *, least: float) -> Any:
+        read.setdefault(specimen.sheet.positions_nm.tobytes(), set()).add(least)
+        return nothing
+
+    def find_columns_in(specimen: Any, *settings: Any) -> Any:
+        scored.add(specimen.sheet.positions_nm.tobytes())
+        return (*nothing, np.zeros(0))
+
+    for name, value in (
+        ("read_pixels", read_pixels),
+        ("find_columns_in", find_columns_in),
+        ("_train", lambda bodies, *settings, **more: bodies),
+        ("_show", lambda support, methods: ()),
+        ("_time", lambda nets, network: (dict.fromkeys((*nets, larsen2021.OURS), 0.0), 1.0)),
+    ):
+        monkeypatch.setattr(larsen2021, name, value)
+    monkeypatch.setitem(larsen2021.SIZES, "quick", larsen2021.Size(64, 1, 1, 2, (4, 8), 1, 1, (), 0))
+    study = larsen2021.run("quick")
+    chosen_on = {sheet for sheet, thresholds in read.items() if len(thresholds) > 1}
+    assert len(chosen_on) == len(scored) == 2  # one on each support
+    assert {line.method for line in study.lines} == {larsen2021.MSD, larsen2021.UNET, larsen2021.OURS}
+    assert not chosen_on & scored
