@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from flatscope.electron.defects import DefectParams, find_defects, name_class
+from flatscope.electron.drawing.appearance import Look
+from flatscope.electron.drawing.microscopes import Teacher
 from flatscope.electron.drawing.noise import NoiseParams
 from flatscope.electron.drawing.specimens import draw_scanned
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
@@ -144,3 +148,55 @@ def test_larsens_thresholds_are_chosen_on_series_that_nobody_is_scored_on(
     assert len(chosen_on) == len(scored) == 2  # one on each support
     assert {line.method for line in study.lines} == {larsen2021.MSD, larsen2021.UNET, larsen2021.OURS}
     assert not chosen_on & scored
+
+
+def test_translation_there_and_back_is_learned_from_the_cycle_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the published weight of that loss, and all others at 0."""
+    from flatscope.training import realism as home
+    from flatscope.training import recipes
+
+    made: list[Any] = []
+
+    class Kept(home.Generator):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            made.append(self)
+
+    monkeypatch.setattr(home, "Generator", Kept)
+    for name in ("ADVERSARIAL", "IDENTITY", "ATTENTION"):
+        monkeypatch.setattr(home, name, 0.0)
+    look = Look(
+        "MoS2",
+        0.026,
+        np.array([[10.5, 5.0], [-4.6, 12.0]]),
+        0.8,
+        NoiseParams(gain=0.1),
+        -1.0,
+        (ScanParams(pixel_nm=0.026),),
+    )
+    crops = np.random.default_rng(0).normal(size=(8, look.side_px, look.side_px)).astype(np.float32)
+    teacher = Teacher(look, crops, crops, np.zeros((64, 64)), "drawn")
+    recipe = replace(
+        recipes.load("realism"),
+        scenes_train=1,
+        scene_px=128,
+        widths=(4, 8),
+        batch=4,
+        epochs=1,
+        lr=2e-3,
+        weight_decay=0.0,
+        max_minutes=None,
+    )
+    x = torch.from_numpy(crops[:, None])
+    errors = []
+    for epochs in (1, 7):
+        made.clear()
+        home.train(
+            replace(recipe, epochs=epochs), teacher, out=tmp_path / str(epochs), fourier=False, workers=1
+        )
+        to_real, to_drawn = made
+        with torch.inference_mode():
+            errors.append(float((to_drawn(to_real(x)) - x).abs().mean()))
+    assert errors[1] < 0.7 * errors[0]
