@@ -11,8 +11,9 @@ from scipy import fft
 from flatscope.electron.physics.crystals import Sheet
 from flatscope.electron.physics.imaging import SeriesParams, draw_series
 from flatscope.electron.rates import measure_rates
-from flatscope.optical.layers import Observation, count_layers
+from flatscope.optical.layers import count_layers
 from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
+from flatscope.optical.observations import Observation
 from flatscope.optical.setups import Prior
 from flatscope.optical.thinfilm import cone_reflectance
 from flatscope.results import count_densities
