@@ -16,19 +16,24 @@ from scipy import ndimage, stats
 import flatscope
 from flatscope.app.cli import run
 from flatscope.electron.defects import (
-    CLASSES,
-    GROUPS,
     DefectParams,
-    classify_sites,
     find_defects,
     fit_mixture,
     forbid,
-    name_class,
-    name_dopant,
 )
 from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
 from flatscope.electron.drawing.noise import SPOILS, NoiseParams, spoil
 from flatscope.electron.drawing.specimens import Scanned, draw_scanned
+from flatscope.electron.kinds import (
+    COLUMN_CLASSES,
+    D_M,
+    GROUPS,
+    SITE_CLASSES,
+    SITE_KINDS,
+    classify_sites,
+    find_kind,
+    list_kinds,
+)
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.rates import (
@@ -134,6 +139,34 @@ def test_swapped_sublattices_swap_their_crops() -> None:
     assert (sites.sublattice + other.sublattice == 1).all()
 
 
+# The vocabulary
+
+
+def test_shipped_networks_know_the_same_classes_in_the_same_order(network: Network) -> None:
+    assert network.card.classes == SITE_CLASSES
+    assert Network.load("columns", task="columns", threads=1).card.classes == COLUMN_CLASSES
+    for sublattice, (first, end) in enumerate(GROUPS):
+        assert {kind.sublattice for kind in SITE_KINDS[first:end]} == {sublattice}
+        assert [kind.what for kind in SITE_KINDS[first:end]].index("usual") == 0
+
+
+@pytest.mark.parametrize("material", ["WSe2", "MoS2", "hBN"])
+def test_a_name_leads_back_to_its_kind(material: str) -> None:
+    crystal = find_crystal(material)
+    for sublattice in (0, 1):
+        for kind in list_kinds(crystal, sublattice):
+            name = kind.name_in(crystal, "Ti") or crystal.species[sublattice]
+            assert find_kind(name, crystal) == kind
+    assert find_kind("vanadium_" + crystal.species[0], crystal) is D_M
+    assert find_kind("Xx_" + crystal.species[0], crystal) is None and find_kind("", crystal) is None
+
+
+def test_the_names_that_users_know() -> None:
+    crystal = find_crystal("WSe2")
+    names = [kind.name_in(crystal) for kind in SITE_KINDS]
+    assert names == ["", "V_W", "X_W", "Se_W", "", "V_Se", "V_Se2", "W_Se2", "O_Se"]
+
+
 # Defects in images
 
 
@@ -157,7 +190,7 @@ def test_planted_defects_are_found_and_named(material: str, network: Network) ->
     found = table.found
     places = found[["row_px", "col_px"]].to_numpy(float)
     pairs = match_points(places, true[planted], 4.0)
-    names = [name_class(int(one), crystal, "Ti") for one in classes[planted]]
+    names = [SITE_KINDS[one].name_in(crystal, "Ti") for one in classes[planted]]
     assert planted.sum() > 25
     assert len(pairs) >= 0.95 * planted.sum()
     extra = ((places > 12.0) & (places < 307.0)).all(1).sum() - len(pairs)
@@ -275,15 +308,16 @@ def measure_quiet(read_sigma: float) -> tuple[float, float]:
 
 def test_names_fit_the_brightness() -> None:
     """A lighter dopant is not on a brighter site, nothing that lacks atoms is, and vanadium is no vacancy."""
-    assert name_dopant("W", "Ti", bright=False) == "Ti_W"
-    assert name_dopant("W", "Ti", bright=True) == "X_W"
-    assert name_dopant("Mo", "W", bright=True) == "W_Mo"
-    assert name_dopant("Mo", "V", bright=False) == "vanadium_Mo"
-    assert name_dopant("C", "", bright=True) == "X_C"
-    loud = np.zeros((2, len(CLASSES)))
-    loud[:, CLASSES.index("V_M")] = 9.0
+    tungsten, molybdenum, graphene = (find_crystal(name) for name in ("WSe2", "MoS2", "graphene"))
+    assert D_M.name_in(tungsten, "Ti", bright=False) == "Ti_W"
+    assert D_M.name_in(tungsten, "Ti", bright=True) == "X_W"
+    assert D_M.name_in(molybdenum, "W", bright=True) == "W_Mo"
+    assert D_M.name_in(molybdenum, "V", bright=False) == "vanadium_Mo"
+    assert D_M.name_in(graphene, bright=True) == "X_C"
+    loud = np.zeros((2, len(SITE_CLASSES)))
+    loud[:, SITE_CLASSES.index("V_M")] = 9.0
     likely = forbid(loud, np.array([0.4, 1.6])).argmax(1)
-    assert CLASSES[likely[0]] == "V_M" and CLASSES[likely[1]] not in ("V_M", "V_X", "V_X2", "O_X")
+    assert SITE_CLASSES[likely[0]] == "V_M" and SITE_CLASSES[likely[1]] not in ("V_M", "V_X", "V_X2", "O_X")
 
 
 def test_noise_alone_is_no_element_of_its_own() -> None:
@@ -746,14 +780,14 @@ def test_the_site_network_is_trained_and_exported(tmp_path: Path) -> None:
     recipe = recipes.load(
         "defects", scenes_train=6, scenes_val=3, scene_px=128, widths=[8, 8, 8], epochs=1, batch=16
     )
-    assert len(CLASSES) == GROUPS[-1][1]
+    assert len(SITE_CLASSES) == GROUPS[-1][1]
     drawn = [home.draw_crops(3, side=128, seed=1, workers=workers) for workers in (1, 2)]
     np.testing.assert_array_equal(drawn[0].images, drawn[1].images)
     outcome = home.train(recipe, out=tmp_path, workers=1)
     path = export.export(outcome.net, home.make_card(recipe, outcome), tmp_path / "own.onnx")
     own = Network.load(path, task="defects", threads=1)
     x = np.random.default_rng(0).normal(size=(5, 2, CROP_PX, CROP_PX)).astype(np.float32)
-    assert own.run(x).shape == (5, len(CLASSES), 6, 6)
+    assert own.run(x).shape == (5, len(SITE_CLASSES), 6, 6)
     # Probabilities sharpened, order kept.
     before = outcome.net(home.supervised.to_tensor(x.transpose(0, 2, 3, 1))).mean((2, 3)).detach().numpy()
     outcome.net.sharpen(0.5)

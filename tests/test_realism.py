@@ -26,8 +26,7 @@ from flatscope.electron.drawing.appearance import (
 )
 from flatscope.electron.drawing.crops import (
     choose_side,
-    classify,
-    cut_cells,
+    cut_around,
     find_centres,
     find_noise,
     flatten,
@@ -40,8 +39,9 @@ from flatscope.electron.drawing.microscopes import Teacher, learn_look
 from flatscope.electron.drawing.noise import NoiseParams, fit_noise, scan
 from flatscope.electron.drawing.specimens import draw_microscope, draw_scanned
 from flatscope.electron.drawing.translation import check_honesty
+from flatscope.electron.kinds import classify_marks
 from flatscope.electron.lattice import find_lattice, map_phases
-from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform
+from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
@@ -134,14 +134,14 @@ def test_crops_go_back_to_where_they_came_from(drawn: Drawn) -> None:
     image = drawn.image.astype(np.float32)
     side = choose_side(drawn.sites.phases.lattice.constant_px)
     assert side % 8 == 0 and side >= 2.0 * drawn.sites.phases.lattice.constant_px
-    cells = cut_cells(image, np.vstack(list(find_centres(drawn.sites).values())), side=side, clip=True)
+    cells = cut_around(image, np.vstack(list(find_centres(drawn.sites).values())), side=side, clip=True)
     np.testing.assert_array_equal(put_back(cells.images, cells, image.shape), image)
     np.testing.assert_allclose(put_back_mean(cells.images[:, None], cells, image.shape)[0], image, atol=1e-5)
-    few = cut_cells(image, drawn.sites.positions[:3], side=side, clip=True)
+    few = cut_around(image, drawn.sites.positions[:3], side=side, clip=True)
     with pytest.raises(ValueError, match="some pixels lie in no crop"):
         put_back(few.images, few, image.shape)
     with pytest.raises(ValueError, match="10x10 px are too few: crops are"):
-        cut_cells(image[:10, :10], drawn.sites.positions, side=side)
+        cut_around(image[:10, :10], drawn.sites.positions, side=side)
 
 
 def test_crops_are_centred_on_metal_chalcogen_and_hollow(drawn: Drawn) -> None:
@@ -153,7 +153,7 @@ def test_crops_are_centred_on_metal_chalcogen_and_hollow(drawn: Drawn) -> None:
         for name, places in centres.items()
     }
     assert heights["first"] > heights["second"] + 0.5 > heights["hollow"] + 1.0
-    cells = cut_cells(drawn.image, centres["second"], side=32, clip=True)
+    cells = cut_around(drawn.image, centres["second"], side=32, clip=True)
     whole = ((centres["second"] > 17) & (centres["second"] < 142)).all(1)
     assert np.abs(cells.corners + 15.5 - centres["second"])[whole].max() <= 0.5
 
@@ -180,7 +180,7 @@ def test_defects_are_marked_where_they_are_and_nowhere_else() -> None:
     rng = np.random.default_rng(5)
     contents = replace(draw_few_defects(rng, "MoS2", dopants=("W",)), field_nm=(5.0, 5.0), antisites=0.02)
     sheet = build_sheet(rng, contents)
-    kinds = classify(sheet, "MoS2")
+    kinds = classify_marks(sheet, find_crystal("MoS2"))
     for species, sublattice, kind in (
         ("Mo", 0, 0), ("W", 0, 3), ("S2", 1, 0), ("S", 1, 1), ("", 1, 1), ("OS", 1, 2), ("Mo", 1, 255), ("S2", 0, 255),
     ):  # fmt: skip
@@ -320,7 +320,9 @@ def test_a_faithful_look_moves_nothing(drawn: Drawn) -> None:
 
 
 def test_a_column_that_is_moved_is_rejected_and_no_other(drawn: Drawn) -> None:
-    perfect = np.flatnonzero((drawn.sheet.species == "Mo") & (classify(drawn.sheet, "MoS2") == 0))
+    perfect = np.flatnonzero(
+        (drawn.sheet.species == "Mo") & (classify_marks(drawn.sheet, find_crystal("MoS2")) == 0)
+    )
     places = drawn.sheet.sites_nm[perfect] / PIXEL_NM
     victim = places[np.hypot(*(places - 80.0).T).argmin()]
 
@@ -360,7 +362,7 @@ def test_distances_are_none_to_itself_and_grow_with_what_differs(drawn: Drawn) -
     centres = np.vstack(list(find_centres(drawn.sites).values()))
 
     def cut(image: np.ndarray) -> np.ndarray:
-        return cut_cells(image.astype(np.float32), centres, side=32).images
+        return cut_around(image.astype(np.float32), centres, side=32).images
 
     noisy = [drawn.image + 0.8 * np.random.default_rng(k).normal(size=drawn.image.shape) for k in (1, 2)]
     real, again = (cut(image) for image in noisy)

@@ -25,6 +25,7 @@ from flatscope.electron.drawing.noise import (
     simulate_again,
 )
 from flatscope.electron.drawing.specimens import draw_contents, draw_optics, draw_specimen
+from flatscope.electron.kinds import FIRST, OTHER, PART, SECOND, UNKNOWN, list_defects
 from flatscope.electron.lattice import NoLatticeError, find_lattice
 from flatscope.electron.physics.beam import find_phase, find_wavelength
 from flatscope.electron.physics.crystals import (
@@ -33,7 +34,6 @@ from flatscope.electron.physics.crystals import (
     SheetParams,
     build_sheet,
     find_crystal,
-    list_defects,
 )
 from flatscope.electron.physics.imaging import ScanParams, SeriesParams, draw_adf, draw_series
 from flatscope.electron.physics.vibrations import count_neighbours, find_amplitudes, read_amplitudes
@@ -90,7 +90,7 @@ def test_defects_are_listed_by_their_usual_names() -> None:
     )
     built = build_sheet(np.random.default_rng(0), params)
     kinds = {defect.kind for defect in list_defects(built, "MoS2")}
-    assert kinds == {"V_Mo", "V_S", "V_S2", "W_Mo", "O_S", "S2_Mo", "Mo_S2", "C"}
+    assert kinds == {"V_Mo", "V_S", "V_S2", "W_Mo", "O_S", "S_Mo", "Mo_S2", "C"}
     atoms = {"Mo": 1, "S2": 2, "S": 1, "": 0, "W": 1, "OS": 2, "C": 1}
     assert len(built.numbers) == sum(atoms[str(name)] for name in built.species)
     assert list_defects(build_sheet(np.random.default_rng(0)), "MoS2") == []
@@ -280,7 +280,7 @@ def test_resampling_keeps_counts_and_places() -> None:
 def test_marked_pixels_point_to_their_column() -> None:
     drawn = specimen(vacancies={"one": 0.2}, patches=1)
     truth = focal.mark_columns(drawn.sheet, MOS2, shape=(160, 160))
-    rows, cols = np.nonzero((truth[..., 0] > 0) & (truth[..., 0] != focal.IGNORE))
+    rows, cols = np.nonzero((truth[..., 0] > 0) & (truth[..., 0] != UNKNOWN))
     there = np.stack([rows + truth[rows, cols, 1], cols + truth[rows, cols, 2]], axis=1) * focal.PIXEL_NM
     from scipy.spatial import cKDTree
 
@@ -294,8 +294,8 @@ def test_a_series_gives_its_columns_back(network: Network) -> None:
     drawn = specimen(vacancies={"one": 0.08, "both": 0.03}, holes=1)
     table = find_columns(as_stack(drawn), ColumnParams("MoS2", defocus_nm=(-3.0, 2.0, 7.0)), network=network)
     found = table.found
-    names = {"Mo": focal.FIRST, "S2": focal.SECOND, "S": focal.PART}
-    kinds = np.array([names.get(str(name), focal.OTHER) for name in found["species"]])
+    names = {"Mo": FIRST, "S2": SECOND, "S": PART}
+    kinds = np.array([names.get(str(name), OTHER) for name in found["species"]])
     places = found[["row_px", "col_px"]].to_numpy(float) * drawn.optics.pixel_nm
     sigma = found["sigma_px"].to_numpy(float) * drawn.optics.pixel_nm
     counts = score(drawn, MOS2, places, kinds, sigma_nm=sigma)
@@ -427,7 +427,7 @@ def test_turned_copies_still_point_to_their_columns() -> None:
     ends = set()
     for seed in range(12):
         turned, marked = columns.turn(np.random.default_rng(seed), images, truth)
-        rows, cols = np.nonzero((marked[..., 0] > 0) & (marked[..., 0] < focal.IGNORE))
+        rows, cols = np.nonzero((marked[..., 0] > 0) & (marked[..., 0] < UNKNOWN))
         down, right = (marked[rows, cols, axis].astype(float) for axis in (1, 2))
         # All pixels of a column point to the same place, or nearly so in half precision.
         places = np.round(np.stack([rows + down, cols + right], axis=1) * 4.0) / 4.0
@@ -446,7 +446,7 @@ def test_the_loss_is_least_where_the_truth_is() -> None:
     truth = torch.zeros(1, 8, 8, 3)
     truth[0, 2:5, 2:5, 0] = 2.0
     truth[0, 2:5, 2:5, 1] = 0.5
-    truth[0, 6, 6, 0] = float(focal.IGNORE)
+    truth[0, 6, 6, 0] = float(UNKNOWN)
     answers = torch.zeros(1, 8, 8, 8)
     answers[0, 0], answers[0, 2, 2:5, 2:5], answers[0, 0, 2:5, 2:5] = 6.0, 6.0, 0.0
     answers[0, 5, 2:5, 2:5] = 0.5

@@ -31,7 +31,8 @@ from flatscope.electron.drawing.specimens import (
     draw_specimen,
 )
 from flatscope.electron.drawing.translation import MOVED_NM, TASK, check_honesty, translate
-from flatscope.electron.physics.crystals import Sheet, find_crystal, list_defects
+from flatscope.electron.kinds import UNKNOWN, list_defects
+from flatscope.electron.physics.crystals import Sheet, find_crystal
 from flatscope.electron.physics.imaging import draw_series
 from flatscope.electron.physics.multislice import MultisliceError, simulate_series
 from flatscope.files.read import read
@@ -306,7 +307,7 @@ def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _
     image = change_dose(drawn, look_like(rng, drawn), times)
     item = _pack(image[None], drawn.sheet, order, params)
     near = cKDTree(bad).query(_place_pixels(order))[0] if len(bad) else np.full(item.mask.shape, np.inf)
-    item.mask[near < _AROUND_NM] = focal.IGNORE
+    item.mask[near < _AROUND_NM] = UNKNOWN
     return item
 
 

@@ -14,10 +14,10 @@ from flatscope.app import show
 from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams
-from flatscope.electron.defects import MATERIALS, DefectParams
+from flatscope.electron.defects import DefectParams
 from flatscope.electron.drawing.appearance import draw_clean
 from flatscope.electron.drawing.microscopes import learn_look
-from flatscope.electron.physics.crystals import find_crystal
+from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
 from flatscope.electron.scans import open_scan
 from flatscope.files.layer_labels import find_layer_labels
 from flatscope.files.read import find_pictures, read
@@ -165,7 +165,7 @@ def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
     """The crystal of an image whose look is learned."""
     known = checked(DefectParams, material=material, dopants=dopants)
     if not find_crystal(known.material).is_dichalcogenide:
-        raise MicrographError(f"--material {material}: a look is learned of {', '.join(MATERIALS)}")
+        raise MicrographError(f"--material {material}: a look is learned of {', '.join(DICHALCOGENIDES)}")
     return known
 
 

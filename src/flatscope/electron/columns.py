@@ -19,9 +19,7 @@ import flatscope
 from flatscope.electron.drawing.specimens import DEFOCUS_NM, STEP_NM
 from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
 from flatscope.electron.focal import (
-    FIRST,
     PIXEL_NM,
-    SECOND,
     Reading,
     align,
     find_clearest,
@@ -31,7 +29,8 @@ from flatscope.electron.focal import (
     resample,
     settle_sublattices,
 )
-from flatscope.electron.focal import OTHER as OTHER_CLASS
+from flatscope.electron.kinds import FIRST, SECOND
+from flatscope.electron.kinds import OTHER as OTHER_CLASS
 from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases, measure_strain
 from flatscope.electron.physics.crystals import Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, SATURATED_SHARE, calibrate, open_scan, warn_of_lattice

@@ -16,27 +16,20 @@ from scipy import ndimage, special, stats
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.physics.crystals import CRYSTALS, NUMBERS, Crystal, Sheet, find_crystal
+from flatscope.electron.kinds import CONTAMINATION, DISORDER, GROUPS, HOLE, SITE_KINDS, list_kinds
+from flatscope.electron.physics.crystals import NUMBERS, Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, open_scan
 from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
-from flatscope.results import DEFECT_COLUMNS, EXTENDED_KINDS, DefectTable, Provenance
+from flatscope.results import DEFECT_COLUMNS, DefectTable, Provenance
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-CLASSES = ("M", "V_M", "D_M", "X_M", "X2", "V_X", "V_X2", "M_X2", "O_X")
-"""What a network tells apart, in order: a metal site as it should be, vacant, with a dopant, with a pair of chalcogens;
-a chalcogen site as it should be, lacking one, lacking both, with a metal atom, with oxygen in place of one."""
-GROUPS = ((0, 4), (4, 9))
-"""Those of a metal site and of a chalcogen site: (first, last + 1)."""
-UNKNOWN = 255
-_DIM, _NEVER = (1, 5, 6, 8), -30.0
-"""Classes of which something lacks, or is lighter: never brighter than usual."""
+_NEVER = -30.0
 _PRIOR = 3.0
 """So many defects of each kind are added to those of an image when their shares are estimated."""
-MATERIALS = tuple(name for name, crystal in CRYSTALS.items() if crystal.is_dichalcogenide)
 
 _LEAST_P, SURE_P = 0.5, 0.8
 """A site is a defect above the first, and one to rely on above the second."""
@@ -101,62 +94,10 @@ class DefectParams:
             raise ValueError(f"dopants = {self.dopants!r}: give one element of {', '.join(NUMBERS)}")
 
 
-def classify_sites(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
-    """Places in `CLASSES` of what stands on each site of a sheet, 255 where that is none of them or cannot be seen."""
-    metal, chalcogen = crystal.first[0], crystal.second[0]
-    names = (
-        {metal: 0, "": 1, crystal.species[1]: 3},
-        {crystal.species[1]: 4, chalcogen: 5, "": 6, metal: 7, f"O{chalcogen}": 8},
-    )
-    found = np.full(len(sheet.species), UNKNOWN)
-    for index, (name, kind) in enumerate(zip(sheet.species, sheet.sublattice, strict=True)):
-        if kind >= 0 and not sheet.buried[index]:
-            default = 2 if kind == 0 and str(name) in NUMBERS else UNKNOWN
-            found[index] = names[kind].get(str(name), default)
-    return found
-
-
-def name_class(index: int, crystal: Crystal, dopants: str = "", *, bright: bool | None = None) -> str:
-    """A class in the usual notation: "V_W", "Ti_W" or "X_W", "Se_W", "V_Se", "V_Se2", "W_Se2", "O_Se"; "" for usual.
-
-    Parameters
-    ----------
-    index
-        Place in `CLASSES`.
-    crystal
-        The material.
-    dopants
-        Element that is known to be there.
-    bright
-        Whether the site is brighter than usual: a lighter element is not.
-    """
-    metal, chalcogen = crystal.first[0], crystal.second[0]
-    pair = crystal.species[1]
-    return (
-        "",
-        f"V_{metal}",
-        name_dopant(metal, dopants, bright=bright),
-        f"{chalcogen}_{metal}",
-        "",
-        f"V_{chalcogen}",
-        f"V_{pair}",
-        f"{metal}_{pair}",
-        f"O_{chalcogen}",
-    )[index]
-
-
-def name_dopant(host: str, dopants: str, *, bright: bool | None = None) -> str:
-    """What another element on a site is called: "Ti_W", or "X_W" where nobody knows or where a known one does not fit
-    the brightness. "V" is a vacancy: vanadium is written out."""
-    if not dopants or (bright is not None and bright != (NUMBERS[dopants] > NUMBERS[host.rstrip("2")])):
-        return f"X_{host}"
-    return f"{'vanadium' if dopants == 'V' else dopants}_{host}"
-
-
 def forbid(logits: Float, ratio: Float) -> Float:
     """Logits (n, classes) without what lacks atoms where a site is brighter than usual."""
-    bright = ratio > 1.0
-    return np.where(bright[:, None] & np.isin(np.arange(len(CLASSES)), _DIM)[None], _NEVER, logits)
+    darker = np.array([kind.darker for kind in SITE_KINDS])
+    return np.where((ratio > 1.0)[:, None] & darker, _NEVER, logits)
 
 
 def find_defects(
@@ -195,7 +136,7 @@ def find_defects(
     sites = scan.sites
     levelled = level(scan.image, sites.phases.lattice.constant_px)
     readings = measure_sites(levelled, sites)
-    frame, (crops, evidence) = judge(levelled, sites, readings, params, network=network)
+    frame, (crops, evidence) = name_sites(levelled, sites, readings, params, network=network)
     if not scan.sure:
         kept = frame["status"] == "ok"
         frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
@@ -232,7 +173,7 @@ def _take(images: Float, rows: NDArray[np.int64]) -> Float:
     return taken
 
 
-def judge(
+def name_sites(
     levelled: Float, sites: Sites, readings: Readings, params: DefectParams, *, network: Network | None
 ) -> tuple[pd.DataFrame, tuple[Float, Float]]:
     """Name every site that is not as it should be.
@@ -248,8 +189,9 @@ def judge(
 
     Returns
     -------
-    Rows `row_px`, `col_px`, `site`, `kind`, `kind_p`, `sublattice`, `z_score`, `intensity_ratio`, `status`, `reason`,
-    `place`, and the evidence: crops (n, 24, 24) and what in them speaks for their kind (n, rows, cols).
+    Rows `row_px`, `col_px`, `site`, `kind`, `code` (of `flatscope.electron.kinds.Kind`), `kind_p`, `sublattice`,
+    `z_score`, `intensity_ratio`, `status`, `reason`, `place`, and the evidence: crops (n, 24, 24) and what in them
+    speaks for their kind (n, rows, cols).
     """
     crystal = find_crystal(params.material)
     unusual, names = np.zeros(len(readings.ratio)), np.full(len(readings.ratio), "", object)
@@ -265,27 +207,27 @@ def judge(
     cut = ((sites.positions < rim) | (sites.positions > shape - 1.0 - rim)).any(1)
     found = np.flatnonzero((unusual > _LEAST_P) & ~cut)
     kinds, ratio = sites.sublattice[found], readings.ratio[found]
+    brighter = ratio > 1.0
     crops = cut_crops(levelled, sites, some=found)
     p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
     if network is None:
         named = [
-            name_dopant(crystal.species[kind], params.dopants, bright=True)
-            if bright
-            else f"V_{crystal.species[kind]}"
-            for kind, bright in zip(kinds, ratio > 1.0, strict=True)
+            list_kinds(crystal, kind)[2 if bright else 1]
+            for kind, bright in zip(kinds, brighter, strict=True)
         ]
     else:
         classes, p, maps = _ask(network, crops, kinds, ratio)
-        named = [
-            name_class(index, crystal, params.dopants, bright=bool(bright))
-            for index, bright in zip(classes, ratio > 1.0, strict=True)
-        ]
+        named = [SITE_KINDS[place] for place in classes]
     frame = pd.DataFrame(
         {
             "row_px": sites.positions[found, 0],
             "col_px": sites.positions[found, 1],
             "site": found,
-            "kind": np.array(named, object),
+            "kind": [
+                kind.name_in(crystal, params.dopants, bright=bool(bright))
+                for kind, bright in zip(named, brighter, strict=True)
+            ],
+            "code": [kind.code for kind in named],
             "kind_p": p * unusual[found],
             "sublattice": np.array(crystal.sublattices)[kinds],
             "z_score": readings.z[found],
@@ -448,7 +390,7 @@ def _ask(
 
 @dataclass(frozen=True)
 class Extended:
-    """What is larger than a point defect: rows like those of `judge`, and where, shape (rows, cols)."""
+    """What is larger than a point defect: rows like those of `name_sites`, and where, shape (rows, cols)."""
 
     rows: pd.DataFrame
     mask: Mask
@@ -460,7 +402,7 @@ def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: 
     Parameters
     ----------
     frame
-        See `judge`; its status and reason are changed.
+        See `name_sites`; its status and reason are changed.
     sites, image
         What it was made from.
     pixel_nm
@@ -493,13 +435,14 @@ def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: 
         here = labels == index
         area = float(here.sum())
         ratio = float(np.median(image[here])) / usual
-        kind = EXTENDED_KINDS[0 if ratio < _DARK else 1 if ratio > _BRIGHT else 2]
+        kind = HOLE if ratio < _DARK else CONTAMINATION if ratio > _BRIGHT else DISORDER
         row, col = np.argwhere(here).mean(0)
         rows.append(
             {
                 "row_px": row,
                 "col_px": col,
-                "kind": kind,
+                "kind": kind.name,
+                "code": kind.code,
                 "kind_p": np.nan,
                 "sublattice": "",
                 "z_score": np.nan,

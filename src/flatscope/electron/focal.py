@@ -12,6 +12,16 @@ from scipy.sparse import csgraph
 from scipy.spatial import cKDTree
 from skimage.feature import peak_local_max
 
+from flatscope.electron.kinds import (
+    BACKGROUND,
+    COLUMN_CLASSES,
+    FIRST,
+    OTHER,
+    PART,
+    SECOND,
+    UNKNOWN,
+    classify_columns,
+)
 from flatscope.electron.lattice import Lattice, blur
 from flatscope.electron.physics.crystals import Crystal, Sheet
 from flatscope.inference.runtime import Network
@@ -24,12 +34,8 @@ PIXEL_NM = 0.025
 _BACKGROUND_NM = 1.0
 _DISK_NM = 0.055
 """A column's pixels in the truth."""
-CLASSES = ("background", "first", "second", "part", "other")
-"""First sublattice, whole column of the second, one atom of a pair, anything else."""
 MAPS = ("down", "right", "log_sigma")
 """From a pixel to its column's middle, pixels; logarithm of that distance's 1-sigma error along either axis."""
-BACKGROUND, FIRST, SECOND, PART, OTHER = range(5)
-IGNORE = 255
 LEAST_PRESENCE = 0.5
 """Probability from which a column is there."""
 _SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
@@ -114,10 +120,10 @@ def mark_columns(
     truth = np.zeros((*shape, 3), np.float32)
     radius = _DISK_NM / pixel_nm
     offsets = np.arange(-int(np.ceil(2.0 * radius)), int(np.ceil(2.0 * radius)) + 1)
-    classes = classify(sheet, crystal)
+    classes = classify_columns(sheet, crystal)
     places = sheet.sites_nm / pixel_nm
     # What is ignored comes first, so that a column beside it stays one.
-    for chosen, reach in ((classes == IGNORE, 2.0 * radius), ((classes > 0) & (classes != IGNORE), radius)):
+    for chosen, reach in ((classes == UNKNOWN, 2.0 * radius), ((classes > 0) & (classes != UNKNOWN), radius)):
         base = np.rint(places[chosen]).astype(int)
         rows, cols, name = np.broadcast_arrays(
             base[:, 0, None, None] + offsets[:, None],
@@ -134,22 +140,6 @@ def mark_columns(
         )
         truth[rows[inside], cols[inside]] = np.stack([name[inside], down[inside], right[inside]], axis=1)
     return truth
-
-
-def classify(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
-    """Class of every site; 255 of what lies under dirt, and of lone light atoms, which nobody sees.
-
-    Returns
-    -------
-    Shape (m,): see `BACKGROUND` and the others.
-    """
-    first, second = crystal.species
-    part = crystal.second[0] if crystal.is_dichalcogenide else ""
-    known = {first: FIRST, second: SECOND, part: PART, "": BACKGROUND}
-    classes = np.array([known.get(str(name), OTHER) for name in sheet.species], np.int64)
-    classes[sheet.buried & (classes != BACKGROUND)] = IGNORE
-    classes[(sheet.sublattice < 0) & np.isin(sheet.species, ("C", "O"))] = IGNORE
-    return classes
 
 
 @dataclass(frozen=True)
@@ -187,7 +177,7 @@ def read_columns(network: Network, images: Real, *, least_p: float = LEAST_PRESE
         A column is there where its probability is at least this.
     """
     logits = network.predict(images)
-    count = len(CLASSES)
+    count = len(COLUMN_CLASSES)
     p = special.softmax(logits[:count].astype(float), axis=0)
     down, right, log_sigma = logits[count:].astype(float)
     smooth = ndimage.gaussian_filter(1.0 - p[BACKGROUND], _SMOOTH_PX)

@@ -27,15 +27,13 @@ from scipy.spatial import cKDTree
 
 import flatscope
 from flatscope.electron.defects import (
-    GROUPS,
     DefectParams,
     Mixture,
     fit_mixture,
     forbid,
-    name_class,
-    name_dopant,
     steady,
 )
+from flatscope.electron.kinds import GROUPS, list_kinds
 from flatscope.electron.lattice import (
     Lattice,
     NoLatticeError,
@@ -506,7 +504,10 @@ def _follow(
     for (i, j, kind), site in whole.groupby(["i", "j", "sublattice"], sort=True):
         # Where it is a defect, not where it is none.
         strongest = site["ratio"].to_numpy()[np.abs(site["ratio"].to_numpy() - 1.0).argmax()]
-        kinds = _list_kinds(int(kind), crystal, params, bright=bool(strongest > 1.0))
+        kinds = [
+            one.name_in(crystal, params.dopants, bright=bool(strongest > 1.0))
+            for one in list_kinds(crystal, int(kind))[1:]
+        ]
         emission = np.ones((len(frames), 1 + len(kinds)))
         seen_at = site["frame"].to_numpy()
         chance = _name(frames, site, int(kind), known=known, count=len(kinds))
@@ -569,15 +570,6 @@ def _take_brightest(table: pd.DataFrame, *, reach_nm: float) -> pd.DataFrame:
         less = np.where(ratio[pairs[:, 0]] < ratio[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
         drop += list(rows.index[np.unique(less)])
     return table.drop(index=drop).reset_index(drop=True)
-
-
-def _list_kinds(kind: int, crystal: Crystal, params: TrackParams, *, bright: bool) -> list[str]:
-    """What may be on a site of a sublattice, beside what should be."""
-    if crystal.is_dichalcogenide:
-        first, end = GROUPS[kind]
-        return [name_class(index, crystal, params.dopants, bright=bright) for index in range(first + 1, end)]
-    host = crystal.species[kind]
-    return [f"V_{host}", name_dopant(host, params.dopants, bright=bright)]
 
 
 def _name(frames: list[_Seen], site: pd.DataFrame, kind: int, *, known: _Known, count: int) -> Float:

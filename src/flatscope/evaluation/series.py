@@ -15,7 +15,15 @@ from scipy import special
 from flatscope.electron.columns import ColumnParams, find_columns
 from flatscope.electron.drawing.noise import count_electrons
 from flatscope.electron.drawing.specimens import Specimen, draw_contents, draw_optics, draw_specimen
-from flatscope.electron.focal import BACKGROUND, FIRST, IGNORE, OTHER, PART, SECOND, classify
+from flatscope.electron.kinds import (
+    BACKGROUND,
+    FIRST,
+    OTHER,
+    PART,
+    SECOND,
+    UNKNOWN,
+    classify_columns,
+)
 from flatscope.electron.physics.crystals import NUMBERS, Crystal, Sheet, find_crystal
 from flatscope.electron.physics.imaging import draw_series
 from flatscope.electron.physics.multislice import MultisliceError, simulate_series
@@ -85,16 +93,16 @@ def score(
     positions_nm
         Shape (n, 2), down and right from the centre of the first pixel.
     kinds
-        Class of each, see `flatscope.electron.focal`.
+        Class of each, see `flatscope.electron.kinds.COLUMN_CLASSES`.
     sigma_nm
         Stated errors, if there are any.
     other
         Whether columns that are none of the material's count; else they are left out like those under dirt.
     """
     side = np.array(specimen.images.shape[1:]) * specimen.optics.pixel_nm
-    classes = classify(specimen.sheet, crystal)
+    classes = classify_columns(specimen.sheet, crystal)
     if not other:
-        classes = np.where(classes == OTHER, IGNORE, classes)
+        classes = np.where(classes == OTHER, UNKNOWN, classes)
 
     def inside(places: Float) -> NDArray[np.bool_]:
         return np.asarray(((places > _RIM_NM) & (places < side - _RIM_NM)).all(1))
@@ -106,15 +114,15 @@ def score(
     found, kinds = positions_nm[kept], kinds[kept]
     stated = np.zeros(len(found)) if sigma_nm is None else sigma_nm[kept]
     pairs = [(i, j) for i, j in match_points(found, true, MATCH_NM)]
-    ignored = sum(classes[j] == IGNORE for _, j in pairs)
-    pairs = [(i, j) for i, j in pairs if classes[j] != IGNORE]
+    ignored = sum(classes[j] == UNKNOWN for _, j in pairs)
+    pairs = [(i, j) for i, j in pairs if classes[j] != UNKNOWN]
     right = [(i, j) for i, j in pairs if kinds[i] == classes[j]]
     error = np.array([found[i] - true[j] for i, j in pairs]).reshape(-1, 2)
     return Counts(
         right=len(right),
         placed=len(pairs),
         found=len(found) - int(ignored),
-        true=int((classes != IGNORE).sum()),
+        true=int((classes != UNKNOWN).sum()),
         part_right=sum(classes[j] == PART for _, j in right),
         part_found=int((kinds == PART).sum()),
         part_true=int((classes == PART).sum()),

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.defects import CLASSES, GROUPS, classify_sites, name_class
 from flatscope.electron.drawing.noise import SPOILS, NoiseParams, scan, spoil
 from flatscope.electron.drawing.specimens import draw_microscope
+from flatscope.electron.kinds import D_M, M_X2, SITE_KINDS, V_M, V_X, V_X2, X_M, Kind, classify_sites
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
@@ -24,7 +24,7 @@ from flatscope.inference.runtime import Network
 Float = NDArray[np.float64]
 
 WINDOW_PX, WINDOW_NM, MATERIAL = 64, 1.7, "WS2"
-KINDS = ("V_M", "V_X", "V_X2", "M_X2", "X_M", "D_M")
+KINDS = (V_M, V_X, V_X2, M_X2, X_M, D_M)
 """Six kinds of window: vacancies of W, of S and of both S, W on both S, S on W, and a dopant (Mo) on W."""
 _SPECIES = ("", "S", "", "W", "S", "Mo")
 """What stands on the site of each."""
@@ -125,7 +125,7 @@ def _draw_windows(
     if noise != "none":
         image = spoil(rng, image, noise, variance=_SPOILT_VARIANCE)
     classes = classify_sites(sheet, crystal)
-    wanted = [CLASSES.index(kind) for kind in KINDS]
+    wanted = [SITE_KINDS.index(kind) for kind in KINDS]
     half = WINDOW_PX // 2
     inner = ((places > half) & (places < _FIELD_PX - half)).all(1)
     mine = np.flatnonzero(inner & np.isin(classes, wanted))
@@ -172,8 +172,8 @@ def _misalign(optics: ScanParams, strength: float, *, seed: int) -> ScanParams:
 
 def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
     """Places in `KINDS` by flatscope's network; which sublattice a defect is on, the lattice knows."""
-    wanted = np.array([CLASSES.index(kind) for kind in KINDS])
-    group = np.array([_group(kind) for kind in KINDS])
+    wanted = np.array([SITE_KINDS.index(kind) for kind in KINDS])
+    group = np.array([kind.sublattice for kind in KINDS])
     logits = network.run(windows.crops).mean((2, 3))[:, wanted]
     logits = np.where(group[None] == group[windows.kinds][:, None], logits, -np.inf)
     return np.asarray(logits.argmax(1))
@@ -203,7 +203,7 @@ def find_best_accuracy(
         middle = (images.shape[1] - _BOUND_PX) // 2
         seen = np.s_[:, middle : middle + _BOUND_PX, middle : middle + _BOUND_PX]
         for group in (0, 1):
-            mine = images[[_group(kind) == group for kind in KINDS]]
+            mine = images[[kind.sublattice == group for kind in KINDS]]
             for kind in range(len(mine)):
                 if electrons_per_px is None:
                     templates = mine[seen] / np.ptp(images)
@@ -228,9 +228,9 @@ def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:
     sheet = build_sheet(rng, SheetParams(MATERIAL, field, turn_deg=float(rng.uniform(0.0, 360.0))))
     away = np.hypot(*(sheet.sites_nm - 0.5 * np.array(field)).T)
 
-    def put(kind: str, name: str) -> Sheet:
+    def put(kind: Kind, name: str) -> Sheet:
         species = sheet.species.copy()
-        species[np.where(sheet.sublattice == _group(kind), away, np.inf).argmin()] = name
+        species[np.where(sheet.sublattice == kind.sublattice, away, np.inf).argmin()] = name
         return refill(sheet, species, MATERIAL)
 
     return np.stack(
@@ -239,12 +239,6 @@ def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:
             for kind, name in zip(KINDS, _SPECIES, strict=True)
         ]
     )
-
-
-def _group(kind: str) -> int:
-    """The sublattice of a kind of window."""
-    place = CLASSES.index(kind)
-    return next(number for number, (first, end) in enumerate(GROUPS) if first <= place < end)
 
 
 @dataclass(frozen=True)
@@ -306,7 +300,7 @@ def evaluate_windows(
                 misaligned,
                 binomial_interval(int(right.sum()), len(right)),
                 find_best_accuracy(noise, dose, misaligned=misaligned),
-                name_class(CLASSES.index(KINDS[worst]), crystal, "Mo"),
+                KINDS[worst].name_in(crystal, "Mo"),
                 recall[worst],
                 len(right),
             )

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flatscope.electron.drawing.crops import (
-    KINDS,
     cut_all,
-    cut_cells,
+    cut_around,
     put_back_mean,
     read_sites,
 )
+from flatscope.electron.kinds import MARKS
 from flatscope.electron.sites import Sites
 from flatscope.training import supervised
 from flatscope.training.losses import IGNORE
@@ -50,7 +50,7 @@ class Marked:
     sites
         Of the image.
     kinds
-        Shape (n,): what stands on each of them, see `flatscope.electron.drawing.crops.classify`.
+        Shape (n,): what stands on each of them, see `flatscope.electron.kinds.classify_marks`.
     """
 
     image: Real
@@ -94,7 +94,7 @@ def train(
         File to go on from.
     """
     crops, marks = _cut(images, side)
-    net = supervised.seeded(YangUNet, seed=seed, outputs=len(KINDS), channels=1, widths=WIDTHS)
+    net = supervised.seeded(YangUNet, seed=seed, outputs=len(MARKS), channels=1, widths=WIDTHS)
     plan = supervised.Plan(
         lr=_LR, steps=steps, batch=_BATCH, schedule="poly", warmup=steps // 20 + 1, seed=seed
     )
@@ -103,13 +103,13 @@ def train(
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
-    """What stands on each site of an image, as a place in `flatscope.electron.drawing.crops.KINDS`."""
+    """What stands on each site of an image, as a place in `flatscope.electron.kinds.MARKS`."""
     return name(read(detector.net, image, sites, side=detector.side_px), detector.threshold)
 
 
 def read(net: nn.Module, image: NDArray[np.floating], sites: Sites, *, side: int) -> Float:
     """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
-    cells = cut_cells(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
+    cells = cut_around(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
     maps = []
     with torch.inference_mode():
         for start in range(0, len(cells.images), _CROPS_AT_ONCE):

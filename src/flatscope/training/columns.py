@@ -13,7 +13,8 @@ from torch import nn
 
 from flatscope.electron import focal
 from flatscope.electron.drawing.specimens import draw_contents, draw_optics, draw_specimen
-from flatscope.electron.focal import CLASSES, MAPS
+from flatscope.electron.focal import MAPS
+from flatscope.electron.kinds import COLUMN_CLASSES
 from flatscope.electron.physics.crystals import find_crystal
 from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
@@ -101,7 +102,7 @@ def turn(rng: np.random.Generator, images: Half, truth: Half) -> tuple[Half, Hal
 
 def make_net(recipe: Recipe) -> ColumnNet:
     """The network of a recipe, with first weights that follow from its seed."""
-    outputs = len(CLASSES) + len(MAPS)
+    outputs = len(COLUMN_CLASSES) + len(MAPS)
 
     def make() -> nn.Module:
         if recipe.depth:
@@ -172,7 +173,7 @@ def make_card(recipe: Recipe, outcome: Outcome) -> Card:
         recipe,
         saw=f"{recipe.scenes_train} series of {recipe.scene_px} px",
         channels=tuple(f"image {number}" for number in range(1, IMAGES + 1)),
-        classes=CLASSES,
+        classes=COLUMN_CLASSES,
         maps=MAPS,
         multiple=outcome.net.multiple,
     )
@@ -187,11 +188,11 @@ def make_card(recipe: Recipe, outcome: Outcome) -> Card:
 
 def _score(net: nn.Module, series: Series) -> dict[str, Score]:
     """Share of the pixels of each kind of column that are called so, by series."""
-    found: dict[str, list[float]] = {name: [] for name in CLASSES}
+    found: dict[str, list[float]] = {name: [] for name in COLUMN_CLASSES}
     with torch.inference_mode():
         for images, truth in zip(series.images, series.truth, strict=True):
-            answers = net(supervised.to_tensor(images[None]))[0, : len(CLASSES)].argmax(0).numpy()
-            for index, name in enumerate(CLASSES):
+            answers = net(supervised.to_tensor(images[None]))[0, : len(COLUMN_CLASSES)].argmax(0).numpy()
+            for index, name in enumerate(COLUMN_CLASSES):
                 mine = truth[..., 0] == index
                 if mine.any():
                     found[name].append(float(np.mean(answers[mine] == index)))

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import nn
 
-from flatscope.electron.defects import CLASSES, GROUPS, MATERIALS, classify_sites
 from flatscope.electron.drawing.noise import SPOILS, spoil
 from flatscope.electron.drawing.specimens import draw_microscope, draw_noise, draw_point_defects, draw_scanned
+from flatscope.electron.kinds import GROUPS, SITE_CLASSES, classify_sites
 from flatscope.electron.lattice import NoLatticeError
-from flatscope.electron.physics.crystals import find_crystal
+from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
 from flatscope.inference.card import Card, Score
 from flatscope.parallel import map_in_order
@@ -48,7 +48,7 @@ class Crops:
     images
         Shape (n, 24, 24, 2), see `flatscope.electron.sites.cut_crops`.
     classes
-        Shape (n,): places in `flatscope.electron.defects.CLASSES`.
+        Shape (n,): places in `flatscope.electron.kinds.SITE_CLASSES`.
     scans
         Shape (n,): the image each was cut from. Crops of one image never stand on both sides of a split.
     """
@@ -89,7 +89,7 @@ def draw_crops(
 def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
     seed, index, side = job
     rng = np.random.default_rng([seed, index])
-    material = MATERIALS[index % len(MATERIALS)]
+    material = DICHALCOGENIDES[index % len(DICHALCOGENIDES)]
     crystal = find_crystal(material)
     pixel_nm = crystal.lattice_nm / float(rng.uniform(*LATTICE_PX))
     inner = float(rng.uniform(*INNER_MRAD))
@@ -156,7 +156,7 @@ class Outcome:
 def make_net(recipe: Recipe) -> CropNet:
     """The network of a recipe, with first weights that follow from its seed."""
     net = supervised.seeded(
-        CropNet, seed=recipe.seed, outputs=len(CLASSES), groups=GROUPS, widths=recipe.widths
+        CropNet, seed=recipe.seed, outputs=len(SITE_CLASSES), groups=GROUPS, widths=recipe.widths
     )
     assert isinstance(net, CropNet)
     return net
@@ -208,7 +208,7 @@ def train(
         on_progress=on_progress,
     )
     net.sharpen(1.0 / _find_temperature(net, held))
-    counts = np.bincount(known.classes[known.classes != IGNORE], minlength=len(CLASSES))
+    counts = np.bincount(known.classes[known.classes != IGNORE], minlength=len(SITE_CLASSES))
     net.balance(torch.from_numpy(counts.astype(np.float32)))
     return Outcome(net, _score(net, held))
 
@@ -219,7 +219,7 @@ def make_card(recipe: Recipe, outcome: Outcome) -> Card:
         recipe,
         saw=f"{recipe.scenes_train} images of {recipe.scene_px} px",
         channels=("crop", "usual crop"),
-        classes=CLASSES,
+        classes=SITE_CLASSES,
         multiple=outcome.net.multiple,
     )
     return replace(card, scores=outcome.scores)
@@ -250,7 +250,7 @@ def _score(net: CropNet, held: Crops) -> dict[str, Score]:
         called[mine] = first + logits[mine, first:end].argmax(1)
     right = called == held.classes
     scores = {}
-    for index, name in enumerate(CLASSES):
+    for index, name in enumerate(SITE_CLASSES):
         mine = held.classes == index
         if not mine.any():
             continue

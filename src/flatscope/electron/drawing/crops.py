@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from flatscope.electron.kinds import classify_marks
 from flatscope.electron.lattice import Phases, blur, repeat_cell
 from flatscope.electron.physics.crystals import Sheet, find_crystal
 from flatscope.electron.sites import Sites, find_axes
@@ -19,10 +20,6 @@ from flatscope.electron.sites import Sites, find_axes
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 
-UNKNOWN = 255
-"""What is none of `KINDS`, or cannot be seen."""
-KINDS = ("nothing", "vacancy", "oxygen", "dopant")
-"""What is marked: chalcogens that lack, one or both; oxygen in place of one; another metal."""
 _FLAT_CELLS = 2.0
 """Background is levelled over a Gaussian of so many lattice constants (1 sigma)."""
 _SHOWN, _MULTIPLE, _LEAST_PX = 2.0, 8, 24
@@ -32,7 +29,7 @@ _MARK = 0.25
 
 
 @dataclass(frozen=True)
-class Cells:
+class Crops:
     """Crops of an image.
 
     Parameters
@@ -83,7 +80,7 @@ def find_centres(sites: Sites) -> dict[str, Float]:
     return {"first": one, "second": two, "hollow": one + step}
 
 
-def cut_cells(image: NDArray[Any], centres: Float, *, side: int, clip: bool = False) -> Cells:
+def cut_around(image: NDArray[Any], centres: Float, *, side: int, clip: bool = False) -> Crops:
     """Crops around places.
 
     Parameters
@@ -111,41 +108,41 @@ def cut_cells(image: NDArray[Any], centres: Float, *, side: int, clip: bool = Fa
     else:
         corners = corners[((corners >= 0) & (corners <= shape - side)).all(1)]
     windows = np.lib.stride_tricks.sliding_window_view(image, (side, side))
-    return Cells(windows[corners[:, 0], corners[:, 1]], corners)
+    return Crops(windows[corners[:, 0], corners[:, 1]], corners)
 
 
-def cut_all(image: NDArray[Any], sites: Sites, *, side: int) -> Cells:
-    """Crops around all sites and hollows that lie whole in the image, see `cut_cells`."""
-    return cut_cells(image, np.vstack(list(find_centres(sites).values())), side=side)
+def cut_all(image: NDArray[Any], sites: Sites, *, side: int) -> Crops:
+    """Crops around all sites and hollows that lie whole in the image, see `cut_around`."""
+    return cut_around(image, np.vstack(list(find_centres(sites).values())), side=side)
 
 
-def put_back(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
+def put_back(images: Real, crops: Crops, shape: tuple[int, int]) -> Real:
     """An image in which each pixel comes from the crop whose centre is nearest, so that noise is not averaged.
 
     Parameters
     ----------
     images
-        Shape (n, side, side), in the order of `cells`, which hold a crop for every part of the image.
+        Shape (n, side, side), in the order of `crops`, which hold a crop for every part of the image.
     shape
         Rows and columns of the image.
     """
     side = images.shape[1]
-    middles = cells.corners + 0.5 * (side - 1)
+    middles = crops.corners + 0.5 * (side - 1)
     grid = np.stack(np.meshgrid(*(np.arange(length) for length in shape), indexing="ij"), axis=-1)
     _, owner = cKDTree(middles).query(grid.reshape(-1, 2))
-    place = grid.reshape(-1, 2) - cells.corners[owner]
+    place = grid.reshape(-1, 2) - crops.corners[owner]
     if place.min() < 0 or place.max() >= side:
         raise ValueError("some pixels lie in no crop")
     return np.asarray(images[owner, place[:, 0], place[:, 1]].reshape(shape), np.float32)
 
 
-def put_back_mean(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
+def put_back_mean(images: Real, crops: Crops, shape: tuple[int, int]) -> Real:
     """The mean of all crops at each pixel, 0 where there is none.
 
     Parameters
     ----------
     images
-        Shape (n, channels, side, side), in the order of `cells`.
+        Shape (n, channels, side, side), in the order of `crops`.
     shape
         Rows and columns of the image.
 
@@ -156,7 +153,7 @@ def put_back_mean(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
     side = images.shape[-1]
     total = np.zeros((images.shape[1], *shape), np.float32)
     count = np.zeros(shape, np.float32)
-    for made, (row, col) in zip(images, cells.corners, strict=True):
+    for made, (row, col) in zip(images, crops.corners, strict=True):
         here = (slice(row, row + side), slice(col, col + side))
         total[:, *here] += made
         count[here] += 1.0
@@ -166,7 +163,8 @@ def put_back_mean(images: Real, cells: Cells, shape: tuple[int, int]) -> Real:
 def mark_defects(
     sheet: Sheet, material: str, *, shape: tuple[int, int], pixel_nm: float
 ) -> NDArray[np.uint8]:
-    """What stands on each pixel's site, as a place in `KINDS`; `UNKNOWN` on other defects.
+    """What stands on each pixel's site, as a place in `flatscope.electron.kinds.MARKS`; `UNKNOWN` on other
+    defects.
 
     Parameters
     ----------
@@ -177,8 +175,7 @@ def mark_defects(
     """
     crystal = find_crystal(material)
     places = sheet.sites_nm / pixel_nm
-    kinds = classify(sheet, material)
-    kinds[sheet.buried] = UNKNOWN
+    kinds = classify_marks(sheet, crystal)
     marks = np.zeros(shape, np.uint8)
     radius = _MARK * crystal.lattice_nm / pixel_nm
     reach = int(np.ceil(radius))
@@ -188,19 +185,6 @@ def mark_defects(
         down, across = np.ogrid[: here.shape[0], : here.shape[1]]
         here[np.hypot(down + top - row, across + left - col) <= radius] = kind
     return marks
-
-
-def classify(sheet: Sheet, material: str) -> NDArray[np.uint8]:
-    """What stands on each site, as a place in `KINDS`; `UNKNOWN` for other defects."""
-    crystal = find_crystal(material)
-    (metal, _), (chalcogen, _) = crystal.first, crystal.second
-    species, first = sheet.species, sheet.sublattice == 0
-    kinds = np.full(len(species), UNKNOWN, np.uint8)
-    kinds[species == np.array([*crystal.species, ""])[sheet.sublattice]] = 0
-    kinds[(sheet.sublattice == 1) & np.isin(species, ["", chalcogen])] = 1
-    kinds[(sheet.sublattice == 1) & (species == f"O{chalcogen}")] = 2
-    kinds[first & ~np.isin(species, [metal, "", crystal.species[1]])] = 3
-    return kinds
 
 
 def read_sites(maps: Real, positions: Float, constant_px: float) -> Float:

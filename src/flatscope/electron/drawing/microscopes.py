@@ -75,8 +75,8 @@ def learn_look(
     middle = image.shape[1] // 2
     axes = find_axes(opened.sites, 0)
     side = choose_side(measure_constant(axes))
-    cells = cut_all(image.astype(np.float32), opened.sites, side=side)
-    left, right = cells.corners[:, 1] + side <= middle, cells.corners[:, 1] >= middle
+    crops = cut_all(image.astype(np.float32), opened.sites, side=side)
+    left, right = crops.corners[:, 1] + side <= middle, crops.corners[:, 1] >= middle
     least = min(int(left.sum()), int(right.sum()))
     if least < _LEAST_CROPS:
         raise MicrographError(
@@ -96,7 +96,7 @@ def learn_look(
     usual = _show_usual(image, opened.sites)
     microscopes = _match_microscopes(look, usual, seed=seed, tried=tried, workers=workers)
     look = replace(look, microscopes=microscopes)
-    return Teacher(look, cells.images[left], cells.images[right], image, source)
+    return Teacher(look, crops.images[left], crops.images[right], image, source)
 
 
 def _show_usual(image: Float, sites: Sites) -> Real:

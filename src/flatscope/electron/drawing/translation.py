@@ -2,7 +2,7 @@
 
 References
 ----------
-Ke et al. 2024, doi:10.1021/acs.nanolett.4c02654 (simulated unit cells made realistic by a single image).
+Ke et al. 2024, doi:10.1021/acs.nanolett.4c02654 (simulated unit crops made realistic by a single image).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from flatscope.electron.drawing.appearance import Drawn, Look, scan_again
-from flatscope.electron.drawing.crops import classify, cut_cells, put_back
+from flatscope.electron.drawing.crops import cut_around, put_back
 from flatscope.electron.fitting import fit_columns
+from flatscope.electron.kinds import classify_marks
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.sites import Sites, measure_sites
 from flatscope.inference.runtime import Network
 
@@ -54,8 +56,8 @@ def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:
     """
     look = Look.from_card(network.card)
     noisy = scan_again(rng, drawn, look)
-    cells = cut_cells(noisy, _cover(drawn.sites, noisy.shape), side=look.side_px, clip=True)
-    return put_back(run_on_crops(network, cells.images), cells, (noisy.shape[0], noisy.shape[1]))
+    crops = cut_around(noisy, _cover(drawn.sites, noisy.shape), side=look.side_px, clip=True)
+    return put_back(run_on_crops(network, crops.images), crops, (noisy.shape[0], noisy.shape[1]))
 
 
 def run_on_crops(network: Network, crops: Real) -> Real:
@@ -65,7 +67,7 @@ def run_on_crops(network: Network, crops: Real) -> Real:
 
 
 def _cover(sites: Sites, shape: tuple[int, ...]) -> Float:
-    """Centres of crops for every part of an image: its cells, also where no crystal is."""
+    """Centres of crops for every part of an image: its unit cells, also where no crystal is."""
     one, two = sites.phases.lattice.vectors
     reach = int(2.0 * float(np.linalg.norm(shape)) / sites.phases.lattice.constant_px) + 2
     steps = np.stack(np.meshgrid(*(np.arange(-reach, reach + 1),) * 2), axis=-1).reshape(-1, 2)
@@ -86,7 +88,7 @@ class Honesty:
     places_px
         Shape (n, 2): true places of its columns.
     kinds
-        Shape (n,): what stands there, see `flatscope.electron.drawing.crops.classify`.
+        Shape (n,): what stands there, see `flatscope.electron.kinds.classify_marks`.
     moved_nm
         Shape (n,): distance between where the column is fitted before and after, beside a shift of the whole image.
     kept
@@ -140,7 +142,7 @@ def check_honesty(
     moved[stands] = np.hypot(*(shifts - np.median(shifts, axis=0)).T) * drawn.pixel_nm
     gap, nearest = cKDTree(drawn.sites.positions).query(true)
     was, now = (1.0 - measure_sites(image, drawn.sites).ratio[nearest] for image in images)
-    kinds = classify(drawn.sheet, drawn.material)
+    kinds = classify_marks(drawn.sheet, find_crystal(drawn.material))
     seen = (kinds > 0) & (np.abs(was) > _SEEN)
     kept = np.where(seen, now / np.where(seen, was, 1.0), 1.0)
     limits = np.array(drawn.image.shape) - 1.0

@@ -110,6 +110,9 @@ CRYSTALS = {
 }
 
 
+DICHALCOGENIDES = tuple(name for name, crystal in CRYSTALS.items() if crystal.is_dichalcogenide)
+
+
 def find_crystal(name: str) -> Crystal:
     """The crystal of a name, in any case.
 
@@ -232,47 +235,6 @@ class Sheet:
         """Nothing is buried unless somebody says so."""
         if len(self.buried) != len(self.species):
             object.__setattr__(self, "buried", np.zeros(len(self.species), bool))
-
-
-@dataclass(frozen=True)
-class Defect:
-    """A site that does not hold what it should.
-
-    Parameters
-    ----------
-    kind
-        In the usual notation: "V_S", "V_S2", "V_Mo", "W_Mo", "O_S", "Mo_S2", "S2_Mo", or "C" for a lone atom.
-    row_nm, col_nm
-        Where.
-    """
-
-    kind: str
-    row_nm: float
-    col_nm: float
-
-
-def list_defects(sheet: Sheet, material: str) -> list[Defect]:
-    """Every defect of a sheet of a material, in the order of its sites."""
-    crystal = find_crystal(material)
-    defects = []
-    for (row, col), kind, name in zip(sheet.sites_nm, sheet.sublattice, sheet.species, strict=True):
-        if kind >= 0 and name == crystal.species[kind]:
-            continue
-        defects.append(Defect(_name_defect(str(name), int(kind), crystal), float(row), float(col)))
-    return defects
-
-
-def _name_defect(name: str, kind: int, crystal: Crystal) -> str:
-    if kind < 0:
-        return name
-    element, atoms = (crystal.first, crystal.second)[kind]
-    if name == "":
-        return f"V_{crystal.species[kind]}"
-    if atoms == 2 and name == element:
-        return f"V_{element}"
-    if atoms == 2 and name.endswith(element) and name != element:
-        return f"{name.removesuffix(element)}_{element}"
-    return f"{name}_{crystal.species[kind]}"
 
 
 def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -> Sheet:

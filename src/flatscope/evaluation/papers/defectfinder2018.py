@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.electron.defects import CLASSES, name_class
 from flatscope.electron.physics.crystals import find_crystal
 from flatscope.evaluation.metrics import Interval, binomial_interval, confusion_matrix
 from flatscope.evaluation.papers import Row, part_of
@@ -132,7 +131,7 @@ def run(size: str, *, out: Path, on_progress: Callable[[int, int], None] | None 
             (tested.images[row], _show(nets[best], tested.images[row], int(tested.kinds[row])))
             for row in shown
         ],
-        tuple(name_class(CLASSES.index(kind), crystal, "Mo") for kind in KINDS),
+        tuple(kind.name_in(crystal, "Mo") for kind in KINDS),
     )
 
 

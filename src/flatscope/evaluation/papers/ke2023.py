@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.electron.defects import DefectParams, judge
+from flatscope.electron.defects import DefectParams, name_sites
 from flatscope.electron.drawing.appearance import (
     Drawn,
     Look,
@@ -34,10 +34,11 @@ from flatscope.electron.drawing.appearance import (
     draw_few_defects,
     open_drawn,
 )
-from flatscope.electron.drawing.crops import KINDS, classify, flatten, mark_defects
+from flatscope.electron.drawing.crops import flatten, mark_defects
 from flatscope.electron.drawing.microscopes import Teacher, learn_look
 from flatscope.electron.drawing.specimens import draw_microscope, draw_noise, draw_scanned
 from flatscope.electron.drawing.translation import MOVED_NM, Honesty, check_honesty, run_on_crops
+from flatscope.electron.kinds import MARKS, classify_marks, find_kind
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform, find_crystal, refill
 from flatscope.electron.physics.imaging import draw_adf
@@ -79,8 +80,10 @@ _HELD, _PART_PX, _TIMED = 4, 96, 256
 """One drawn image in so many chooses thresholds; side of the parts that are shown; crops timed."""
 _MATCH, _LABEL_MATCH, _BESIDE, _RIM = 0.25, 0.35, 0.5, 1.0
 """In lattice constants: how near a true and a labelled site are; around rejected columns; the rim that is left out."""
+_CALLED = {"V_X": 1, "V_X2": 1, "O_X": 2, "D_M": 3, "X_M": 3}
+"""Places in `MARKS` of what flatscope calls a site; anything else that stands on a metal site is taken for a dopant."""
 _BLOCKS, _OTHER, _PARTS = 8, 9, 1000
-"""Strips of the field that intervals go by; what is none of `KINDS`; parts that progress is told in."""
+"""Strips of the field that intervals go by; what is none of `MARKS`; parts that progress is told in."""
 _DEFOCUS_NM = 2.0
 """By which tested images are out of focus."""
 _TOLD_SEED, _TOLD_CELLS, _AROUND, _RIGHT = 11, 10.0, 1.5, 0.9
@@ -298,7 +301,7 @@ def run(
         known = _place_labels(opened, teacher, *marked)
         for name, some in readers.items():
             called = [reader(teacher.image, opened.sites) for reader in some]
-            labelled[name] = _score_labels([called] * len(KINDS), known)
+            labelled[name] = _score_labels([called] * len(MARKS), known)
         for name, taught in detectors.items():
             ceilings[name] = _score_labels(_choose_by_labels(taught, opened, teacher, known), known)
     together = {name: [one for some in of_each for one in some] for name, of_each in counts.items()}
@@ -434,7 +437,9 @@ def mark(drawn: Drawn, image: Real, honesty: Honesty | None) -> Marked:
     true = drawn.sheet.sites_nm / drawn.pixel_nm
     gap, nearest = cKDTree(true).query(drawn.sites.positions)
     constant = drawn.sites.phases.lattice.constant_px
-    kinds = np.where(gap < _MATCH * constant, classify(drawn.sheet, drawn.material)[nearest], IGNORE)
+    kinds = np.where(
+        gap < _MATCH * constant, classify_marks(drawn.sheet, find_crystal(drawn.material))[nearest], IGNORE
+    )
     if honesty is not None and honesty.rejected.any():
         tree = cKDTree(honesty.places_px[honesty.rejected])
         grid = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"), axis=-1)
@@ -478,7 +483,12 @@ def _draw_test(look: Look, electrons: float, index: int, side: int, dopants: tup
         sites = open_drawn(scanned.image, scanned.sheet, look).sites
     except NoLatticeError:
         sites = None
-    return _Test(np.asarray(scanned.image, float), sites, true, classify(scanned.sheet, look.material))
+    return _Test(
+        np.asarray(scanned.image, float),
+        sites,
+        true,
+        classify_marks(scanned.sheet, find_crystal(look.material)),
+    )
 
 
 def _count(readers: Sequence[Reader], test: _Test, look: Look) -> Counts:
@@ -515,13 +525,10 @@ def _f1(total: Float) -> float:
 def _read_ours(image: Float, sites: Sites, *, params: DefectParams, network: Network) -> NDArray[np.int64]:
     """What flatscope's own network says of each site."""
     levelled = level(image, sites.phases.lattice.constant_px)
-    frame, _ = judge(levelled, sites, measure_sites(levelled, sites), params, network=network)
+    frame, _ = name_sites(levelled, sites, measure_sites(levelled, sites), params, network=network)
     called = np.zeros(len(sites.positions), np.int64)
     kept = frame[frame["status"] != "rejected"]
-    metal = (kept["sublattice"] == find_crystal(params.material).sublattices[0]).to_numpy()
-    names = kept["kind"].astype(str)
-    kinds = np.where(names.str.startswith("V_"), 1, np.where(names.str.startswith("O"), 2, _OTHER))
-    called[kept["site"]] = np.where(metal, np.where(names.str.startswith("V_"), _OTHER, 3), kinds)
+    called[kept["site"]] = [_CALLED.get(code, _OTHER) for code in kept["code"]]
     return called
 
 
@@ -606,10 +613,8 @@ class _Labels:
 
 def _place_labels(opened: Scan, teacher: Teacher, places: Float, names: Sequence[str]) -> _Labels:
     """Columns marked at places, (row, col), on the sites of the image; those on its right half count."""
-    label = np.array(names)
-    perfect = np.isin(label, find_crystal(teacher.look.material).species)
-    vacant = np.array([name.startswith("V_") for name in names])
-    truth = np.where(perfect, 0, np.where(vacant, 1, 3))
+    kinds = [find_kind(name, find_crystal(teacher.look.material)) for name in names]
+    truth = np.array([{"usual": 0, "vacancy": 1}.get(kind.what if kind else "", 3) for kind in kinds])
     positions, (rows, cols) = opened.sites.positions, teacher.image.shape
     gap, nearest = cKDTree(places).query(positions)
     low, high = places.min(0), places.max(0)
@@ -622,13 +627,13 @@ def _place_labels(opened: Scan, teacher: Teacher, places: Float, names: Sequence
 
 
 def _score_labels(called: Sequence[Sequence[NDArray[np.int64]]], labels: _Labels) -> dict[str, Interval]:
-    """F1 of each kind that is marked, by strips; of what one or more detectors call the sites, for each of `KINDS`."""
+    """F1 of each kind that is marked, by strips; of what one or more detectors call the sites, for each of `MARKS`."""
     scores = {}
     for kind in (1, 3):
         counts = np.sum([_count_labels(one, labels, kind) for one in called[kind]], axis=0)
         there = int(counts[:, 2].sum()) // len(called[kind])
         if there:
-            scores[f"{there} of {KINDS[kind]}"] = _score([tuple(row) for row in counts.tolist()])
+            scores[f"{there} of {MARKS[kind]}"] = _score([tuple(row) for row in counts.tolist()])
     return scores
 
 
@@ -644,10 +649,10 @@ def _count_labels(called: NDArray[np.int64], labels: _Labels, kind: int) -> NDAr
 def _choose_by_labels(
     detectors: Sequence[Detector], opened: Scan, teacher: Teacher, labels: _Labels
 ) -> list[list[NDArray[np.int64]]]:
-    """What each detector calls the sites at the threshold that is best for each of `KINDS`."""
+    """What each detector calls the sites at the threshold that is best for each of `MARKS`."""
     from flatscope.training import cells
 
-    chosen: list[list[NDArray[np.int64]]] = [[] for _ in KINDS]
+    chosen: list[list[NDArray[np.int64]]] = [[] for _ in MARKS]
     for one in detectors:
         p = cells.read(one.net, teacher.image, opened.sites, side=one.side_px)
         tried = [cells.name(p, float(threshold)) for threshold in cells.THRESHOLDS]

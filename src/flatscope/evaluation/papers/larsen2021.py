@@ -26,16 +26,12 @@ from skimage.feature import peak_local_max
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.drawing.specimens import Specimen, draw_specimen
 from flatscope.electron.focal import (
-    BACKGROUND,
-    IGNORE,
-    OTHER,
-    PART,
     PIXEL_NM,
-    classify,
     mark_columns,
     normalise,
     resample,
 )
+from flatscope.electron.kinds import BACKGROUND, OTHER, PART, UNKNOWN, classify_columns
 from flatscope.electron.physics.crystals import Sheet, SheetParams, find_crystal
 from flatscope.electron.physics.imaging import SeriesParams
 from flatscope.evaluation.metrics import Interval, bootstrap
@@ -271,7 +267,7 @@ def _train(
 
     series = columns.draw_all(size.pictures, side=size.side_px, material=MATERIAL, seed=_SEED)
     classes = series.truth[..., 0].astype(np.uint8)
-    classes[classes == OTHER] = IGNORE
+    classes[classes == OTHER] = UNKNOWN
     trained = {}
     for number, (name, net) in enumerate(bodies.items()):
         plan = supervised.Plan(
@@ -351,7 +347,7 @@ def _sweep(
             counted = expose(np.random.default_rng([_TEST_SEED, index, place, 2]), specimen, dose)
             for name, method in methods.items():
                 values[name].append(_count(counted, method(counted)).f1)
-            classes = classify(specimen.sheet, find_crystal(MATERIAL))
+            classes = classify_columns(specimen.sheet, find_crystal(MATERIAL))
             share = float((classes == PART).sum() / max(int((classes != BACKGROUND).sum()), 1))
             bound = bound_single(find_detectability(specimen, MATERIAL), dose, share)
             values["single S, counting statistics"].append(bound)

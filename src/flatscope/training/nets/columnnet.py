@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flatscope.electron.focal import CLASSES
+from flatscope.electron.kinds import COLUMN_CLASSES
 from flatscope.training.losses import IGNORE
 
 _PLACE_WEIGHT = 0.1
@@ -45,7 +45,7 @@ class ColumnNet(nn.Module):
         truth
             Shape (n, rows, cols, 3): class (255 ignored), distance down, distance right.
         """
-        count = len(CLASSES)
+        count = len(COLUMN_CLASSES)
         classes = truth[..., 0].long()
         weight = torch.tensor(self.weights, dtype=answers.dtype)
         crossed = functional.cross_entropy(answers[:, :count], classes, weight=weight, ignore_index=IGNORE)
