@@ -178,7 +178,7 @@ def test_one_bad_file_of_twenty_costs_only_itself(tmp_path: Path, command: Any, 
     assert failed["image"] == "p07.png"
     assert "truncated" in failed["reason"]
     assert rows[-1] is failed
-    assert len({row["image"] for row in rows if row["status"] in ("accepted", "ambiguous")}) == 19
+    assert len({row["image"] for row in rows if row["status"] in ("accepted", "uncertain")}) == 19
     assert len(list((tmp_path / "out").glob("*.overlay.png"))) == 19
     assert record_of(tmp_path / "out")["pictures"][7]["status"] == "failed"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

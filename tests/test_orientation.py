@@ -132,7 +132,7 @@ def test_second_layers_of_two_crystals_stay_two_however_near() -> None:
 def test_twist_by_the_network(network: Network) -> None:
     layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
     row = measure_twist(layers, TwistParams(method="network"), network=network).frame.iloc[0]
-    assert row["method"] == "network" and row["quality"] == "ok"
+    assert row["method"] == "network" and row["status"] == "accepted"
     assert row["twist_deg"] == pytest.approx(40.0, abs=3.0)
 
 
@@ -163,7 +163,7 @@ def test_one_crystal_lends_its_outline_to_all_its_second_layers() -> None:
     for turn, shift in ((35.0, (-25, 25)), (65.0, (25, -25))):
         layers += np.roll(crystal(turn, radius=28.0), shift, axis=(0, 1))
     frame = measure_twist(layers).frame
-    assert frame["quality"].tolist() == ["ok", "ok"]
+    assert frame["status"].tolist() == ["accepted", "accepted"]
     assert sorted(frame["twist_deg"]) == pytest.approx([15.0, 45.0], abs=1.5)
     assert frame["area_1l_px"].tolist() == pytest.approx([(layers == 1).sum()] * 2, abs=5)
 

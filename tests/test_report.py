@@ -227,7 +227,7 @@ def page_of(
 
 
 def test_page_needs_no_other_file_and_no_network() -> None:
-    page = page_of(make_table([("1", "accepted", (10, 10, 50, 50)), ("1|2", "ambiguous", (80, 10, 50, 50))]))
+    page = page_of(make_table([("1", "accepted", (10, 10, 50, 50)), ("1|2", "uncertain", (80, 10, 50, 50))]))
     links = re.findall(r"""(?:src|href|action|data|poster)\s*=\s*['"]([^'"]*)""", page)
     assert len(links) > 6
     assert {link.split(",")[0] for link in links if not link.startswith("#")} == {"data:image/jpeg;base64"}
@@ -249,7 +249,7 @@ def test_page_counts_and_gives_reasons() -> None:
     table = make_table(
         [
             ("1", "accepted", (10, 10, 50, 50)),
-            ("2|3", "ambiguous", (80, 10, 50, 50)),
+            ("2|3", "uncertain", (80, 10, 50, 50)),
             ("", "rejected", (150, 10, 9, 9)),
         ]
     )
@@ -258,7 +258,7 @@ def test_page_counts_and_gives_reasons() -> None:
         "<b>2</b>regions found",
         "<b>1</b>monolayers",
         "<b>0</b>bilayers",
-        "<b>1</b>ambiguous",
+        "<b>1</b>uncertain",
         "<b>100 µm²</b>largest monolayer",
         "<td>dust or a hole</td><td class='n'>1</td>",
         "2L or 3L",
@@ -291,7 +291,7 @@ def test_page_for_a_hundred_noisy_pictures_stays_small() -> None:
     assert 100 * sum(map(len, parts)) * 4 / 3 < 30e6
 
 
-def test_an_ambiguous_region_is_drawn_as_its_likeliest_number() -> None:
-    table = make_table([("1|2", "ambiguous", (10, 10, 9, 9))])
+def test_an_uncertain_region_is_drawn_as_its_likeliest_number() -> None:
+    table = make_table([("1|2", "uncertain", (10, 10, 9, 9))])
     table.frame[["p_1", "p_2"]] = 0.3, 0.6
     assert table.layer_image()[12, 12] == 2

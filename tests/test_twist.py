@@ -47,7 +47,7 @@ def test_a_triangle_on_a_triangle(bottom: float, twist: float) -> None:
     """Angles counter-clockwise as displayed, and the twist the same whichever way round it is."""
     for turn in (bottom + twist, bottom - twist):
         row = only_row(paint((150.0, bottom, 0.0, (200, 200)), (60.0, turn, 0.0, (205, 190))))
-        assert row["quality"] == "ok"
+        assert row["status"] == "accepted"
         assert row["twist_deg"] == pytest.approx(twist, abs=0.3)
         assert row["twist_fold30_deg"] == pytest.approx(min(twist, 60.0 - twist), abs=0.3)
         assert abs((row["bottom_deg"] - bottom + 60.0) % 120.0 - 60.0) < 0.2
@@ -66,7 +66,8 @@ def test_a_corner_points_where_it_is_said_to() -> None:
 
 def test_hexagons_have_a_folded_angle_only() -> None:
     row = only_row(paint((150.0, 10.0, 0.33, (200, 200)), (60.0, 52.0, 0.0, (200, 200))))
-    assert row["quality"] == "hexagonal" and "folded to [0, 30]" in row["reason"]
+    assert row["status"] == "uncertain"
+    assert row["reason"].startswith("six-fold symmetric") and "folded to [0, 30]" in row["reason"]
     assert np.isnan(row["twist_deg"]) and row["twist_fold30_deg"] == pytest.approx(18.0, abs=0.3)
     assert row["moire_nm"] == pytest.approx(moire_period_nm(18.0, 0.3160), rel=0.02)
 
@@ -83,12 +84,12 @@ def test_what_hides_an_outline_does_not_bend_the_angle() -> None:
     assert (upper[below == 0] > 0).sum() > 300
     for spoiled in (cut, patched, clipped):
         row = only_row(spoiled)
-        assert row["quality"] != "ok" or row["twist_deg"] == pytest.approx(25.0, abs=1.0)
-    assert only_row(cut)["quality"] == "ok"
+        assert row["status"] != "accepted" or row["twist_deg"] == pytest.approx(25.0, abs=1.0)
+    assert only_row(cut)["status"] == "accepted"
 
 
 @pytest.mark.parametrize(
-    ("layers", "quality"),
+    ("layers", "why"),
     [
         (paint((150.0, 20.0, 0.0, (200, 200)), (12.0, 45.0, 0.0, (200, 200))), "too small"),
         (paint((60.0, 20.0, 0.0, (200, 200)), (60.0, 20.0, 0.0, (200, 200))), "layers not separable"),
@@ -96,10 +97,10 @@ def test_what_hides_an_outline_does_not_bend_the_angle() -> None:
         (paint((150.0, 30.0, 0.0, (200, 20)), (90.0, 55.0, 0.0, (200, 5))), "truncated"),
     ],
 )
-def test_no_number_where_none_is_defined(layers: np.ndarray, quality: str) -> None:
+def test_no_number_where_none_is_defined(layers: np.ndarray, why: str) -> None:
     """The last two show two edges of a layer each."""
     row = only_row(layers, method="edges")
-    assert row["quality"] == quality and row["reason"]
+    assert row["status"] == "rejected" and row["reason"].startswith(f"{why}: ")
     assert row[["twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm"]].isna().all()
 
 
@@ -112,7 +113,7 @@ def test_no_number_where_none_is_defined(layers: np.ndarray, quality: str) -> No
 )
 def test_the_network_reads_two_edges_where_three_are_not_seen(layers: np.ndarray) -> None:
     row = only_row(layers)
-    assert row["quality"] == "ok" and "network" in row["method"]
+    assert row["status"] == "accepted" and "network" in row["method"]
     assert abs(row["twist_deg"] - 25.0) < 3.0 * row["sigma_deg"] and row["sigma_deg"] < 2.8
 
 
@@ -140,7 +141,7 @@ def test_an_angle_does_not_depend_on_where_a_crystal_lies() -> None:
     both = measure_twist(
         paint(crystals[0][0], crystals[1][0], crystals[0][1], crystals[1][1], shape=(560, 800))
     ).frame
-    assert len(both) == 2 and (both["quality"] == "ok").all()
+    assert len(both) == 2 and (both["status"] == "accepted").all()
     for crystal in crystals:
         alone = only_row(paint(*crystal, shape=(560, 800)))
         row = both[(both["col_px"] - alone["col_px"]).abs() < 5].iloc[0]

@@ -47,7 +47,7 @@ FLAKE_COLUMNS = (
 )
 """Columns of a flake table, one row a region of uniform thickness.
 
-`layers` is "1" to "6", "thick" (more than six), "1|2" where two numbers fit (status "ambiguous") or "" for a rejected
+`layers` is "1" to "6", "thick" (more than six), "1|2" where two numbers fit (status "uncertain") or "" for a rejected
 region; `layers_p` its probability; `p_thick` the probability of more than six layers; `layers_low` to `layers_high` the
 95 % interval of the layer number (thick regions too, where the optics can still tell)."""
 
@@ -61,7 +61,7 @@ TWIST_COLUMNS = (
     "twist_fold30_deg",
     "bottom_deg",
     "top_deg",
-    "quality",
+    "status",
     "reason",
     "method",
     "moire_nm",
@@ -75,9 +75,9 @@ TWIST_COLUMNS = (
 """Columns of a twist table, one row a second layer.
 
 `twist_deg` in [0, 60] and, folded, `twist_fold30_deg` in [0, 30], both with the error `sigma_deg`; `bottom_deg` and
-`top_deg` the direction of a corner of either layer in [0, 120), counter-clockwise as displayed. `quality` is "ok",
-"hexagonal" (only the folded angle is defined), or why there is none: "too small", "truncated", "clipped", "layers not
-separable", in words in `reason`."""
+`top_deg` the direction of a corner of either layer in [0, 120), counter-clockwise as displayed. `status` is
+"accepted", "uncertain" (only the folded angle is defined) or "rejected" (no angle); `reason` says why and begins with
+"six-fold symmetric", "too small", "truncated", "clipped" or "layers not separable"."""
 
 COLUMN_COLUMNS = (
     "image",
@@ -167,9 +167,9 @@ EVENT_COLUMNS = (
 EXTENDED_KINDS = ("hole", "contamination", "disorder")
 """Kinds that are no point defects."""
 
-STATUSES = ("accepted", "ambiguous", "rejected", "failed")
-"""Of a row: counted, counted with two possible layer numbers, left out with a reason, or a picture that was
-not read."""
+STATUSES = ("accepted", "uncertain", "rejected", "failed")
+"""Of a row: counted, counted with a doubt that its reason names, left out with a reason, or a picture that was not
+read."""
 
 ABOVE_NM = 1.0
 """Empty space above and below a sheet of atoms."""
@@ -225,8 +225,8 @@ class FlakeTable:
 
     @property
     def found(self) -> pd.DataFrame:
-        """The rows that count: accepted and ambiguous."""
-        return self.frame[self.frame["status"].isin(("accepted", "ambiguous"))]
+        """The rows that count: accepted and uncertain."""
+        return self.frame[self.frame["status"].isin(("accepted", "uncertain"))]
 
     @property
     def rejected(self) -> pd.DataFrame:
@@ -238,7 +238,7 @@ class FlakeTable:
 
         Returns
         -------
-        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest one if ambiguous), 254 thick, 255 rejected.
+        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest if several fit), 254 thick, 255 rejected.
         """
         lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
         chances = self.frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
@@ -295,7 +295,7 @@ class TwistTable:
     @property
     def measured(self) -> pd.DataFrame:
         """The rows with an angle in [0, 60]°."""
-        return self.frame[self.frame["quality"] == "ok"]
+        return self.frame[self.frame["status"] == "accepted"]
 
     def to_csv(self) -> str:
         """The table as comma-separated text, columns in the documented order, empty cells for the unknown."""
@@ -304,7 +304,7 @@ class TwistTable:
         return text.getvalue()
 
     def _repr_html_(self) -> str:
-        columns = ["flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "quality", "reason"]
+        columns = ["flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "status", "reason"]
         head = f"<p><b>{html.escape(self.provenance.image)}</b>: {len(self.measured)} of {len(self)} measured</p>"
         return head + self.frame[columns].to_html(index=False, float_format=lambda value: f"{value:.3g}")
 

@@ -203,7 +203,7 @@ def _as_record(answer: Answer) -> dict[str, Any]:
     if answer.failure:
         return {**entry, "status": "failed", "reason": answer.failure}
     status = answer.frame["status"]
-    found = int(status.isin(("accepted", "ambiguous")).sum())
+    found = int(status.isin(("accepted", "uncertain")).sum())
     rejected = status == "rejected"
     entry |= {
         "status": "analysed",

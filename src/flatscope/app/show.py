@@ -23,7 +23,7 @@ _MOST_ROWS = 12
 def print_summary(files: RunFiles) -> None:
     """The best flakes, counts, and where the report lies."""
     frame = files.frame()
-    found = frame[frame["status"].isin(("accepted", "ambiguous"))]
+    found = frame[frame["status"].isin(("accepted", "uncertain"))]
     thin = found[found["layers"] != "thick"]
     if len(thin):
         print_flakes(thin.head(_MOST_ROWS))
@@ -38,7 +38,7 @@ def print_summary(files: RunFiles) -> None:
     )
     for answer in files.ordered:
         status = answer.frame["status"]
-        if not answer.failure and not status.isin(("accepted", "ambiguous")).any():
+        if not answer.failure and not status.isin(("accepted", "uncertain")).any():
             why = "; ".join(answer.notes) or "nothing stands out from the substrate"
             click.echo(f"{answer.job.image}: no flake found ({why})")
     if any(not answer.failure and answer.pixel_size_um is None for answer in files.ordered):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -211,7 +212,7 @@ def _write(out: Path, table: TwistTable, overlays: dict[str, bytes], *, fold: st
         "sigma_deg",
         "twist_fold30_deg",
         "moire_nm",
-        "quality",
+        "status",
         "reason",
     ]
     rows = [
@@ -242,7 +243,7 @@ def _tell(frame: pd.DataFrame, pictures: int, out: Path) -> None:
     if len(good):
         angle = good["twist_deg"].where(good["twist_deg"].notna(), good["twist_fold30_deg"])
         show.print_rows(
-            ("picture", "row", "col", "twist", "sigma", "moiré nm", "quality"),
+            ("picture", "row", "col", "twist", "sigma", "moiré nm", "status"),
             [
                 (
                     row["image"],
@@ -251,15 +252,16 @@ def _tell(frame: pd.DataFrame, pictures: int, out: Path) -> None:
                     f"{value:.2f}°",
                     f"{row['sigma_deg']:.2f}°",
                     f"{_words(row['moire_nm'])} ± {_words(row['moire_sigma_nm'])}",
-                    row["quality"],
+                    row["status"],
                 )
                 for value, row in zip(angle, good.to_dict("records"), strict=True)
             ],
         )
-    without = frame[frame["twist_fold30_deg"].isna()]["quality"].value_counts()
+    reasons = frame[frame["twist_fold30_deg"].isna()]["reason"]
+    without = Counter(str(reason).partition(":")[0] for reason in reasons).most_common()
     if len(frame) == 0:
         click.echo(f"no crystal with a second layer in {pictures} picture{'s' * (pictures != 1)}")
     else:
-        why = "".join(f", {count} {name}" for name, count in without.items())
+        why = "".join(f", {count} {name}" for name, count in without)
         click.echo(f"{len(good)} of {len(frame)} second layers measured{why}")
     click.echo(f"report: {out / 'report.html'}")

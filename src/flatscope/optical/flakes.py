@@ -479,7 +479,7 @@ def sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
     p = frame[["p_1", "p_2", "p_3", "p_4", "p_5", "p_6", "p_thick"]].to_numpy(float)
     expected = np.nan_to_num(p @ numbers, nan=50.0)
     interest = np.log(frame["area_px"]) * frame["layers_p"].fillna(0.0) / np.sqrt(expected)
-    rank = frame["status"].map({"accepted": 0, "ambiguous": 0}).fillna(1)
+    rank = frame["status"].map({"accepted": 0, "uncertain": 0}).fillna(1)
     order = np.lexsort((-frame["area_px"], -interest, rank))
     return frame.iloc[order].reset_index(drop=True)
 

@@ -223,9 +223,9 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
         "area_2l_px": area,
     }
     if stack.bottom.sum() < 1.2 * area:
-        return result | _refuse("layers not separable", "hardly any monolayer around the second layer")
+        return result | _reject("layers not separable", "hardly any monolayer around the second layer")
     if area < params.min_top_px:
-        return result | _refuse("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
+        return result | _reject("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
     outlines = (stack.bottom, stack.border | stack.seam), (stack.top, stack.border | stack.end)
     lower, upper = (orient(*outline, method=params.method, network=network) for outline in outlines)
     clipped = _covered(stack.top, stack.end & ~stack.border)
@@ -251,25 +251,26 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
         "moire_phonon_per_nm": 4.0 * np.pi / (np.sqrt(3.0) * period),
     }
     if not (lower.three_fold and upper.three_fold):
-        return result | _refuse("hexagonal", "only the angle folded to [0, 30]° is defined")
-    return result | {"twist_deg": abs((turn + 60.0) % 120.0 - 60.0), "quality": "ok", "reason": ""}
+        reason = "six-fold symmetric: only the angle folded to [0, 30]° is defined"
+        return result | {"status": "uncertain", "reason": reason}
+    return result | {"twist_deg": abs((turn + 60.0) % 120.0 - 60.0), "status": "accepted", "reason": ""}
 
 
-def _refuse(quality: str, reason: str) -> dict[str, Any]:
-    return {"quality": quality, "reason": reason}
+def _reject(why: str, detail: str) -> dict[str, Any]:
+    return {"status": "rejected", "reason": f"{why}: {detail}"}
 
 
 def _explain_missing(cut: float, clipped: float, why: str, *, area: int | None = None) -> dict[str, Any]:
     """Why there is no angle: what hides most of the outline, else its size or roughness."""
     if max(cut, clipped) > _HIDDEN_SHARE:
         if cut >= clipped:
-            return _refuse(
+            return _reject(
                 "truncated", f"{cut:.0%} of an outline lies beyond the picture or is unknown: {why}"
             )
-        return _refuse("clipped", f"{clipped:.0%} of the second layer ends where the first one does: {why}")
+        return _reject("clipped", f"{clipped:.0%} of the second layer ends where the first one does: {why}")
     if area is not None:
-        return _refuse("too small", f"second layer of {area} px with outlines this rough: {why}")
-    return _refuse("layers not separable", why)
+        return _reject("too small", f"second layer of {area} px with outlines this rough: {why}")
+    return _reject("layers not separable", why)
 
 
 def _covered(mask: Mask, cover: Mask) -> float:

@@ -53,7 +53,7 @@ class Verdict:
     p
         Probability that one of them is right; NaN for a rejected region.
     status
-        "accepted", "ambiguous" or "rejected".
+        "accepted", "uncertain" or "rejected".
     reason
         Why, in words.
     """
@@ -112,13 +112,13 @@ def _name_layers(p: Float, *, faint: bool) -> Verdict:
     shares = ", ".join(f"{p[place]:.0%} {_NAMES[place]}" for place in order[:enough])
     reason = "; ".join(part for part in (f"ambiguous: {shares}", remark) if part)
     named = "|".join(_NAMES[place] for place in sorted(order[:enough]))
-    return Verdict(named, float(p[order[:enough]].sum()), "ambiguous", reason)
+    return Verdict(named, float(p[order[:enough]].sum()), "uncertain", reason)
 
 
 def _dispute(verdict: Verdict) -> Verdict:
     """The verdict on a region that the network takes for residue and its colour for a crystal."""
     reason = f"may be residue; {verdict.reason}".strip("; ")
-    return replace(verdict, p=_DISPUTED * verdict.p, status="ambiguous", reason=reason)
+    return replace(verdict, p=_DISPUTED * verdict.p, status="uncertain", reason=reason)
 
 
 def _could_be_thin_crystal(regions: Regions, posterior: LayerPosterior, index: int) -> bool:

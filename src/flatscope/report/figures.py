@@ -93,8 +93,8 @@ def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None 
 
     Returns
     -------
-    RGB image. Regions are filled in their layer's colour and outlined; ambiguous outlines alternate between both
-    colours; thick regions are gray; rejected regions have a dotted outline and no colour.
+    RGB image. Regions are filled in their layer's colour and outlined; where two layer numbers fit, the outline
+    alternates between both colours; thick regions are gray; rejected regions have a dotted outline and no colour.
     """
     rows, cols = display.pixels.shape[:2]
     scale = 1.0 if longest_px is None else min(1.0, longest_px / max(rows, cols))
@@ -204,7 +204,7 @@ def name_layers(layers: str) -> str:
 
 
 def pick_colours(layers: str, status: str) -> list[Colour]:
-    """Colours of a region's outline: one, or two if it is ambiguous."""
+    """Colours of a region's outline: one, or two if two layer numbers fit."""
     if status == "rejected" or not layers:
         return [REJECTED_COLOUR]
     return [LAYER_COLOURS.get(part, LAYER_COLOURS["thick"]) for part in layers.split("|")][:2]
@@ -313,7 +313,7 @@ def _draw_legend(
     present = {
         part
         for record in records
-        if record["status"] in ("accepted", "ambiguous")
+        if record["status"] in ("accepted", "uncertain")
         for part in str(record["layers"]).split("|")
     }
     entries: list[tuple[str, Sequence[Colour], bool]] = []
@@ -321,7 +321,7 @@ def _draw_legend(
         if name in present:
             word = {"1": "1 layer", "thick": "thick"}.get(name, f"{name} layers")
             entries.append((word, [colour], False))
-    if any(record["status"] == "ambiguous" for record in records):
+    if any(record["status"] == "uncertain" for record in records):
         entries.append(("more than one fits", [LAYER_COLOURS["1"], LAYER_COLOURS["2"]], False))
     if any(record["status"] == "rejected" for record in records):
         entries.append(("rejected", [REJECTED_COLOUR], True))

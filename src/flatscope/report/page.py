@@ -114,7 +114,7 @@ def build_page(pictures: Sequence[PictureEntry], frame: pd.DataFrame, record: Ru
     -------
     HTML that needs no other file and no network: style, script and pictures (JPEG) are inside.
     """
-    found = frame[frame["status"].isin(("accepted", "ambiguous"))]
+    found = frame[frame["status"].isin(("accepted", "uncertain"))]
     rejected = frame[frame["status"] == "rejected"]
     read = [picture for picture in pictures if not picture.failure]
     # One unit for the whole page: areas of calibrated and uncalibrated pictures cannot be compared.
@@ -199,7 +199,7 @@ def _numbers(pictures: Sequence[PictureEntry], found: pd.DataFrame, rejected: pd
     if len(single):
         largest = single.loc[single[area].astype(float).idxmax()]
         entries.append(("largest monolayer", _area(largest, area)))
-    entries.append(("ambiguous", str(len(found) - len(sure))))
+    entries.append(("uncertain", str(len(found) - len(sure))))
     entries.append(("left out", str(len(rejected))))
     failed = sum(bool(picture.failure) for picture in pictures)
     if failed:
@@ -216,7 +216,7 @@ def _warnings(pictures: Sequence[PictureEntry], record: RunRecord) -> str:
     lines += [
         f"{picture.image}: no flake found{': ' + '; '.join(picture.notes) if picture.notes else ''}"
         for picture in pictures
-        if not picture.failure and not picture.frame["status"].isin(("accepted", "ambiguous")).any()
+        if not picture.failure and not picture.frame["status"].isin(("accepted", "uncertain")).any()
     ]
     if not lines:
         return ""
@@ -294,7 +294,7 @@ def _picture(picture: PictureEntry, number: int) -> str:
     if picture.failure:
         return f"{head}<div class='notice'>Not analysed: {_text(picture.failure)}</div></section>"
     status = picture.frame["status"]
-    found = picture.frame[status.isin(("accepted", "ambiguous"))]
+    found = picture.frame[status.isin(("accepted", "uncertain"))]
     counts = found["layers"].value_counts().sort_index()  # thin ones first
     said = (
         ", ".join(f"{count} × {name_layers(str(name))}" for name, count in counts.items()) or "no flake found"

@@ -64,8 +64,8 @@ def _name(row: dict[object, object]) -> str:
     digits = 1 if sigma >= 0.1 else 2
     if not math.isnan(angle):
         return f"{angle:.{digits}f} ± {sigma:.{digits}f}°"
-    if row["quality"] == "hexagonal":
+    if row["status"] == "uncertain":
         return f"{folded:.{digits}f} or {60.0 - folded:.{digits}f} ± {sigma:.{digits}f}°"
     if not math.isnan(folded):
         return f"{folded:.{digits}f} ± {sigma:.{digits}f}°"
-    return str(row["quality"])
+    return str(row["reason"]).partition(":")[0]
