@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flatscope.app.cli import run
-from flatscope.evaluation import adaptation
+from flatscope.evaluation import adaptation, monolayers
 from flatscope.evaluation.adaptation import RegionErrors, count_errors
 from flatscope.evaluation.papers import saito2019
 from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
@@ -406,9 +406,9 @@ def test_the_learning_curve_goes_from_one_command_to_a_table(
     size = replace(saito2019.SIZES["quick"], steps=1, widths=(4, 4), crop_px=32)
     monkeypatch.setitem(saito2019.SIZES, "quick", size)
     drawn: list[int] = []
-    draw_scenes = saito2019.draw_scenes
+    draw_scenes = monolayers.draw_scenes
     monkeypatch.setattr(
-        saito2019,
+        monolayers,
         "draw_scenes",
         lambda count, **given: drawn.append(given["seed"]) or draw_scenes(count, **given),
     )

@@ -199,14 +199,14 @@ def test_yang_2024_splits_frames_and_shows_the_leak(
 ) -> None:
     pytest.importorskip("torch")
     from flatscope.app.cli import run
-    from flatscope.evaluation.papers import yang2024
+    from flatscope.evaluation.papers import yang2024_layers
 
-    tiny = yang2024.Size(("U-Net of base 4",), (2, 2), 2, 64, 2, steps_resnet=1)
-    monkeypatch.setitem(yang2024.SIZES, "quick", tiny)
+    tiny = yang2024_layers.Size(("U-Net of base 4",), (2, 2), 2, 64, 2, steps_resnet=1)
+    monkeypatch.setitem(yang2024_layers.SIZES, "quick", tiny)
     assert run(["reproduce", "yang2024-layers", "--out", str(tmp_path), "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["U-Net of base 4: IoU of monolayer"]["ours"]["value"] > 0.5
-    assert rows[f"{yang2024.LEAK}: IoU of bilayer"]["ours"] is None
+    assert rows[f"{yang2024_layers.LEAK}: IoU of bilayer"]["ours"] is None
     page = (tmp_path / "yang2024-layers.html").read_text("utf-8")
     assert page.count("<img") == 3 and "steps of training: U-Net of base 4 2." in page
     assert (tiny.steps_of("FCN"), tiny.steps_of("LR-ASPP")) == (1, 2)
@@ -215,12 +215,12 @@ def test_yang_2024_splits_frames_and_shows_the_leak(
 def test_resized_tiles_keep_picture_and_classes_together() -> None:
     """Black outside the tile is ignored, every class keeps its colour, and sizes come out as asked."""
     pytest.importorskip("torch")
-    from flatscope.evaluation.papers import yang2024
+    from flatscope.evaluation.papers import yang2024_layers
 
     truth = np.zeros((60, 60), np.uint8)
     truth[10:40, 20:50] = 2
     picture = np.repeat((80 + 60 * truth)[..., None], 3, axis=2).astype(np.uint8)
-    augment = yang2024.make_augment(48)
+    augment = yang2024_layers.make_augment(48)
     outside = 0
     for seed in range(12):
         part, target = augment(np.random.default_rng(seed), picture, truth)

@@ -45,16 +45,15 @@ from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
 from flatscope.electron.sites import Sites, cut_crops, find_axes
-from flatscope.evaluation.realism import (
+from flatscope.evaluation.likeness import (
     VALUES,
-    classify_counts,
-    compare_looks,
+    compare_ways,
     describe,
     find_frechet,
-    find_least_dose,
     find_power,
-    measure_look,
+    measure_likeness,
 )
+from flatscope.evaluation.papers.ke2023_scoring import classify_counts, find_least_dose
 from flatscope.inference.card import Card, WeightsError
 from flatscope.micrograph import Micrograph
 
@@ -366,19 +365,19 @@ def test_distances_are_none_to_itself_and_grow_with_what_differs(drawn: Drawn) -
 
     noisy = [drawn.image + 0.8 * np.random.default_rng(k).normal(size=drawn.image.shape) for k in (1, 2)]
     real, again = (cut(image) for image in noisy)
-    same = measure_look(real, real)
+    same = measure_likeness(real, real)
     assert same.values.sum() == pytest.approx(1.0, abs=1e-3)
     assert same.values @ (VALUES[:-1] + 0.125) == pytest.approx(float(real.mean()), abs=0.02)
     assert same.frechet == pytest.approx(0.0, abs=1e-3) and same.histogram == 0.0
     np.testing.assert_allclose(same.spectrum, 1.0)
     near, louder, clean = (
-        measure_look(crops, real) for crops in (again, cut(noisy[1] * 1.3), cut(drawn.image))
+        measure_likeness(crops, real) for crops in (again, cut(noisy[1] * 1.3), cut(drawn.image))
     )
     assert near.frechet < 0.2 * louder.frechet < 0.2 * clean.frechet
     np.testing.assert_allclose(near.spectrum, 1.0, atol=0.25)
     np.testing.assert_allclose(louder.spectrum[-3:], 1.3**2, rtol=0.15)
     striped = noisy[1] + 0.8 * np.random.default_rng(3).normal(size=(len(drawn.image), 1))
-    assert measure_look(cut(striped), real).rows > 1.5 * near.rows
+    assert measure_likeness(cut(striped), real).rows > 1.5 * near.rows
     assert near.rows == pytest.approx(1.0, abs=0.2)
 
 
@@ -534,18 +533,18 @@ def test_a_sublattice_only_has_its_own_defects(drawn: Drawn, said: int, metal: i
 def test_labels_choose_the_best_threshold_of_each_detector(drawn: Drawn) -> None:
     """By hand: eight sites, three of them marked as a dopant; a detector that is sure of two of these and half sure of
     a pristine site, and of the third."""
-    from flatscope.evaluation.papers.ke2023 import _choose_by_labels, _Labels, _score_labels
+    from flatscope.evaluation.papers.ke2023_scoring import Labels, choose_by_labels, score_labels
     from flatscope.training import cells
 
     kinds = np.array([3, 3, 3, 0, 0, 0, 0, 0])
     here = np.array([True] * 7 + [False])
-    labels = _Labels(kinds, np.ones(8, bool), here, np.arange(8) % 2)
+    labels = Labels(kinds, np.ones(8, bool), here, np.arange(8) % 2)
     called = np.array([3, 3, 0, 3, 0, 0, 0, 3])
-    (label,) = _score_labels([[called]] * 4, labels)
+    (label,) = score_labels([[called]] * 4, labels)
     assert label == "3 of dopant"
-    assert _score_labels([[called]] * 4, labels)[label].value == pytest.approx(2 / 3)
+    assert score_labels([[called]] * 4, labels)[label].value == pytest.approx(2 / 3)
     # Two detectors together: one finds nothing.
-    both = _score_labels([[called, np.zeros(8, int)]] * 4, labels)
+    both = score_labels([[called, np.zeros(8, int)]] * 4, labels)
     assert both["3 of dopant"].value == pytest.approx(2 * 2 / (3 + 6))
 
     # the chance of a dopant at each site, in place of a network's
@@ -557,9 +556,9 @@ def test_labels_choose_the_best_threshold_of_each_detector(drawn: Drawn) -> None
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cells, "read", read)
         teacher, opened = SimpleNamespace(image=drawn.image), SimpleNamespace(sites=drawn.sites)
-        chosen = _choose_by_labels([cells.Detector(torch.nn.Identity(), 32, 0.05)], opened, teacher, labels)  # type: ignore[arg-type]
+        chosen = choose_by_labels([cells.Detector(torch.nn.Identity(), 32, 0.05)], opened, teacher, labels)  # type: ignore[arg-type]
     np.testing.assert_array_equal(chosen[3][0], [3, 3, 3, 3, 0, 0, 0, 3])
-    assert _score_labels(chosen, labels)["3 of dopant"].value == pytest.approx(6 / 7)
+    assert score_labels(chosen, labels)["3 of dopant"].value == pytest.approx(6 / 7)
 
 
 def test_rejected_columns_are_not_learned_from(drawn: Drawn) -> None:
@@ -602,7 +601,7 @@ def test_a_corrector_is_between_just_tuned_and_drifted() -> None:
 
 def test_ways_are_compared_with_the_half_held_out(teacher: Teacher) -> None:
     images = draw_clean(replace(teacher.look, microscopes=LOOK.microscopes), 2, side=128, seed=2, workers=1)
-    looks = compare_looks(
+    looks = compare_ways(
         teacher,
         {
             "raw": lambda rng, one: one.image.astype(np.float32),
@@ -746,7 +745,7 @@ def test_a_real_scan_teaches_its_look(real_data: Path) -> None:
     assert len(taught.crops) > 4000 and len(taught.held) > 4000
     assert 0.5 < taught.look.noise < 0.8
     # Both halves look alike, and have more noise from row to row than along rows.
-    halves = measure_look(taught.crops, taught.held)
+    halves = measure_likeness(taught.crops, taught.held)
     assert halves.rows > 1.5 and abs(np.log(halves.spectrum[1:])).max() < 0.1
 
 

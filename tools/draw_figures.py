@@ -32,8 +32,8 @@ from flatscope.electron.physics.crystals import SheetParams
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
 from flatscope.evaluation.defects import as_movie
+from flatscope.evaluation.likeness import list_ways
 from flatscope.evaluation.papers.larsen2021 import EXAMPLE
-from flatscope.evaluation.realism import list_ways
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
@@ -199,11 +199,10 @@ def draw_learning_curve(folder: Path) -> None:
 
 def draw_adapted(folder: Path) -> None:
     """Pictures of an unseen set-up with the truth, the default's answer, and that after six labelled pictures."""
-    from flatscope.evaluation import adaptation
-    from flatscope.evaluation.papers import saito2019
+    from flatscope.evaluation import adaptation, monolayers
 
     microscope = adaptation.draw_unseen(np.random.default_rng([11, 0]))
-    scenes = saito2019.draw_scenes(4, seed=11001, microscope=microscope)
+    scenes = monolayers.draw_scenes(4, seed=11001, microscope=microscope)
     networks = [Network.load("flakes"), Network.load(folder / "setup-0-6" / "layers-adapt.onnx")]
     colours = np.full((256, 3), 255, np.uint8)
     colours[:4] = [[40, 40, 48], [240, 228, 66], [86, 180, 233], [213, 94, 0]]

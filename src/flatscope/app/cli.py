@@ -34,11 +34,14 @@ _COMMANDS = {
     "demo": ("flatscope.app.demo:demo", "Draw three micrographs with known truth and analyse them."),
     "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),
-    "evaluate": ("flatscope.app.judge:evaluate", "Measure how good the answers are."),
+    "evaluate": ("flatscope.app.commands.evaluate:evaluate", "Measure how good the answers are."),
     "train": ("flatscope.app.train:train", "Train a network by a recipe (extra: train)."),
-    "benchmark": ("flatscope.app.benchmark:benchmark", "Measure how fast networks run here (extra: train)."),
+    "benchmark": (
+        "flatscope.app.commands.benchmark:benchmark",
+        "Measure how fast networks run here (extra: train).",
+    ),
     "reproduce": (
-        "flatscope.app.reproduce:reproduce",
+        "flatscope.app.commands.reproduce:reproduce",
         "Run a published study beside flatscope (extra: train).",
     ),
 }

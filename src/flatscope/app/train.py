@@ -183,16 +183,16 @@ def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, shi
     for note in notes:
         click.echo(note)
     teacher = learn_look(opened, known.material, source=micrograph.name, workers=workers)
-    from flatscope.evaluation.realism import LookScore, compare_looks, learn_translation, list_ways
+    from flatscope.evaluation.likeness import Likeness, compare_ways, learn_translation, list_ways
 
     with show.progress("steps") as on_progress:
         network = learn_translation(
             teacher, recipe, out=out, resume=not no_resume, workers=workers, on_progress=on_progress
         )
     drawn = draw_clean(teacher.look, _COMPARED, side=recipe.scene_px, seed=recipe.seed + 1, workers=workers)
-    looks = compare_looks(teacher, list_ways(teacher, network), drawn)
+    looks = compare_ways(teacher, list_ways(teacher, network), drawn)
     show.print_rows(
-        ("", *LookScore.HEAD), [(name, *score.to_words().values()) for name, score in looks.items()]
+        ("", *Likeness.HEAD), [(name, *score.to_words().values()) for name, score in looks.items()]
     )
     click.echo(
         "Fréchet: distance of unit cells from those of the right half of the image; power: over theirs in the ring of "

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from flatscope.evaluation import monolayers
 from flatscope.evaluation.metrics import Interval, bootstrap, ratio, vote_regions
-from flatscope.evaluation.papers import PARAMS, saito2019
+from flatscope.evaluation.papers import saito2019
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
@@ -250,7 +251,7 @@ class Point:
     method: str
     setup: int
     pictures: int
-    verdicts: saito2019.Verdicts
+    verdicts: monolayers.Verdicts
     errors: tuple[RegionErrors, ...]
     minutes: float
 
@@ -306,8 +307,8 @@ def measure_learning_curve(
 
     for number in range(setups):
         microscope = draw_unseen(np.random.default_rng([seed, number]))
-        drawn = saito2019.draw_scenes(max(pictures), seed=1000 * seed + 2 * number, microscope=microscope)
-        tested = saito2019.draw_scenes(_TESTED, seed=1000 * seed + 2 * number + 1, microscope=microscope)
+        drawn = monolayers.draw_scenes(max(pictures), seed=1000 * seed + 2 * number, microscope=microscope)
+        tested = monolayers.draw_scenes(_TESTED, seed=1000 * seed + 2 * number + 1, microscope=microscope)
         points.append(_test_finder(DEFAULT, number, 0, tested, base, 0.0))
         for count in pictures:
             folder = out / f"setup-{number}-{count}"
@@ -322,13 +323,13 @@ def measure_learning_curve(
             begun = time.perf_counter()
             guesses = _train_from_scratch(drawn[:count], tested, folder, on_progress=part(done + 1))
             minutes = (time.perf_counter() - begun) / 60
-            verdicts = saito2019.judge(tested, guesses, tested, guesses)
+            verdicts = monolayers.score_scenes(tested, guesses, tested, guesses)
             points.append(Point("U-Net from scratch", number, count, verdicts, (), minutes))
             done += 2
     return points
 
 
-_TOLD = FlakeParams("MoS2", min_area_px=PARAMS.min_area_px)
+_TOLD = FlakeParams("MoS2", min_area_px=monolayers.PARAMS.min_area_px)
 """What flatscope is told of an unseen set-up: no oxide, since the true one is refused."""
 
 
@@ -347,8 +348,8 @@ def _test_finder(
         picture = label(scene)
         table = find_flakes(picture.micrograph, _TOLD, network=network)
         errors.append(count_errors(table, picture))
-        guesses.append(saito2019.probabilities(table))
-    verdicts = saito2019.judge(tested, guesses, tested, guesses)
+        guesses.append(monolayers.to_probabilities(table))
+    verdicts = monolayers.score_scenes(tested, guesses, tested, guesses)
     return Point(method, setup, pictures, verdicts, tuple(errors), minutes)
 
 
@@ -360,15 +361,15 @@ def _train_from_scratch(
     from flatscope.training.nets.unet import SaitoUNet
 
     size = saito2019.SIZES["quick"]
-    pictures, truth = saito2019.stack(drawn)
+    pictures, truth = monolayers.stack(drawn)
     plan = supervised.Plan(
         lr=size.lr,
         steps=3 * size.steps,
         batch=size.batch,
-        class_weights=supervised.median_frequency_weights(truth, count=len(saito2019.CLASSES)),
+        class_weights=supervised.median_frequency_weights(truth, count=len(monolayers.CLASSES)),
     )
     net = supervised.fit(
-        supervised.seeded(SaitoUNet, seed=0, outputs=len(saito2019.CLASSES), widths=size.widths),
+        supervised.seeded(SaitoUNet, seed=0, outputs=len(monolayers.CLASSES), widths=size.widths),
         pictures,
         truth,
         plan,
@@ -401,7 +402,7 @@ def tabulate(points: Sequence[Point]) -> list[CurveRow]:
     rows = []
     for method, pictures in dict.fromkeys((point.method, point.pictures) for point in points):
         same = [point for point in points if (point.method, point.pictures) == (method, pictures)]
-        whole = saito2019.Verdicts(
+        whole = monolayers.Verdicts(
             np.concatenate([point.verdicts.confusion for point in same]),
             np.concatenate([point.verdicts.histograms for point in same]),
             (sum(point.verdicts.votes[0] for point in same), sum(point.verdicts.votes[1] for point in same)),

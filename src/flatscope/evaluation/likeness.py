@@ -42,7 +42,7 @@ _RIDGE, _SEED = 1e-6, 5
 
 
 @dataclass(frozen=True)
-class LookScore:
+class Likeness:
     """How far drawn crops are from real ones, and what became of their columns.
 
     Parameters
@@ -79,7 +79,7 @@ class LookScore:
         return dict(zip(self.HEAD, texts, strict=True))
 
 
-def measure_look(made: Real, real: Real) -> LookScore:
+def measure_likeness(made: Real, real: Real) -> Likeness:
     """Compare crops with real ones.
 
     Parameters
@@ -90,7 +90,7 @@ def measure_look(made: Real, real: Real) -> LookScore:
     seen, wanted = describe(made), describe(real)
     scale = wanted.std(0) + 1e-9
     power, true_power = find_power(made), find_power(real)
-    return LookScore(
+    return Likeness(
         find_frechet(seen / scale, wanted / scale),
         _ring(power) / _ring(true_power),
         _compare_rows(power),
@@ -122,7 +122,7 @@ def learn_translation(
     return Network.load(export.export(outcome.net, card, out / f"{recipe.name}.onnx"), task=TASK)
 
 
-def show(rng: np.random.Generator, drawn: Drawn) -> Real:
+def keep_as_drawn(rng: np.random.Generator, drawn: Drawn) -> Real:
     """A drawn image as it is."""
     return drawn.image.astype(np.float32)
 
@@ -130,13 +130,13 @@ def show(rng: np.random.Generator, drawn: Drawn) -> Real:
 def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
     """Three ways to make images to learn from: as tuned microscopes show them, with fitted noise, and translated."""
     return {
-        "tuned microscopes": show,
+        "tuned microscopes": keep_as_drawn,
         "fitted noise": lambda rng, drawn: scan_again(rng, drawn, teacher.look),
         "translated": lambda rng, drawn: translate(rng, drawn, network),
     }
 
 
-def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, LookScore]:
+def compare_ways(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, Likeness]:
     """How near drawn images come to the held half of an experimental one, each way of giving them its look. Beside them
     stands its other half, than which nothing drawn can be expected to be nearer.
 
@@ -147,7 +147,7 @@ def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Dr
     images
         Drawn images without noise.
     """
-    scores = {"experiment, left half": measure_look(teacher.crops, teacher.held)}
+    scores = {"experiment, left half": measure_likeness(teacher.crops, teacher.held)}
     for name, way in ways.items():
         made = [way(np.random.default_rng([_SEED, index]), one) for index, one in enumerate(images)]
         crops = [
@@ -157,7 +157,7 @@ def compare_looks(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Dr
         checks = [check_honesty(np.random.default_rng(_SEED), drawn, way) for drawn in images]
         defects = np.concatenate([one.kinds > 0 for one in checks])
         scores[name] = replace(
-            measure_look(np.concatenate(crops), teacher.held),
+            measure_likeness(np.concatenate(crops), teacher.held),
             moved=float(np.concatenate([one.moved for one in checks]).mean()),
             vanished=float(np.concatenate([one.vanished for one in checks])[defects].mean()),
         )
@@ -214,37 +214,3 @@ def _compare_rows(power: Float) -> float:
         np.abs(axis) for axis in np.meshgrid(*(fft.fftfreq(side) for side in power.shape), indexing="ij")
     )
     return float(power[(down > 0.35) & (across < 0.1)].mean() / power[(across > 0.35) & (down < 0.1)].mean())
-
-
-def find_least_dose(one: Float, other: Float, *, accuracy: float = 0.9) -> float:
-    """Dose at which two noiseless images can be told apart at best, by the likelihood ratio of Poisson counts.
-
-    Parameters
-    ----------
-    one, other
-        Mean counts of each pixel at a dose of 1, same shape; both equally likely, everything else known.
-    accuracy
-        Share of right answers.
-
-    Notes
-    -----
-    The logarithm of the ratio is taken for normal, which holds for many pixels (Neyman and Pearson 1933,
-    doi:10.1098/rsta.1933.0009).
-    """
-    both = np.maximum(0.5 * (one + other), 1e-300)
-    return float((2.0 * stats.norm.ppf(accuracy)) ** 2 / (np.square(one - other) / both).sum())
-
-
-def classify_counts(counts: Float, templates: Float) -> NDArray[np.int64]:
-    """Which of some known images counts come from, by the largest likelihood.
-
-    Parameters
-    ----------
-    counts
-        Shape (n, rows, cols).
-    templates
-        Shape (kinds, rows, cols), mean counts.
-    """
-    means = np.maximum(templates, 1e-12).reshape(len(templates), -1)
-    likelihood = counts.reshape(len(counts), -1) @ np.log(means).T - means.sum(1)
-    return np.asarray(likelihood.argmax(1))
