@@ -137,6 +137,7 @@ def _is_expected(error: Exception) -> bool:
         "SettingsError": "flatscope.app.settings",
         "RecipeError": "flatscope.training.recipes",
         "ExportError": "flatscope.training.export",
+        "MultisliceError": "flatscope.electron.physics.multislice",
     }
     # By name and home: importing them all to compare would load torch and pandas.
     return any(homes.get(kind.__name__) == kind.__module__ for kind in type(error).__mro__)

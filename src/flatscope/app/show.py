@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -95,26 +94,6 @@ def print_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     _console().print(table)
-
-
-def print_scores(scores: Any, *, as_json: bool) -> None:
-    """An evaluation, a dataclass: as JSON, or every score on a line and every list as a small table."""
-    if as_json:
-        click.echo(json.dumps(scores.to_dict(), indent=2, ensure_ascii=False))
-        return
-    entries = {entry.name: getattr(scores, entry.name) for entry in dataclasses.fields(scores)}
-    width = max(map(len, entries))
-    for name, value in entries.items():
-        if isinstance(value, list):
-            click.echo(f"{name.replace('_', ' ')}:")
-            for row in value:
-                click.echo(
-                    "  "
-                    + "  ".join(f"{part:.3f}" if isinstance(part, float) else f"{part!s:>6}" for part in row)
-                )
-        else:
-            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-            click.echo(f"{name.replace('_', ' '):{width}}  {shown}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.evaluation import monolayers
-from flatscope.evaluation.metrics import Interval, bootstrap, ratio, vote_regions
+from flatscope.evaluation.metrics import Interval, Score, bootstrap, ratio, vote_regions
 from flatscope.evaluation.papers import saito2019
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
@@ -381,7 +381,7 @@ def _train_from_scratch(
 
 
 @dataclass(frozen=True)
-class CurveRow:
+class CurveRow(Score):
     """A method after so many labelled pictures, all set-ups together; None where it does not apply.
 
     `errors` are wrong, missed and false regions of all layer numbers over the labelled ones. `accuracy` is the mean
@@ -395,6 +395,17 @@ class CurveRow:
     accuracy: Interval
     vote: Interval
     minutes: float
+
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "": self.method,
+            "pictures": str(self.pictures),
+            "region errors": "" if self.errors is None else str(self.errors),
+            "class accuracy": str(self.accuracy),
+            "region vote": str(self.vote),
+            "minutes": f"{self.minutes:.1f}",
+        }
 
 
 def tabulate(points: Sequence[Point]) -> list[CurveRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatscope.evaluation.metrics import Score
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import FlakeParams, find_flakes
@@ -32,7 +33,7 @@ _WHOLE = "whole answer"
 
 
 @dataclass(frozen=True)
-class Speed:
+class Speed(Score):
     """One network in one runtime.
 
     Parameters
@@ -59,6 +60,31 @@ class Speed:
     def per_second(self) -> float:
         """Pictures a second."""
         return 1.0 / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {**super().to_dict(), "per_second": self.per_second}
+
+
+def tabulate(speeds: Sequence[Speed]) -> list[dict[str, str]]:
+    """The speeds in words; "ours is" says how many times as fast as this line `OURS` is in the same runtime."""
+    ours = {speed.runtime: speed.seconds for speed in speeds if speed.network == OURS}
+    rows = []
+    for speed in speeds:
+        published = PUBLISHED_PER_SECOND.get(speed.network) if speed.runtime == "torch" else None
+        rows.append(
+            {
+                "network": speed.network,
+                "runtime": speed.runtime,
+                "a second": f"{speed.per_second:.2f}",
+                "ms": f"{1000 * speed.seconds:.0f}",
+                "quartiles": f"{1000 * speed.low:.0f} to {1000 * speed.high:.0f}",
+                "ours is": f"{speed.seconds / ours[speed.runtime]:.1f}x" if speed.runtime in ours else "",
+                "peak MiB": "" if np.isnan(speed.peak_mib) else f"{speed.peak_mib:.0f}",
+                "published": "" if published is None else f"{published:.2f}",
+            }
+        )
+    return rows
 
 
 def time_layer_networks(

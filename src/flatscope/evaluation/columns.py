@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from flatscope.electron.columns import ColumnParams, find_columns
 from flatscope.electron.fitting import fit_columns
 from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
-from flatscope.evaluation.metrics import Interval, bootstrap
+from flatscope.evaluation.metrics import Interval, Score, bootstrap
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.units import um_from_nm
@@ -33,7 +32,7 @@ _TILES = 4
 
 
 @dataclass(frozen=True)
-class LabelScores:
+class LabelScores(Score):
     """Scores against expert labels; `match_px` is the distance within which a column counts as found.
 
     `classical_f1` is that of a Laplacian-of-Gaussian blob detector whose scale and threshold were tuned on these very
@@ -51,10 +50,6 @@ class LabelScores:
     columns: int
     labels: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
 
 
 def evaluate_labels(
@@ -184,7 +179,7 @@ def _classical_f1(micrograph: Micrograph, true: Float, reach: float) -> float:
 
 
 @dataclass(frozen=True)
-class Localisation:
+class Localisation(Score):
     """Errors of positions on drawn images, of one dose and one sublattice, rms along either axis in pm.
 
     `oracle_pm` is that of the same joint fit started from the truth, `bound_pm` the Cramér–Rao bound for counting
@@ -200,6 +195,19 @@ class Localisation:
     bound_pm: float
     sublattice_right: float
     columns: int
+
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "e/px": f"{self.electrons_per_px:g}",
+            "sublattice": self.sublattice,
+            "error pm": f"{self.error_pm:.2f}",
+            "oracle pm": f"{self.oracle_pm:.2f}",
+            "stated pm": f"{self.stated_pm:.2f}",
+            "bound pm": f"{self.bound_pm:.2f}",
+            "sublattice right": f"{self.sublattice_right:.4f}",
+            "columns": str(self.columns),
+        }
 
 
 def evaluate_localisation(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw
 from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.tracks import TrackParams, link_points, track_defects
 from flatscope.evaluation.columns import MATCH_NM, match_points, read_labels
-from flatscope.evaluation.metrics import Interval, bootstrap
+from flatscope.evaluation.metrics import Interval, Score, bootstrap
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, Movie
@@ -35,7 +34,7 @@ MOVIE = HoppingParams(frames=40, electrons_per_px=6.0, vacancies=0.04, hop=0.2, 
 
 
 @dataclass(frozen=True)
-class LabelScore:
+class LabelScore(Score):
     """F1, precision and recall of one kind of defect, intervals by parts of the field."""
 
     kind: str
@@ -45,9 +44,16 @@ class LabelScore:
     found: int
     labels: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "": self.kind,
+            "F1": str(self.f1),
+            "precision": str(self.precision),
+            "recall": str(self.recall),
+            "found": str(self.found),
+            "labels": str(self.labels),
+        }
 
 
 def evaluate_labels(
@@ -175,16 +181,20 @@ def _best_fourier(image: Float, true: Float, reach: float, box: tuple[Float, Flo
 
 
 @dataclass(frozen=True)
-class LinkScore:
+class LinkScore(Score):
     """How well a method follows defects: F1 of links between consecutive frames, and of the defects in each frame."""
 
     method: str
     links: Interval
     detections: Interval
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "method": self.method,
+            "F1 of links": str(self.links),
+            "F1 of defects in frames": str(self.detections),
+        }
 
 
 def evaluate_tracks(

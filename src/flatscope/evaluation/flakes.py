@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flatscope.evaluation.metrics import Interval, bootstrap, match_regions, overlap_table, ratio, reliability
+from flatscope.evaluation.metrics import (
+    Interval,
+    Score,
+    bootstrap,
+    match_regions,
+    overlap_table,
+    ratio,
+    reliability,
+)
 from flatscope.files.annotations import read_labels
 from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
@@ -26,7 +34,7 @@ BULK_NM = 4.0
 
 
 @dataclass(frozen=True)
-class MaskScores:
+class MaskScores(Score):
     """Scores against instance masks, at an overlap (IoU) of at least one half.
 
     `recall` is the share of marked regions that some found region covers, whatever its layer number. `precision` is
@@ -43,10 +51,6 @@ class MaskScores:
     precision_thin: Interval
     union_iou: Interval
     counts: list[tuple[Any, ...]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
 
 
 def evaluate(
@@ -133,7 +137,7 @@ def score_picture(table: FlakeTable, true: NDArray[np.int32], *, layer_nm: float
 
 
 @dataclass(frozen=True)
-class SceneScores:
+class SceneScores(Score):
     """Scores on drawn scenes, over true regions of at least 300 px.
 
     `found` is the share with a region that overlaps by half; of those found, `right` have the true layer
@@ -151,10 +155,6 @@ class SceneScores:
     oxide_pull: float
     regions: int
     scenes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
 
 
 def evaluate_scenes(

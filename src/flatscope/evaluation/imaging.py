@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,17 +15,24 @@ from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet,
 from flatscope.electron.physics.imaging import ScanParams, SeriesParams, draw_adf, draw_series
 from flatscope.electron.physics.multislice import simulate_adf, simulate_series
 from flatscope.electron.physics.vibrations import find_amplitudes
+from flatscope.evaluation.metrics import Score
 
 Made = TypeVar("Made")
-_SEED, _PHONONS = 3, 20
-_SERIES_CELLS, _SERIES_PX = (9, 16), 400
-_SCAN_CELLS, _SCAN_PX = (2, 4), 28
-_VOLTAGES_KV = (20.0, 30.0, 50.0, 80.0, 120.0, 200.0)
-_INNER_MRAD = (40.0, 55.0, 70.0, 90.0, 120.0)
+_HRTEM = "HRTEM"
+_ADF = "ADF-STEM"
+_UNITS = {_HRTEM: "kV", _ADF: "mrad"}  # of the setting at which a model is tried
+_SEED = 3  # of sheets and vibrations
+_PHONONS = 20  # configurations of vibrating atoms in multislice
+_SERIES_CELLS = (9, 16)  # rectangular cells of a sheet in HRTEM, down and across
+_SERIES_PX = 400  # its width
+_SCAN_CELLS = (2, 4)  # the same for ADF-STEM, where the exact model takes minutes
+_SCAN_PX = 28
+_VOLTAGES_KV = (20.0, 30.0, 50.0, 80.0, 120.0, 200.0)  # tried in `measure_limits`
+_INNER_MRAD = (40.0, 55.0, 70.0, 90.0, 120.0)  # the same: inner angles of the detector
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Score):
     """One model against the exact one.
 
     `rms` is the largest rms difference of an image in units of its standard deviation. `sites` compares the brightness
@@ -37,6 +45,29 @@ class Agreement:
     sites: dict[str, float]
     ratio: float
     seconds: float
+
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "model": self.model,
+            "sheet": self.sheet,
+            "rms / std": f"{self.rms:.3f}",
+            "times as fast": f"{self.ratio:.0f}",
+            "ms": f"{1e3 * self.seconds:.1f}",
+            "columns, fast / exact": ", ".join(f"{name} {value:.3f}" for name, value in self.sites.items()),
+        }
+
+
+def compare_models(*, on_progress: Callable[[int, int], None] | None = None) -> list[Agreement]:
+    """Compare both fast models with the exact ones on their usual sheets: bare, on graphene, and of two materials."""
+    runs: list[Callable[[], Agreement]] = [partial(compare_series, support) for support in ("", "graphene")]
+    runs += [partial(compare_adf, material) for material in ("MoS2", "WSe2")]
+    found = []
+    for done, compare in enumerate(runs, start=1):
+        found.append(compare())
+        if on_progress is not None:
+            on_progress(done, len(runs))
+    return found
 
 
 def compare_series(
@@ -80,7 +111,7 @@ def compare_series(
     )
     rms = max(float((a - b).std() / b.std()) for a, b in zip(fast, exact, strict=True))
     name = ("two layers of " if layers == 2 else "") + material + (f" on {support}" if support else "")
-    return Agreement(f"HRTEM, {phonons} phonons", name, rms, {}, slow / seconds, seconds)
+    return Agreement(f"{_HRTEM}, {phonons} phonons", name, rms, {}, slow / seconds, seconds)
 
 
 def compare_adf(material: str = "MoS2", *, inner_mrad: float = 70.0) -> Agreement:
@@ -103,17 +134,26 @@ def compare_adf(material: str = "MoS2", *, inner_mrad: float = 70.0) -> Agreemen
         if name
     }
     rms = float((fast - exact).std() / exact.std())
-    return Agreement("ADF-STEM", material, rms, sites, slow / seconds, seconds)
+    return Agreement(_ADF, material, rms, sites, slow / seconds, seconds)
 
 
 @dataclass(frozen=True)
-class Limit:
+class Limit(Score):
     """How far a fast model is off under one setting: `rms` as in `Agreement`, `at` in kV (HRTEM) or mrad (ADF-STEM)."""
 
     model: str
     sheet: str
     at: float
     rms: float
+
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "model": self.model,
+            "sheet": self.sheet,
+            "at": f"{self.at:g} {_UNITS[self.model]}",
+            "rms / std": f"{self.rms:.3f}",
+        }
 
 
 def measure_limits(*, on_progress: Callable[[int, int], None] | None = None) -> list[Limit]:
@@ -122,16 +162,18 @@ def measure_limits(*, on_progress: Callable[[int, int], None] | None = None) -> 
     series = [(material, layers, at) for material, layers in sheets for at in _VOLTAGES_KV]
     scans = [(material, at) for material in ("MoS2", "WSe2") for at in _INNER_MRAD]
     limits: list[Limit] = []
+
+    def add(limit: Limit) -> None:
+        limits.append(limit)
+        if on_progress is not None:
+            on_progress(len(limits), len(series) + len(scans))
+
     for material, layers, at in series:
         one = compare_series(material=material, layers=layers, voltage_kv=at, phonons=0)
-        limits.append(Limit("HRTEM", one.sheet, at, one.rms))
-        if on_progress is not None:
-            on_progress(len(limits), len(series) + len(scans))
+        add(Limit(_HRTEM, one.sheet, at, one.rms))
     for material, at in scans:
         one = compare_adf(material, inner_mrad=at)
-        limits.append(Limit("ADF-STEM", one.sheet, at, one.rms))
-        if on_progress is not None:
-            on_progress(len(limits), len(series) + len(scans))
+        add(Limit(_ADF, one.sheet, at, one.rms))
     return limits
 
 

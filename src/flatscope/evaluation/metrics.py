@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,39 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+class Score:
+    """A frozen dataclass of scores, as numbers and in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    def to_words(self) -> dict[str, str]:
+        """A row of a table, by its heads."""
+        values = {entry.name.replace("_", " "): getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: f"{value:.3f}" if isinstance(value, float) else str(value)
+            for name, value in values.items()
+            if not isinstance(value, list)
+        }
+
+    def to_text(self) -> str:
+        """Every score on a line, and every list as a small table below its name."""
+        words = self.to_words()
+        names = [entry.name.replace("_", " ") for entry in fields(self)]  # type: ignore[arg-type]
+        width = max(map(len, names))
+        lines = []
+        for name in names:
+            if name in words:
+                lines.append(f"{name:{width}}  {words[name]}")
+                continue
+            lines.append(f"{name}:")
+            for row in getattr(self, name.replace(" ", "_")):
+                parts = (f"{part:.3f}" if isinstance(part, float) else f"{part!s:>6}" for part in row)
+                lines.append("  " + "  ".join(parts))
+        return "\n".join(lines)
 
 
 def overlap_table(

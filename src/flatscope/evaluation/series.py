@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from flatscope.electron.physics.crystals import NUMBERS, Crystal, Sheet, find_cr
 from flatscope.electron.physics.imaging import draw_series
 from flatscope.electron.physics.multislice import MultisliceError, simulate_series
 from flatscope.evaluation.columns import MATCH_NM, match_points
-from flatscope.evaluation.metrics import Interval, bootstrap
+from flatscope.evaluation.metrics import Interval, Score, bootstrap
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, MicrographError, Stack
 
@@ -132,7 +132,7 @@ def score(
 
 
 @dataclass(frozen=True)
-class SeriesScores:
+class SeriesScores(Score):
     """What is reached at one dose on one support; intervals are by series.
 
     `f1` counts columns of the right place and kind, `placed` of the right place, `single` those that lack one atom of
@@ -153,9 +153,20 @@ class SeriesScores:
     seconds: float
     model: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "sheet": self.support,
+            "e/Å²": f"{self.dose_e_per_a2:g}",
+            "F1": str(self.f1),
+            "place alone": str(self.placed),
+            "single atoms": str(self.single),
+            "bound": f"{self.bound:.3f}",
+            "error pm": f"{self.error_pm:.1f}",
+            "stated pm": f"{self.stated_pm:.1f}",
+            "columns": str(self.columns),
+            "by": self.model,
+        }
 
 
 def evaluate_series(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from flatscope.evaluation.metrics import Interval, bootstrap
+from flatscope.evaluation.metrics import Interval, Score, bootstrap
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.bilayers import (
@@ -56,7 +56,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class TwistScores:
+class TwistScores(Score):
     """Scores on artificial bilayers, errors in degrees.
 
     `coverage` is the share of bilayers with a defined twist (corners of both layers cut at less than 0.27 of the side,
@@ -79,10 +79,6 @@ class TwistScores:
     moment_error: float
     bilayers: int
     a_second: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
 
 
 def evaluate_twist(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal, refill
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.electron.sites import cut_crops, find_sites, level
-from flatscope.evaluation.metrics import Interval, binomial_interval
+from flatscope.evaluation.metrics import Interval, Score, binomial_interval
 from flatscope.evaluation.realism import classify_counts
 from flatscope.inference.runtime import Network
 
@@ -242,7 +242,7 @@ def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:
 
 
 @dataclass(frozen=True)
-class DoseScore:
+class DoseScore(Score):
     """Accuracy over the six kinds of window under one noise; `electrons_per_px` is None without counting noise, `best`
     is `find_best_accuracy`, `misaligned` the strength of coma and trefoil."""
 
@@ -255,9 +255,17 @@ class DoseScore:
     worst_recall: float
     windows: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "noise": f"{self.noise}, corrector drifted" if self.misaligned else self.noise,
+            "e/px": "" if self.electrons_per_px is None else f"{self.electrons_per_px:g}",
+            "accuracy": str(self.accuracy),
+            "best possible": "" if self.best is None else f"{self.best:.3f}",
+            "worst kind": self.worst,
+            "its recall": f"{self.worst_recall:.3f}",
+            "windows": str(self.windows),
+        }
 
 
 def evaluate_windows(
