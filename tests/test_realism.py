@@ -53,7 +53,8 @@ from flatscope.evaluation.likeness import (
     find_power,
     measure_likeness,
 )
-from flatscope.evaluation.papers.ke2023_scoring import classify_counts, find_least_dose
+from flatscope.evaluation.papers.ke2023_scoring import find_least_dose
+from flatscope.evaluation.windows import classify_counts
 from flatscope.inference.card import Card, WeightsError
 from flatscope.micrograph import Micrograph
 

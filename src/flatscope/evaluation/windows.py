@@ -18,7 +18,6 @@ from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet,
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.electron.sites import cut_crops, find_sites, level
 from flatscope.evaluation.metrics import Interval, Score, binomial_interval
-from flatscope.evaluation.realism import classify_counts
 from flatscope.inference.runtime import Network
 
 Float = NDArray[np.float64]
@@ -219,6 +218,21 @@ def find_best_accuracy(
                     )
                 right.append(float((called == kind).mean()))
     return float(np.mean(right))
+
+
+def classify_counts(counts: Float, templates: Float) -> NDArray[np.int64]:
+    """Which of several known images counts come from, by the largest likelihood.
+
+    Parameters
+    ----------
+    counts
+        Shape (n, rows, cols).
+    templates
+        Shape (kinds, rows, cols), mean counts.
+    """
+    means = np.maximum(templates, 1e-12).reshape(len(templates), -1)
+    likelihood = counts.reshape(len(counts), -1) @ np.log(means).T - means.sum(1)
+    return np.asarray(likelihood.argmax(1))
 
 
 def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:

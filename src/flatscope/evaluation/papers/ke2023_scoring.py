@@ -23,6 +23,7 @@ from flatscope.electron.physics.imaging import draw_adf
 from flatscope.electron.scans import Scan
 from flatscope.electron.sites import Sites, level, measure_sites
 from flatscope.evaluation.metrics import Interval, bootstrap
+from flatscope.evaluation.windows import classify_counts
 from flatscope.inference.runtime import Network
 
 if TYPE_CHECKING:
@@ -354,21 +355,6 @@ def find_least_dose(one: Float, other: Float, *, accuracy: float = _RIGHT) -> fl
     """
     both = np.maximum(0.5 * (one + other), 1e-300)
     return float((2.0 * stats.norm.ppf(accuracy)) ** 2 / (np.square(one - other) / both).sum())
-
-
-def classify_counts(counts: Float, templates: Float) -> NDArray[np.int64]:
-    """Which of several known images counts come from, by the largest likelihood.
-
-    Parameters
-    ----------
-    counts
-        Shape (n, rows, cols).
-    templates
-        Shape (kinds, rows, cols), mean counts.
-    """
-    means = np.maximum(templates, 1e-12).reshape(len(templates), -1)
-    likelihood = counts.reshape(len(counts), -1) @ np.log(means).T - means.sum(1)
-    return np.asarray(likelihood.argmax(1))
 
 
 def _find_crossing(doses: Float, right: Float) -> float | None:
