@@ -27,10 +27,12 @@ from scipy.spatial import cKDTree
 
 from flatscope.electron.defects import DefectParams
 from flatscope.electron.drawing.appearance import Drawn, Look, change_dose, draw_clean, draw_few_defects
-from flatscope.electron.drawing.crops import classify, mark_defects
+from flatscope.electron.drawing.crops import mark_defects
 from flatscope.electron.drawing.microscopes import Teacher, learn_look
 from flatscope.electron.drawing.specimens import draw_microscope, draw_noise, draw_scanned
 from flatscope.electron.drawing.translation import MOVED_NM, Honesty, check_honesty, run_on_crops
+from flatscope.electron.kinds import classify_marks
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.scans import open_scan
 from flatscope.evaluation.columns import read_labels
 from flatscope.evaluation.likeness import (
@@ -486,7 +488,9 @@ def mark(drawn: Drawn, image: Real, honesty: Honesty | None) -> Marked:
     true = drawn.sheet.sites_nm / drawn.pixel_nm
     gap, nearest = cKDTree(true).query(drawn.sites.positions)
     constant = drawn.sites.phases.lattice.constant_px
-    kinds = np.where(gap < MATCH * constant, classify(drawn.sheet, drawn.material)[nearest], IGNORE)
+    kinds = np.where(
+        gap < MATCH * constant, classify_marks(drawn.sheet, find_crystal(drawn.material))[nearest], IGNORE
+    )
     if honesty is not None and honesty.rejected.any():
         tree = cKDTree(honesty.places_px[honesty.rejected])
         grid = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"), axis=-1)

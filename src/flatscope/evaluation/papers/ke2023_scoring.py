@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.spatial import cKDTree
 
-from flatscope.electron.defects import DefectParams, judge
+from flatscope.electron.defects import DefectParams, name_sites
 from flatscope.electron.drawing.appearance import Drawn, Look, draw_few_defects, open_drawn
-from flatscope.electron.drawing.crops import KINDS, classify, flatten
+from flatscope.electron.drawing.crops import flatten
 from flatscope.electron.drawing.microscopes import Teacher
 from flatscope.electron.drawing.specimens import draw_noise, draw_scanned
+from flatscope.electron.kinds import MARKS, classify_marks, find_kind
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.physics.crystals import SheetParams, build_sheet, deform, find_crystal, refill
 from flatscope.electron.physics.imaging import draw_adf
@@ -31,14 +32,17 @@ if TYPE_CHECKING:
 
 Float = NDArray[np.float64]
 Reader = Callable[[Float, Sites], NDArray[np.int64]]
-"""Names what stands on each site of an image, as a place in `KINDS`."""
+"""Names what stands on each site of an image, as a place in `MARKS`."""
 Counts = tuple[int, int, int]
 """Defects found with their right kind, defects found, and true defects."""
 
 MATCH = 0.25  # lattice constants: a site belongs to a true one that is nearer
 _LABEL_MATCH = 0.35  # lattice constants: the same for a labelled column, whose place a person marked
 _RIM = 1.0  # lattice constants along the border of a tested image that do not count
-_OTHER = 9  # a defect that is none of `KINDS`
+_CALLED = {"V_X": 1, "V_X2": 1, "O_X": 2, "D_M": 3, "X_M": 3}
+"""Places in `MARKS` of what flatscope calls a site; any atom on a metal site that is not the metal counts as a
+dopant."""
+_OTHER = 9  # a defect that is none of `MARKS`
 _TEST_SEED = 4242  # of tested images
 _DEFOCUS_NM = 2.0  # tested images are out of focus by this, besides what their microscope is
 _BLOCKS = 8  # strips of a labelled field, from which intervals are drawn
@@ -68,13 +72,10 @@ def read_theirs(image: Float, sites: Sites, *, detector: Detector) -> NDArray[np
 def read_ours(image: Float, sites: Sites, *, params: DefectParams, network: Network) -> NDArray[np.int64]:
     """What flatscope's own network says of each site."""
     levelled = level(image, sites.phases.lattice.constant_px)
-    frame, _ = judge(levelled, sites, measure_sites(levelled, sites), params, network=network)
+    frame, _ = name_sites(levelled, sites, measure_sites(levelled, sites), params, network=network)
     called = np.zeros(len(sites.positions), np.int64)
     kept = frame[frame["status"] != "rejected"]
-    metal = (kept["sublattice"] == find_crystal(params.material).sublattices[0]).to_numpy()
-    names = kept["kind"].astype(str)
-    kinds = np.where(names.str.startswith("V_"), 1, np.where(names.str.startswith("O"), 2, _OTHER))
-    called[kept["site"]] = np.where(metal, np.where(names.str.startswith("V_"), _OTHER, 3), kinds)
+    called[kept["site"]] = [_CALLED.get(code, _OTHER) for code in kept["code"]]
     return called
 
 
@@ -110,7 +111,12 @@ def draw_test(look: Look, electrons: float, index: int, side: int, dopants: tupl
         sites = open_drawn(scanned.image, scanned.sheet, look).sites
     except NoLatticeError:
         sites = None
-    return ScannedTest(np.asarray(scanned.image, float), sites, true, classify(scanned.sheet, look.material))
+    return ScannedTest(
+        np.asarray(scanned.image, float),
+        sites,
+        true,
+        classify_marks(scanned.sheet, find_crystal(look.material)),
+    )
 
 
 def find_dose(look: Look, images: Sequence[Drawn]) -> float:
@@ -206,7 +212,7 @@ def score_marked(
     labelled = {}
     for name, some in readers.items():
         called = [reader(teacher.image, opened.sites) for reader in some]
-        labelled[name] = score_labels([called] * len(KINDS), known)
+        labelled[name] = score_labels([called] * len(MARKS), known)
     ceilings = {
         name: score_labels(choose_by_labels(taught, opened, teacher, known), known)
         for name, taught in detectors.items()
@@ -216,10 +222,8 @@ def score_marked(
 
 def place_labels(opened: Scan, teacher: Teacher, places: Float, names: Sequence[str]) -> Labels:
     """Columns marked at places, (row, col), on the sites of the image; those on its right half count."""
-    label = np.array(names)
-    perfect = np.isin(label, find_crystal(teacher.look.material).species)
-    vacant = np.array([name.startswith("V_") for name in names])
-    truth = np.where(perfect, 0, np.where(vacant, 1, 3))
+    kinds = [find_kind(name, find_crystal(teacher.look.material)) for name in names]
+    truth = np.array([{"usual": 0, "vacancy": 1}.get(kind.what if kind else "", 3) for kind in kinds])
     positions, (rows, cols) = opened.sites.positions, teacher.image.shape
     gap, nearest = cKDTree(places).query(positions)
     low, high = places.min(0), places.max(0)
@@ -237,14 +241,14 @@ def score_labels(called: Sequence[Sequence[NDArray[np.int64]]], labels: Labels) 
     Parameters
     ----------
     called
-        For each of `KINDS`, what one or more detectors call the sites.
+        For each of `MARKS`, what one or more detectors call the sites.
     """
     scores = {}
     for kind in (1, 3):
         counts = np.sum([_count_labels(one, labels, kind) for one in called[kind]], axis=0)
         there = int(counts[:, 2].sum()) // len(called[kind])
         if there:
-            scores[f"{there} of {KINDS[kind]}"] = score([tuple(row) for row in counts.tolist()])
+            scores[f"{there} of {MARKS[kind]}"] = score([tuple(row) for row in counts.tolist()])
     return scores
 
 
@@ -260,10 +264,10 @@ def _count_labels(called: NDArray[np.int64], labels: Labels, kind: int) -> NDArr
 def choose_by_labels(
     detectors: Sequence[Detector], opened: Scan, teacher: Teacher, labels: Labels
 ) -> list[list[NDArray[np.int64]]]:
-    """What each detector calls the sites at the threshold that is best for each of `KINDS`; an oracle."""
+    """What each detector calls the sites at the threshold that is best for each of `MARKS`; an oracle."""
     from flatscope.training import cells
 
-    chosen: list[list[NDArray[np.int64]]] = [[] for _ in KINDS]
+    chosen: list[list[NDArray[np.int64]]] = [[] for _ in MARKS]
     for one in detectors:
         p = cells.read(one.net, teacher.image, opened.sites, side=one.side_px)
         tried = [cells.name(p, float(threshold)) for threshold in cells.THRESHOLDS]
