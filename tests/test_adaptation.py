@@ -25,7 +25,7 @@ from flatscope.optical.observations import KnownRegion, observe_known
 from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
 from flatscope.optical.setups import Prior
 from flatscope.results import THICK_LABEL
-from flatscope.training import adapt, export, recipes
+from flatscope.training import adapt, onnx_export, recipes
 from flatscope.training.adapt import LabelledPicture
 from flatscope.training.nets.flakenet import FlakeNet
 
@@ -249,10 +249,10 @@ def test_an_exported_network_comes_back(tmp_path: Path) -> None:
     base = Network.load("flakes")
     net = FlakeNet.from_onnx(base.path)
     x = np.random.default_rng(0).normal(0.0, 0.5, (3, 96, 64)).astype(np.float32)
-    again = Network.load(export.export(net, base.card, tmp_path / "again.onnx"))
+    again = Network.load(onnx_export.export(net, base.card, tmp_path / "again.onnx"))
     twice = FlakeNet.from_onnx(again.path)
     assert np.abs(base.predict(x) - again.predict(x)).mean() < 0.1
-    exact = Network.load(export.export(twice, base.card, tmp_path / "twice.onnx")).predict(x)
+    exact = Network.load(onnx_export.export(twice, base.card, tmp_path / "twice.onnx")).predict(x)
     np.testing.assert_allclose(exact, again.predict(x), atol=1e-4)
 
 
@@ -282,7 +282,7 @@ def test_pieces_agree_with_their_labels(unseen: Microscope) -> None:
     recipe = recipes.load("layers-adapt", scenes_train=24, scenes_val=4, scene_px=128)
     made = adapt.build([picture], [picture], recipe, Prior("MoS2"), base=Network.load("flakes"))
     assert made.train.contrast.shape == (24, 3, 128, 128) and made.val.contrast.shape == (4, 3, 128, 128)
-    strength = np.abs(np.sinh(made.train.contrast[:12].astype(float))).max(1) * recipe.contrast_scale
+    strength = np.abs(np.sinh(made.train.contrast[:12].astype(float))).max(1) * recipe.task.contrast_scale
     flake = np.isin(made.train.classes[:12], (1, 2)) & (made.train.edges[:12] == 0)
     bare = made.train.classes[:12] == 0
     assert np.median(strength[flake]) > 1.5 * np.median(strength[bare])
@@ -320,7 +320,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(scene.layers).save(folder / "masks" / f"p{index}.layers.png")
     Image.fromarray(scene.pixels).save(folder / "images" / "odd.png")
     Image.fromarray(scene.layers[:9]).save(folder / "masks" / "odd.png")
-    recipe = (Path(recipes.__file__).parent / "recipes" / "layers-adapt.toml").read_text()
+    recipe = (Path(recipes.__file__).parent / "layers-adapt.toml").read_text()
     short = recipe.replace("scenes_train = 320", "scenes_train = 24").replace(
         "scenes_val = 48", "scenes_val = 4"
     )
@@ -380,9 +380,12 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
         (["train", "layers-adapt", *out], "needs labelled pictures: give --images DIR and --masks DIR"),
         (
             ["train", "layers-adapt", "--images", str(few), *masks, *out, "--ship"],
-            "--device, --no-resume and --ship do not belong to layers-adapt",
+            "--ship belongs to flakes, columns, defects, orientation, not to layers-adapt",
         ),
-        (["train", "flakes-quick", *masks, "--images", str(few), *out], "belong to layers-adapt"),
+        (
+            ["train", "flakes-quick", *masks, "--images", str(few), *out],
+            "--images belongs to layers-adapt, not to flakes-quick",
+        ),
         (["train", "layers-adapt", "--images", str(few), *masks, *out], "adapting takes at least 3"),
         (
             ["train", "layers-adapt", "--images", str(few), "--masks", str(few), *out],

@@ -775,7 +775,7 @@ def test_nobody_names_windows_better_than_the_likelihood(network: Network) -> No
 def test_the_site_network_is_trained_and_exported(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from flatscope.training import defects as home
-    from flatscope.training import export, recipes
+    from flatscope.training import onnx_export, recipes
 
     recipe = recipes.load(
         "defects", scenes_train=6, scenes_val=3, scene_px=128, widths=[8, 8, 8], epochs=1, batch=16
@@ -784,7 +784,7 @@ def test_the_site_network_is_trained_and_exported(tmp_path: Path) -> None:
     drawn = [home.draw_crops(3, side=128, seed=1, workers=workers) for workers in (1, 2)]
     np.testing.assert_array_equal(drawn[0].images, drawn[1].images)
     outcome = home.train(recipe, out=tmp_path, workers=1)
-    path = export.export(outcome.net, home.make_card(recipe, outcome), tmp_path / "own.onnx")
+    path = onnx_export.export(outcome.net, outcome.card, tmp_path / "own.onnx")
     own = Network.load(path, task="defects", threads=1)
     x = np.random.default_rng(0).normal(size=(5, 2, CROP_PX, CROP_PX)).astype(np.float32)
     assert own.run(x).shape == (5, len(SITE_CLASSES), 6, 6)

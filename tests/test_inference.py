@@ -20,8 +20,8 @@ from flatscope.inference.tiling import cut_tiles
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
-from flatscope.training.export import export  # noqa: E402
 from flatscope.training.nets.flakenet import CLASSES, MAPS, FlakeNet  # noqa: E402
+from flatscope.training.onnx_export import export  # noqa: E402
 
 
 def make_net(widths: tuple[int, ...], seed: int) -> FlakeNet:

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from flatscope.training import supervised  # noqa: E402
-from flatscope.training.export import run_onnx, to_onnx  # noqa: E402
+from flatscope.training.engine import Moment  # noqa: E402
 from flatscope.training.nets.blobnet import BlobNet  # noqa: E402
 from flatscope.training.nets.cropnet import CropNet  # noqa: E402
 from flatscope.training.nets.deeplabv3 import DeepLabV3  # noqa: E402
@@ -25,6 +25,7 @@ from flatscope.training.nets.msdnet import MSDNet  # noqa: E402
 from flatscope.training.nets.resnet import ResNet18  # noqa: E402
 from flatscope.training.nets.unet import SaitoUNet, YangUNet  # noqa: E402
 from flatscope.training.nets.windownet import WindowNet  # noqa: E402
+from flatscope.training.onnx_export import run_onnx, to_onnx  # noqa: E402
 
 NETS: dict[str, tuple[Callable[..., nn.Module], int, int]] = {
     # Classes and number of weights: of the papers for the U-Nets, of the reference implementations at 21 classes.
@@ -226,10 +227,10 @@ def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path: Path) -> None:
     whole = train(None)
     with pytest.raises(KeyboardInterrupt):
         train(path, stop=5)
-    assert torch.load(path, weights_only=True)["done"] == 5
+    assert torch.load(path, weights_only=True)["step"] == 5
     resumed = train(path)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    with pytest.raises(ValueError, match="made under other settings"):
+    with pytest.raises(ValueError, match=r"made with lr = 0\.001, this run has 0\.002"):
         supervised.fit(
             build("SaitoUNet"),
             pictures,
@@ -250,7 +251,7 @@ def test_rare_classes_weigh_more() -> None:
 
 def test_the_polynomial_schedule_rises_then_falls() -> None:
     plan = supervised.Plan(lr=0.02, steps=100, schedule="poly", warmup=10)
-    rates = [plan.rate(step) for step in range(100)]
+    rates = [plan.rates().rate(Moment(step, 100, step / 100)) for step in range(100)]
     assert rates[0] == pytest.approx(0.002) and rates[9] == pytest.approx(0.02)
     assert rates[55] == pytest.approx(0.02 * 0.5**0.9)
     assert all(after < before for before, after in itertools.pairwise(rates[10:]))

@@ -229,14 +229,14 @@ def test_the_loss_is_a_density_with_the_crystals_symmetry() -> None:
 
 def test_drawn_crystals_do_not_depend_on_the_workers_and_turn_with_their_truth() -> None:
     pytest.importorskip("torch")
-    from flatscope.training import orient
+    from flatscope.training import orientation
 
-    alone, shared = (orient.draw_crystals(6, seed=3, workers=workers) for workers in (1, 2))
+    alone, shared = (orientation.draw_crystals(6, seed=3, workers=workers) for workers in (1, 2))
     np.testing.assert_array_equal(alone.crops, shared.crops)
     np.testing.assert_array_equal(alone.corners_deg, shared.corners_deg)
     crop, corner = crop_layer(crystal(37.0), NOTHING), np.float32(37.0)
     for seed in range(12):
-        turned, said = orient.turn(np.random.default_rng(seed), crop, corner)
+        turned, said = orientation.turn(np.random.default_rng(seed), crop, corner)
         found = orient_by_edges(turned[..., 0] > 127, NOTHING[:CROP_PX, :CROP_PX])
         assert found is not None and off(found.corner_deg, float(said)) < 1.5
 
@@ -246,8 +246,8 @@ def test_training_goes_on_where_it_was_cut_off_and_ships(tmp_path: Path, capsys:
     pytest.importorskip("torch")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
-        'name = "tiny"\ntask = "orientation"\nseed = 1\nscenes_train = 20\nscenes_val = 4\nscene_px = 64\n'
-        'widths = [4, 8]\nepochs = 2\nbatch = 8\nlr = 1e-3\npictures = "bilayers"\n'
+        'name = "tiny"\nseed = 1\nscenes_train = 20\nscenes_val = 4\nepochs = 2\nbatch = 8\nlr = 1e-3\n'
+        'schedule = "poly"\n[orientation]\nwidths = [4, 8]\n'
     )
     command = ["train", str(recipe), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert run(command) == 0

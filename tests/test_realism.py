@@ -419,8 +419,8 @@ torch = pytest.importorskip("torch")
 
 def test_generators_leave_crops_as_they_are_at_first_and_export(tmp_path: Path) -> None:
     from flatscope.training import supervised
-    from flatscope.training.export import run_onnx, to_onnx
     from flatscope.training.nets.ugatit import Discriminator, Generator
+    from flatscope.training.onnx_export import run_onnx, to_onnx
 
     net = supervised.seeded(Generator, seed=1, width=8, blocks=2).eval()
     x = np.random.default_rng(0).normal(size=(3, 1, 24, 40)).astype(np.float32)
@@ -444,16 +444,10 @@ def test_generators_leave_crops_as_they_are_at_first_and_export(tmp_path: Path) 
 def test_translation_goes_on_where_it_was_cut_off_and_refuses_other_settings(
     teacher: Teacher, tmp_path: Path
 ) -> None:
-    from flatscope.training import realism, recipes
+    from flatscope.training import recipes, translator
 
-    recipe = replace(
-        recipes.load("realism"),
-        scenes_train=1,
-        scene_px=128,
-        widths=(4, 8),
-        batch=4,
-        epochs=1,
-        max_minutes=None,
+    recipe = recipes.load(
+        "realism", scenes_train=1, scene_px=128, widths=(4, 8), batch=40, epochs=1, max_minutes=None
     )
     seen: list[int] = []
 
@@ -463,33 +457,35 @@ def test_translation_goes_on_where_it_was_cut_off_and_refuses_other_settings(
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    whole = realism.train(replace(recipe, batch=40), teacher, out=tmp_path / "a", workers=1)
+    whole = translator.train(recipe, teacher, out=tmp_path / "a", workers=1)
     with pytest.raises(KeyboardInterrupt):
-        realism.train(replace(recipe, batch=40), teacher, out=tmp_path / "b", workers=1, on_progress=stop)
-    again = realism.train(replace(recipe, batch=40), teacher, out=tmp_path / "b", workers=1)
-    assert whole.steps == again.steps == len(teacher.crops) // 40 > len(seen) == 3
+        translator.train(recipe, teacher, out=tmp_path / "b", workers=1, on_progress=stop)
+    again = translator.train(recipe, teacher, out=tmp_path / "b", workers=1)
+    steps = len(teacher.crops) // 40
+    assert steps > len(seen) == 3
+    assert whole.card == again.card and f"{steps} steps" in whole.card.training_data
     for one, other in zip(whole.net.state_dict().values(), again.net.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other)
-    fresh = realism.train(replace(recipe, batch=40, seed=5), teacher, out=tmp_path / "c", workers=1)
+    fresh = translator.train(recipe.change(seed=5), teacher, out=tmp_path / "c", workers=1)
     assert any(
         not torch.equal(one, other)
         for one, other in zip(whole.net.parameters(), fresh.net.parameters(), strict=True)
     )
-    with pytest.raises(recipes.RecipeError, match="made under other settings"):
-        realism.train(recipe, teacher, out=tmp_path / "a", workers=1)
+    with pytest.raises(recipes.RecipeError, match="made with batch = 40, this run has 4: train into another"):
+        translator.train(recipe.change(batch=4), teacher, out=tmp_path / "a", workers=1)
 
 
 def test_a_detector_finds_what_it_was_taught(tmp_path: Path) -> None:
     """Without noise, on another sheet than learned from."""
     from flatscope.evaluation.papers.ke2023 import mark
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     images = draw_clean(LOOK, 4, side=160, seed=1, dopants=("W",), workers=2)
     marked = [mark(one, one.image.astype(np.float32), None) for one in images]
-    detector = cells.train(
+    detector = crop_detector.train(
         marked[:3], marked[2:3], side=LOOK.side_px, steps=60, seed=1, checkpoint=tmp_path / "net.pt"
     )
-    called = cells.detect(detector, marked[3].image, marked[3].sites)
+    called = crop_detector.detect(detector, marked[3].image, marked[3].sites)
     positions = marked[3].sites.positions
     inside = ((positions > 12) & (positions < 147)).all(1) & (marked[3].kinds < 4)
     truth, called = marked[3].kinds[inside], called[inside]
@@ -500,24 +496,24 @@ def test_a_detector_finds_what_it_was_taught(tmp_path: Path) -> None:
 def test_images_of_one_look_have_crops_of_one_size(tmp_path: Path) -> None:
     """However their lattices are measured: twice these two constants lie on either side of 32 px."""
     from flatscope.evaluation.papers.ke2023 import mark
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     looks = [replace(LOOK, axes_px=AXES_PX * constant / LOOK.constant_px) for constant in (15.5, 17.0)]
     images = [draw_one(np.random.default_rng(1), look, side=160) for look in looks]
     assert {choose_side(one.sites.phases.lattice.constant_px) for one in images} == {32, 40}
     marked = [mark(one, one.image.astype(np.float32), None) for one in images]
-    detector = cells.train(
+    detector = crop_detector.train(
         marked, marked[:1], side=looks[0].side_px, steps=1, seed=1, checkpoint=tmp_path / "a.pt"
     )
     assert detector.side_px == 32
     for one in marked:
-        assert len(cells.detect(detector, one.image, one.sites)) == len(one.sites.positions)
+        assert len(crop_detector.detect(detector, one.image, one.sites)) == len(one.sites.positions)
 
 
 @pytest.mark.parametrize(("said", "metal", "chalcogen"), [(3, 3, 0), (2, 0, 2)])
 def test_a_sublattice_only_has_its_own_defects(drawn: Drawn, said: int, metal: int, chalcogen: int) -> None:
     """Whatever a network says: oxygen on a metal site is none, nor is another metal on a chalcogen site."""
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     class Stubborn(torch.nn.Module):
         def forward(self, x: Any) -> Any:
@@ -526,7 +522,9 @@ def test_a_sublattice_only_has_its_own_defects(drawn: Drawn, said: int, metal: i
             logits[:, 0] = 0.5
             return logits
 
-    called = cells.detect(cells.Detector(Stubborn(), LOOK.side_px, 0.5), drawn.image, drawn.sites)
+    called = crop_detector.detect(
+        crop_detector.Detector(Stubborn(), LOOK.side_px, 0.5), drawn.image, drawn.sites
+    )
     first = drawn.sites.sublattice == 0
     assert (called[first] == metal).all() and (called[~first] == chalcogen).all()
 
@@ -535,7 +533,7 @@ def test_labels_choose_the_best_threshold_of_each_detector(drawn: Drawn) -> None
     """By hand: eight sites, three of them marked as a dopant; a detector that is sure of two of these and half sure of
     a pristine site, and of the third."""
     from flatscope.evaluation.papers.ke2023_scoring import Labels, choose_by_labels, score_labels
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     kinds = np.array([3, 3, 3, 0, 0, 0, 0, 0])
     here = np.array([True] * 7 + [False])
@@ -555,9 +553,11 @@ def test_labels_choose_the_best_threshold_of_each_detector(drawn: Drawn) -> None
         return np.stack([1.0 - chances, 0.0 * chances, 0.0 * chances, chances], axis=1)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cells, "read", read)
+        patched.setattr(crop_detector, "read", read)
         teacher, opened = SimpleNamespace(image=drawn.image), SimpleNamespace(sites=drawn.sites)
-        chosen = choose_by_labels([cells.Detector(torch.nn.Identity(), 32, 0.05)], opened, teacher, labels)  # type: ignore[arg-type]
+        chosen = choose_by_labels(
+            [crop_detector.Detector(torch.nn.Identity(), 32, 0.05)], opened, teacher, labels
+        )  # type: ignore[arg-type]
     np.testing.assert_array_equal(chosen[3][0], [3, 3, 3, 3, 0, 0, 0, 3])
     assert score_labels(chosen, labels)["3 of dopant"].value == pytest.approx(6 / 7)
 
@@ -629,8 +629,8 @@ def test_train_and_simulate_with_the_look_of_an_image(
     image = save_image(tmp_path / "scan.npy")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
-        'name = "realism"\ntask = "realism"\npictures = "crops"\nseed = 1\nscenes_train = 1\nscenes_val = 1\n'
-        "scene_px = 128\nwidths = [4, 8]\nepochs = 1\nbatch = 64\nlr = 1e-4\n"
+        'name = "realism"\nseed = 1\nscenes_train = 1\nepochs = 1\nbatch = 64\nlr = 1e-4\nschedule = "late"\n'
+        "[realism]\nscene_px = 128\nwidths = [4, 8]\n"
     )
     # Fewer microscopes and translations are tried than by default.
     monkeypatch.setattr("flatscope.electron.drawing.translation._DRAWS", 2)

@@ -465,8 +465,8 @@ def test_a_network_for_another_material_is_trained_and_used(tmp_path: Path, caps
     pytest.importorskip("torch")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(
-        'name = "tiny"\ntask = "columns"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nscene_px = 32\n'
-        'widths = [4, 8]\nepochs = 1\nbatch = 4\nlr = 1e-3\npictures = "series"\n'
+        'name = "tiny"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nepochs = 1\nbatch = 4\nlr = 1e-3\n'
+        'schedule = "poly"\n[columns]\nscene_px = 32\nwidths = [4, 8]\n'
     )
     command = ["train", str(recipe), "--out", str(tmp_path / "out"), "--workers", "1", "--material", "wse2"]
     assert run(command) == 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from flatscope.inference.runtime import Network  # noqa: E402
-from flatscope.training import export, loop, losses, recipes  # noqa: E402
+from flatscope.training import engine, flakes, losses, onnx_export, recipes  # noqa: E402
+from flatscope.training.engine import Moment, Report, Schedule, Task, Trained  # noqa: E402
 from flatscope.training.nets.flakenet import FlakeNet  # noqa: E402
 from flatscope.training.recipes import Recipe, RecipeError  # noqa: E402
+from flatscope.training.recipes.sections import SECTIONS, Flakes  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +64,15 @@ def planted() -> Planted:
     return Planted(plant(22, 32, rng), plant(6, 32, rng))
 
 
-def make_recipe(**changes: object) -> Recipe:
-    table = {
-        "name": "planted", "seed": 4, "scenes_train": 22, "scenes_val": 6, "scene_px": 32, "epochs": 3, "batch": 4,
-        "lr": 1e-2, "widths": [4, 8], "ema_decay": 0.8, "checkpoint_minutes": 1000,
-    }  # fmt: skip
-    return recipes.from_dict({**table, **changes})
+PLANTED = {
+    "name": "planted", "seed": 4, "scenes_train": 22, "scenes_val": 6, "epochs": 3, "batch": 4, "lr": 1e-2,
+    "schedule": "cosine", "checkpoint_minutes": 1000,
+    "flakes": {"scene_px": 32, "widths": [4, 8], "ema_decay": 0.8},
+}  # fmt: skip
+
+
+def make_recipe(**changes: object) -> Recipe[Flakes]:
+    return recipes.from_dict(PLANTED).change(**changes)
 
 
 # losses
@@ -122,15 +130,17 @@ def test_shipped_recipes_are_sound() -> None:
         recipe = recipes.load(name)
         assert recipe.name == name
         assert recipes.from_dict(recipe.to_dict()) == recipe
+    assert {recipes.load(name).task.name for name in recipes.names()} == set(SECTIONS)
 
 
 def test_recipe_from_a_file_with_overrides(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        'name = "mine"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nscene_px = 64\nepochs = 1\nbatch = 2\nlr = 1\n'
+        'name = "mine"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nepochs = 1\nbatch = 2\nlr = 1\n'
+        'schedule = "cosine"\n[flakes]\nscene_px = 64\n'
     )
     recipe = recipes.load(path, lr=0.5, widths=(4, 8, 8))
-    assert (recipe.name, recipe.lr, recipe.widths) == ("mine", 0.5, (4, 8, 8))
+    assert (recipe.name, recipe.lr, recipe.task.widths) == ("mine", 0.5, (4, 8, 8))
     assert recipes.load(str(path)).lr == 1.0
     path.write_text("name = ")
     with pytest.raises(RecipeError, match=r"mine.toml: not valid TOML"):
@@ -152,6 +162,9 @@ def test_recipe_from_a_file_with_overrides(tmp_path: Path) -> None:
         ({"widths": 4}, "widths = 4 must be a list"),
         ({"ema_decay": 1}, r"ema_decay = 1.0 must lie in \[0, 1\)"),
         ({"max_minutes": 0}, r"max_minutes = 0.0 must be positive"),
+        ({"schedule": "linear"}, "schedule = linear must be one of cosine, poly"),
+        ({"scenes_val": 0}, "scenes_val = 0 must be positive"),
+        ({"bits": 16}, "bits = 16 must be 8 or 32"),
     ],
 )
 def test_wrong_settings_are_named(change: dict[str, object], words: str) -> None:
@@ -165,26 +178,62 @@ def test_unknown_and_unfinished_recipes() -> None:
     with pytest.raises(RecipeError, match=r"gone.toml: no such recipe file; recipes that ship: .*flakes"):
         recipes.load("gone.toml")
     with pytest.raises(RecipeError, match=r"missing .*seed"):
-        recipes.from_dict({"name": "x"})
+        recipes.from_dict({"name": "x", "columns": {}})
+    with pytest.raises(RecipeError, match=r"has no section: add one of \[flakes\], "):
+        recipes.from_dict({key: value for key, value in PLANTED.items() if key != "flakes"})
+    with pytest.raises(RecipeError, match="a recipe has one section, not flakes, columns"):
+        recipes.from_dict({**PLANTED, "columns": {}})
+
+
+def test_a_key_in_the_wrong_place_is_sent_to_the_right_one() -> None:
+    with pytest.raises(RecipeError, match=r"mine.toml: widths belongs below the line \[flakes\]"):
+        recipes.from_dict({**PLANTED, "widths": [4, 8]}, source="mine.toml")
+    wrong = {**PLANTED, "flakes": {"scene_px": 32, "lr": 1e-3}}
+    with pytest.raises(RecipeError, match=r"mine.toml, \[flakes\]: lr belongs above the section"):
+        recipes.from_dict(wrong, source="mine.toml")
+    with pytest.raises(RecipeError, match=r"\[flakes\]: unknown key 'depth'"):
+        make_recipe(depth=3)
+
+
+def test_a_recipe_from_before_sections_says_which_keys_moved(tmp_path: Path) -> None:
+    """Doing what the error says gives a recipe that works."""
+    path = tmp_path / "old.toml"
+    head = 'name = "old"\nseed = 1\nscenes_train = 8\nscenes_val = 2\nepochs = 1\nbatch = 2\nlr = 1e-3\n'
+    path.write_text(
+        f'{head}task = "columns"\npictures = "series"\nscene_px = 64\nwidths = [4, 8]\nbits = 32\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path)
+    assert str(caught.value) == (
+        f"{path}: recipes have a section now: move scene_px, widths below a last line [columns], "
+        'remove task, pictures, bits, and add schedule = "poly" above it'
+    )
+    path.write_text(f'{head}schedule = "poly"\n[columns]\nscene_px = 64\nwidths = [4, 8]\n')
+    assert recipes.load(path).task.widths == (4, 8)
 
 
 # schedule and augmentation
 
 
 def test_learning_rate_warms_up_and_anneals() -> None:
-    recipe = make_recipe(lr=2.0, warmup=0.1, final_lr=0.05)
-    rates = [loop.learning_rate(recipe, fraction=f) for f in (0.05, 0.1, 0.55, 1.0)]
-    np.testing.assert_allclose(rates, [1.0, 2.0, 2 * (0.05 + 0.95 / 2), 0.1])
-    assert loop.learning_rate(recipe, fraction=0.0) > 0
-    flat = make_recipe(lr=2.0, warmup=0.0)
-    assert loop.learning_rate(flat, fraction=0.0) == 2.0
+    def rates(schedule: Schedule, *shares: float) -> list[float]:
+        return [schedule.rate(Moment(round(100 * share), 100, share)) for share in shares]
+
+    cosine = Schedule("cosine", 2.0, warmup=0.1, final_lr=0.05)
+    np.testing.assert_allclose(rates(cosine, 0.05, 0.1, 0.55, 1.0), [1.0, 2.0, 2 * (0.05 + 0.95 / 2), 0.1])
+    assert cosine.rate(Moment(0, 100, 0.0)) > 0
+    assert rates(Schedule("cosine", 2.0), 0.0) == [2.0]
+    np.testing.assert_allclose(rates(Schedule("late", 2.0), 0.0, 0.5, 0.75, 1.0), [2.0, 2.0, 1.0, 0.0])
+    poly = rates(Schedule("poly", 2.0, warmup=0.1), 0.0, 0.09, 0.1, 0.55)
+    np.testing.assert_allclose(poly, [0.2, 2.0, 2.0, 2.0 * 0.5**0.9])
+    assert rates(Schedule("constant", 2.0), 0.0, 1.0) == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(("shape", "count"), [((6, 6), 8), ((4, 6), 4)])
 def test_symmetries_turn_picture_and_truth_together(shape: tuple[int, int], count: int) -> None:
     base = np.arange(shape[0] * shape[1], dtype=np.uint8).reshape(1, *shape).repeat(300, axis=0)
     part = Part(np.stack([base, base, base], axis=1).astype(np.float16), base, base)
-    x, classes, edges = loop._load(
+    x, classes, edges = flakes._load(
         part, np.arange(300), device=torch.device("cpu"), rng=np.random.default_rng(0)
     )
     np.testing.assert_array_equal(x[:, 1].numpy(), classes.numpy())
@@ -192,35 +241,174 @@ def test_symmetries_turn_picture_and_truth_together(shape: tuple[int, int], coun
     assert len({item.tobytes() for item in classes.numpy()}) == count
 
 
-# the loop
+# the loop, on the least task there is: a line through points, drawn anew at every step
 
 
-def weights_of(path: Path) -> np.ndarray:
-    net, _ = loop.load_net(path)
+PASSED = 4.82  # a sum of weights that the run comes to in its fourth step: its best weights are not the last ones
+
+
+def make_line(*, steps: int = 12, validated: bool = False, **settings: object) -> Task[torch.Tensor]:
+    """Adam, dropout and a batch of its own for every step; the weights are Task.parts["net"]."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def draw(step: int) -> torch.Tensor:
+        return torch.from_numpy(np.random.default_rng([5, step]).normal(size=(6, 3)).astype(np.float32))
+
+    def take(batch: torch.Tensor, at: Moment) -> dict[str, float]:
+        loss = ((net(batch)[:, 0] - batch.sum(1)) ** 2).mean()
+        return {"loss": engine.descend(optimiser, loss, rate=1e-2 * (1 - at.step / at.steps), step=at.step)}
+
+    def validate() -> dict[str, float]:
+        return {"score": -abs(float(net[0].weight.detach().abs().sum()) - PASSED)}
+
+    if validated:
+        settings |= {"validate": validate, "validate_every": 2}
+    return Task({"net": net, "optimiser": optimiser}, draw, take, steps, {"points": 6}, **settings)  # type: ignore[arg-type]
+
+
+def line_of(run: engine.Run[torch.Tensor]) -> np.ndarray:
+    """The outcome of a run, and all that it would go on with."""
+    parts = [run.weights, run.task.parts["net"].state_dict()]
+    return torch.cat([value.flatten() for part in parts for value in part.values()]).numpy()
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_run_that_ctrl_c_ends_goes_on_to_the_same_weights(tmp_path: Path, validated: bool) -> None:
+    whole = engine.train(make_line(validated=validated))
+    for step in (3, 4, 7):
+
+        def stop(done: int, _: int, step: int = step) -> None:
+            if done == step:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            engine.train(make_line(validated=validated), checkpoint=tmp_path / "line.pt", on_progress=stop)
+        assert torch.load(tmp_path / "line.pt", weights_only=True)["step"] == step
+    parts = engine.train(make_line(validated=validated), checkpoint=tmp_path / "line.pt")
+    np.testing.assert_array_equal(line_of(parts), line_of(whole))
+    reports = [{**report, "minutes": 0} for report in whole.history]
+    assert [{**report, "minutes": 0} for report in parts.history] == reports
+    assert len(reports) == (6 if validated else 0)
+    again = engine.train(
+        make_line(validated=validated),
+        checkpoint=tmp_path / "line.pt",
+        on_progress=lambda *_: pytest.fail("ran"),
+    )
+    np.testing.assert_array_equal(line_of(again), line_of(whole))
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """Without a word, after seven steps; of these the checkpoint knows five, and steps six and seven are repeated."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import test_training as home\n"
+        "from flatscope.training import engine\n"
+        "home.torch.set_num_threads(1)\n"
+        "save = engine.Run.save\n"
+        "engine.Run.save = lambda run: save(run) if run.step <= 5 else None\n"
+        "def kill(done, total):\n"
+        "    if done == 7:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "line = home.make_line(validated=True, checkpoint_minutes=1e-9)\n"
+        "engine.train(line, checkpoint=Path(sys.argv[1]), on_progress=kill)\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(engine.__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    checkpoint = tmp_path / "line.pt"
+    ended = subprocess.run([sys.executable, str(script), str(checkpoint)], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert torch.load(checkpoint, weights_only=True)["step"] == 5
+    (tmp_path / ".line.pt.1.tmp").write_bytes(b"half a checkpoint")  # what a kill while writing leaves
+    parts = engine.train(make_line(validated=True), checkpoint=checkpoint)
+    np.testing.assert_array_equal(line_of(parts), line_of(engine.train(make_line(validated=True))))
+
+
+def test_a_run_that_its_budget_ends_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine.train(make_line())
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: float(next(ticks)))
+    first = engine.train(make_line(max_minutes=0.1), checkpoint=tmp_path / "line.pt")
+    assert 0 < first.step < 12
+    rest = engine.train(make_line(max_minutes=10.0), checkpoint=tmp_path / "line.pt")
+    assert rest.elapsed > first.elapsed
+    np.testing.assert_array_equal(line_of(rest), line_of(whole))
+
+
+def test_the_best_weights_are_kept_and_not_the_last() -> None:
+    run = engine.train(make_line(validated=True))
+    scores = [report["measured"]["score"] for report in run.history]
+    assert run.best_score == max(scores) > scores[-1]
+    best = float(run.weights["0.weight"].abs().sum())
+    assert -abs(best - PASSED) == pytest.approx(max(scores))
+
+
+def test_a_checkpoint_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "line.pt"
+    engine.train(make_line(steps=1), checkpoint=path)
+    other = make_line(steps=1)
+    with pytest.raises(
+        RecipeError, match=r"line.pt: made with points = 6, this run has 7: train into another"
+    ):
+        engine.train(Task(other.parts, other.draw, other.take, 1, {"points": 7}), checkpoint=path)
+    for content in (b"", b"no checkpoint", path.read_bytes()[:300]):
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=r"line.pt is not a checkpoint of this version"):
+            engine.train(make_line(), checkpoint=path)
+    torch.save({"format": 1, "recipe": {}}, path)
+    with pytest.raises(RecipeError, match=r"line.pt is not a checkpoint of this version"):
+        engine.train(make_line(), checkpoint=path)
+
+
+def test_a_checkpoint_runs_no_foreign_code(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({"format": 2, "trap": Trap()}, tmp_path / "line.pt")
+    with pytest.raises(RecipeError, match="not a checkpoint"):
+        engine.train(make_line(), checkpoint=tmp_path / "line.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+# the flake finder
+
+
+def weights_of(net: torch.nn.Module) -> np.ndarray:
     return torch.cat([value.flatten().double() for value in net.state_dict().values()]).numpy()
 
 
+def read(path: Path) -> dict[str, object]:
+    return torch.load(path, weights_only=True)
+
+
 def test_training_beats_the_constant_predictor(planted: Planted, tmp_path: Path) -> None:
-    reports: list[loop.EpochReport] = []
+    reports: list[Report] = []
     recipe = make_recipe(epochs=25, widths=[8, 16], lr=2e-2)
-    best = loop.train(recipe, out=tmp_path, data=planted, on_epoch=reports.append)
+    trained = flakes.train_on(planted, recipe, out=tmp_path, on_report=reports.append)
     constant = float((planted.val.classes == 1).mean())
     assert len(reports) == 25
-    assert reports[-1].iou_thin > max(0.8, 2 * constant)
-    assert reports[-1].iou_thick > 0.5
-    assert reports[-1].val_loss < reports[0].val_loss
-    _, info = loop.load_net(best)
-    scores = info["scores"]
-    top = max(reports, key=lambda report: report.score)
-    assert scores["iou_thin"]["value"] == pytest.approx(top.iou_thin, abs=1e-6)
-    assert all(score["low"] <= score["value"] <= score["high"] for score in scores.values())
-    assert 0 < info["thresholds"]["thin"] < 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    assert reports[-1].measured["iou_thin"] > max(0.8, 2 * constant)
+    assert reports[-1].measured["iou_thick"] > 0.5
+    assert reports[-1].measured["loss"] < reports[0].measured["loss"]
+    scores = trained.card.scores
+    top = max(reports, key=lambda report: report.measured["score"])
+    assert scores["iou_thin"].value == pytest.approx(top.measured["iou_thin"], abs=1e-6)
+    assert all(score.low <= score.value <= score.high for score in scores.values())
+    assert 0 < trained.card.thresholds["thin"] < 1
+    assert [path.name for path in tmp_path.iterdir()] == ["planted.pt"]
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(planted: Planted, tmp_path: Path) -> None:
+    """Averaged weights, symmetries and normalisation included."""
     recipe = make_recipe()
-    whole = loop.train(recipe, out=tmp_path / "whole", data=planted)
+    whole = flakes.train_on(planted, recipe, out=tmp_path / "whole")
 
     def stop_at(step: int) -> None:
         def stop(done: int, total: int) -> None:
@@ -229,25 +417,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(planted: Planted, tmp_path: P
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            loop.train(recipe, out=tmp_path / "parts", data=planted, on_progress=stop)
+            flakes.train_on(planted, recipe, out=tmp_path / "parts", on_progress=stop)
 
     stop_at(3)  # within an epoch
-    stop_at(12)  # after an epoch's last step, before it is judged
-    parts = loop.train(recipe, out=tmp_path / "parts", data=planted)
-    np.testing.assert_array_equal(weights_of(parts), weights_of(whole))
-    histories = [loop.load_net(tmp_path / run / "last.pt")[1]["history"] for run in ("whole", "parts")]
-    for mine, other in zip(*histories, strict=True):
-        assert {**mine, "minutes": 0} == {**other, "minutes": 0}
-    again = loop.train(
-        recipe, out=tmp_path / "parts", data=planted, on_progress=lambda done, total: pytest.fail("ran")
+    stop_at(12)  # after an epoch's last step, before it is validated
+    parts = flakes.train_on(planted, recipe, out=tmp_path / "parts")
+    np.testing.assert_array_equal(weights_of(parts.net), weights_of(whole.net))
+    assert parts.card == whole.card
+    again = flakes.train_on(
+        planted, recipe, out=tmp_path / "parts", on_progress=lambda done, total: pytest.fail("ran")
     )
-    np.testing.assert_array_equal(weights_of(again), weights_of(whole))
+    np.testing.assert_array_equal(weights_of(again.net), weights_of(whole.net))
+    fresh = flakes.train_on(planted, recipe, out=tmp_path / "parts", resume=False)
+    np.testing.assert_array_equal(weights_of(fresh.net), weights_of(whole.net))
 
 
 def test_ctrl_c_within_a_step_waits_for_its_end(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loop.flake_loss, []
+    real, calls = flakes.flake_loss, []
 
     def interrupted(*args: object, **settings: object) -> object:
         calls.append(1)
@@ -256,10 +444,10 @@ def test_ctrl_c_within_a_step_waits_for_its_end(
         return real(*args, **settings)  # type: ignore[arg-type]
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(loop, "flake_loss", interrupted)
+    monkeypatch.setattr(flakes, "flake_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(make_recipe(), out=tmp_path, data=planted)
-    assert loop.load_net(tmp_path / "last.pt")[1]["step"] == 3
+        flakes.train_on(planted, make_recipe(), out=tmp_path)
+    assert read(tmp_path / "planted.pt")["step"] == 3
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -267,52 +455,55 @@ def test_the_time_budget_ends_the_run_annealed(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(10**6))
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: float(next(ticks)))
     recipe = make_recipe(epochs=1000, max_minutes=1, batch=1)  # 22 steps an epoch: it ends within one
-    reports: list[loop.EpochReport] = []
+    reports: list[Report] = []
     steps: list[tuple[int, int]] = []
-    loop.train(
+    flakes.train_on(
+        planted,
         recipe,
         out=tmp_path,
-        data=planted,
-        on_epoch=reports.append,
+        on_report=reports.append,
         on_progress=lambda a, b: steps.append((a, b)),
     )
     assert 30 < reports[-1].step <= 60
-    assert reports[-1].lr < 0.05 * recipe.lr
+    assert reports[-1].measured["lr"] < 0.05 * recipe.lr
     assert steps[-1][0] == steps[-1][1]
     assert abs(steps[len(steps) // 2][1] - steps[-1][0]) < 15  # the estimate of the total, halfway
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(planted: Planted, tmp_path: Path) -> None:
-    loop.train(make_recipe(epochs=1), out=tmp_path, data=planted)
-    with pytest.raises(RecipeError, match=r"last.pt: made with lr = 0.01, this recipe says 0.02"):
-        loop.train(make_recipe(epochs=1, lr=0.02), out=tmp_path, data=planted)
-    loop.train(make_recipe(epochs=1, lr=0.02), out=tmp_path, data=planted, resume=False)
-    assert loop.load_net(tmp_path / "best.pt")[1]["recipe"]["lr"] == 0.02
-    loop.train(make_recipe(epochs=2, lr=0.02), out=tmp_path, data=planted)  # more of the same is allowed
-    assert loop.load_net(tmp_path / "last.pt")[1]["step"] == 12
-    (tmp_path / "best.pt").unlink()
-    best = loop.train(make_recipe(epochs=2, lr=0.02), out=tmp_path, data=planted)  # the last stands in for it
-    assert "scores" in loop.load_net(best)[1]
+    def train(*, resume: bool = True, **changes: object) -> Trained:
+        return flakes.train_on(planted, make_recipe(**changes), out=tmp_path, resume=resume)
+
+    train(epochs=1)
+    with pytest.raises(RecipeError, match=r"planted.pt: made with lr = 0.01, this run has 0.02"):
+        train(epochs=1, lr=0.02)
+    with pytest.raises(RecipeError, match=r"made with widths = \[4, 8\], this run has \[4, 16\]"):
+        train(epochs=1, widths=[4, 16])
+    train(epochs=1, lr=0.02, resume=False)
+    assert read(tmp_path / "planted.pt")["identity"]["lr"] == 0.02  # type: ignore[index]
+    train(epochs=2, lr=0.02)  # more of the same is allowed
+    assert read(tmp_path / "planted.pt")["step"] == 12
 
 
 def test_data_and_device_that_do_not_fit(planted: Planted, tmp_path: Path) -> None:
     wrong = Part(planted.val.contrast, planted.val.classes.astype(np.int64), planted.val.edges)
     with pytest.raises(RecipeError, match=r"val.classes is int64 .* must be uint8"):
-        loop.train(make_recipe(), out=tmp_path, data=Planted(planted.train, wrong))
+        flakes.train_on(Planted(planted.train, wrong), make_recipe(), out=tmp_path)
     odd = Part(planted.val.contrast[..., :-1], planted.val.classes[..., :-1], planted.val.edges[..., :-1])
     with pytest.raises(RecipeError, match=r"train.contrast is \(6, 3, 32, 31\)"):
-        loop.train(make_recipe(), out=tmp_path, data=Planted(odd, planted.val))
+        flakes.train_on(Planted(odd, planted.val), make_recipe(), out=tmp_path)
     with pytest.raises(RecipeError, match="no device called 'abacus'"):
-        loop.train(make_recipe(), out=tmp_path, data=planted, device="abacus")
+        flakes.train_on(planted, make_recipe(), out=tmp_path, device="abacus")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(planted: Planted, tmp_path: Path) -> None:
     sick = np.full_like(planted.train.contrast, np.nan)
     data = Planted(Part(sick, planted.train.classes, planted.train.edges), planted.val)
     with pytest.raises(FloatingPointError, match="loss is nan at step 0"):
-        loop.train(make_recipe(), out=tmp_path, data=data)
+        flakes.train_on(data, make_recipe(), out=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_threshold_is_where_the_overlap_is_best() -> None:
@@ -320,17 +511,17 @@ def test_threshold_is_where_the_overlap_is_best() -> None:
     bins[0, :30], bins[1, 25:] = 10, 10  # truth: no below 0.6, yes above 0.5
     p = (np.arange(50) + 0.5) / 50
     dice = [2 * bins[1, p > t].sum() / (bins[1].sum() + bins[:, p > t].sum()) for t in np.arange(50) / 50]
-    assert loop._best_threshold(bins) == pytest.approx(np.argmax(dice) / 50)
-    assert loop._best_threshold(np.zeros((2, 50), dtype=np.int64)) == 0.5
+    assert flakes._best_threshold(bins) == pytest.approx(np.argmax(dice) / 50)
+    assert flakes._best_threshold(np.zeros((2, 50), dtype=np.int64)) == 0.5
 
 
 # export
 
 
 def test_from_checkpoint_to_answers(planted: Planted, tmp_path: Path) -> None:
-    best = loop.train(make_recipe(epochs=2), out=tmp_path, data=planted)
-    net, card = export.read_checkpoint(best)
-    network = Network.load(export.export(net, card, tmp_path / "planted.onnx"), threads=1)
+    trained = flakes.train_on(planted, make_recipe(epochs=2), out=tmp_path)
+    net, card = trained.net, trained.card
+    network = Network.load(onnx_export.export(net, card, tmp_path / "planted.onnx"), threads=1)
     assert network.card == card
     assert (card.name, card.seed, card.multiple, card.halo_px) == ("planted", 4, 4, net.halo_px)
     assert set(card.thresholds) == {"thin", "edge"}
@@ -348,12 +539,11 @@ class Frozen(FlakeNet):
 
 
 def test_an_export_that_differs_leaves_the_old_file(planted: Planted, tmp_path: Path) -> None:
-    best = loop.train(make_recipe(epochs=1), out=tmp_path, data=planted)
-    net, card = export.read_checkpoint(best)
-    path = export.export(net, card, tmp_path / "net.onnx")
+    trained = flakes.train_on(planted, make_recipe(epochs=1), out=tmp_path)
+    path = onnx_export.export(trained.net, trained.card, tmp_path / "net.onnx")
     before = path.read_bytes()
-    with pytest.raises(export.ExportError, match="exported planted differs from torch by"):
-        export.export(Frozen(widths=(4, 8)), card, path)
+    with pytest.raises(onnx_export.ExportError, match="exported planted differs from torch by"):
+        onnx_export.export(Frozen(widths=(4, 8)), trained.card, path)
     assert path.read_bytes() == before
     assert not [found for found in tmp_path.iterdir() if found.name.startswith(".")]
 
@@ -361,11 +551,12 @@ def test_an_export_that_differs_leaves_the_old_file(planted: Planted, tmp_path: 
 def test_eight_bits_decide_as_thirty_two(
     planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    best = loop.train(make_recipe(epochs=8), out=tmp_path, data=planted)
-    net, card = export.read_checkpoint(best)
+    trained = flakes.train_on(planted, make_recipe(epochs=8, bits=8), out=tmp_path)
+    net, card = trained.net, trained.card
+    np.testing.assert_array_equal(trained.calibration, planted.train.contrast)
     exact, coarse = tmp_path / "exact.onnx", tmp_path / "coarse.onnx"
-    export.export(net, card, exact)
-    export.export(net, card, coarse, calibration=planted.train.contrast[:8])
+    onnx_export.export(net, card, exact)
+    onnx_export.export(net, card, coarse, calibration=planted.train.contrast[:8])
     assert b"QuantizeLinear" in coarse.read_bytes()
     assert b"QuantizeLinear" not in exact.read_bytes()
     wanted, given = (
@@ -374,25 +565,24 @@ def test_eight_bits_decide_as_thirty_two(
     )
     assert np.mean(wanted != given) < 0.01
     before = coarse.read_bytes()
-    monkeypatch.setattr(export, "_MOST_CHANGED", -1.0)
-    with pytest.raises(export.ExportError, match="8 bits change the class of"):
-        export.export(net, card, coarse, calibration=planted.train.contrast[:8])
+    monkeypatch.setattr(onnx_export, "_MOST_CHANGED", -1.0)
+    with pytest.raises(onnx_export.ExportError, match="8 bits change the class of"):
+        onnx_export.export(net, card, coarse, calibration=planted.train.contrast[:8])
     assert coarse.read_bytes() == before
 
 
 def test_the_shipped_net_is_small_enough() -> None:
     recipe = recipes.load("flakes")
-    net = FlakeNet(widths=recipe.widths)
+    net = FlakeNet(widths=recipe.task.widths)
     assert 4 * sum(parameter.numel() for parameter in net.parameters()) <= 10 * 2**20
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 def test_gpu_trains_what_the_cpu_trains(planted: Planted, tmp_path: Path) -> None:
-    reports: list[loop.EpochReport] = []
-    best = loop.train(
-        make_recipe(epochs=12), out=tmp_path, data=planted, device="cuda", on_epoch=reports.append
+    reports: list[Report] = []
+    trained = flakes.train_on(
+        planted, make_recipe(epochs=12), out=tmp_path, device="cuda", on_report=reports.append
     )
-    assert reports[-1].iou_thin > 0.8
-    net, card = export.read_checkpoint(best)
-    export.export(net, card, tmp_path / "gpu.onnx")
+    assert reports[-1].measured["iou_thin"] > 0.8
+    onnx_export.export(trained.net, trained.card, tmp_path / "gpu.onnx")

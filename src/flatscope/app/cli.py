@@ -136,7 +136,7 @@ def _is_expected(error: Exception) -> bool:
         "WriteError": "flatscope.files.write",
         "SettingsError": "flatscope.app.settings",
         "RecipeError": "flatscope.training.recipes",
-        "ExportError": "flatscope.training.export",
+        "ExportError": "flatscope.training.onnx_export",
         "MultisliceError": "flatscope.electron.physics.multislice",
     }
     # By name and home: importing them all to compare would load torch and pandas.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +18,38 @@ from flatscope.electron.drawing.appearance import draw_clean
 from flatscope.electron.drawing.microscopes import learn_look
 from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
 from flatscope.electron.scans import open_scan
-from flatscope.files.layer_labels import find_layer_labels
-from flatscope.files.read import find_pictures, read
+from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
 from flatscope.optical.flakes import FlakeParams
 from flatscope.units import um_from_nm
 
 if TYPE_CHECKING:
+    from flatscope.inference.card import Card
     from flatscope.training.recipes import Recipe
 
-_COMPARED = 4
-"""So many drawn images show how near a learned look comes."""
-_SUPERVISED = {
-    "bilayers": "flatscope.training.orient",
-    "series": "flatscope.training.columns",
-    "sites": "flatscope.training.defects",
+_COMPARED = 4  # drawn images that show how near a learned look comes
+_DRAWN = (
+    "flakes",
+    "columns",
+    "defects",
+    "orientation",
+)  # sections whose pictures are drawn, nothing else is needed
+_BELONGS = {
+    "images": ("adaptation",),
+    "masks": ("adaptation",),
+    "oxide_nm": ("adaptation",),
+    "weights": ("adaptation",),
+    "image": ("realism",),
+    "nm_per_px": ("realism",),
+    "material": ("adaptation", "columns", "realism"),
+    "device": ("flakes",),
+    "no_resume": (*_DRAWN, "realism"),
+    "ship": _DRAWN,
 }
-"""Where networks are trained on what a recipe's `pictures` names."""
+"""Option to the sections of recipes that it has a meaning for."""
+_RECIPES = {"adaptation": "layers-adapt"}
+"""Section to the recipe that ships with it, where the two have different names."""
 
 
 @click.command()
@@ -44,9 +57,9 @@ _SUPERVISED = {
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder for checkpoints and the .onnx file."
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--device", help="For flakes: auto (the default), cpu, cuda, cuda:1 ...")
 @click.option(
-    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that draw scenes."
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes that draw pictures."
 )
 @click.option(
     "--images", type=click.Path(path_type=Path), help="For layers-adapt: folder with pictures of one set-up."
@@ -67,10 +80,10 @@ _SUPERVISED = {
     help="For layers-adapt (graphene by default), columns (MoS2 by default), and realism.",
 )
 @click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
-@click.option("--weights", default="flakes", show_default=True, help="For layers-adapt: what to start from.")
+@click.option("--weights", help="For layers-adapt: what to start from (flakes by default).")
 @click.option("--no-resume", is_flag=True, help="Start anew, even if the folder holds a checkpoint.")
 @click.option("--ship", is_flag=True, help="Put the weights among those that ship with flatscope.")
-def train(recipe: str, out: Path, device: str, **options: Any) -> int:
+def train(recipe: str, out: Path, workers: int, **options: Any) -> int:
     """Train a network by RECIPE, a name or a .toml file.
 
     Ctrl-C leaves a checkpoint; the same command goes on from it.
@@ -88,76 +101,51 @@ def train(recipe: str, out: Path, device: str, **options: Any) -> int:
     from flatscope.training import recipes
 
     plan = recipes.load(recipe)
-    given = options["images"], options["masks"]
-    if plan.pictures == "labelled":
-        if None in given:
-            raise click.UsageError(f"{recipe} needs labelled pictures: give --images DIR and --masks DIR")
-        if device != "auto" or options["no_resume"] or options["ship"]:
-            raise click.UsageError(f"--device, --no-resume and --ship do not belong to {recipe}")
-        params = checked(
-            FlakeParams, material=options["material"] or "graphene", oxide_nm=options["oxide_nm"]
-        )
-        return _adapt(plan, *given, params, weights=options["weights"], out=out)
-    if given != (None, None):
-        raise click.UsageError(f"{recipe} draws its pictures: --images and --masks belong to layers-adapt")
-    if plan.pictures == "crops":
-        if device not in ("auto", "cpu"):
-            raise click.UsageError(f"--device {device}: {recipe} trains on the CPU")
-        return _learn_look(plan, out=out, **options)
-    if options["image"] is not None:
-        raise click.UsageError("--image belongs to realism")
-    if plan.pictures in _SUPERVISED:
-        if options["material"]:
-            known = checked(ColumnParams, material=options["material"])
-            plan = replace(plan, material=find_crystal(known.material).name)
-        return _train_supervised(plan, out=out, **options)
-    # torch takes seconds to import; a wrong recipe should be told before.
-    from flatscope.inference import registry
-    from flatscope.training import data, export, loop
-
-    with show.progress("scenes") as on_progress:
-        made = data.build(plan, workers=options["workers"], on_progress=on_progress)
-    with show.progress("steps") as on_progress:
-        best = loop.train(
-            plan,
-            out=out,
-            data=made,
-            device=device,
-            resume=not options["no_resume"],
-            on_progress=on_progress,
-            on_epoch=_print_epoch,
-        )
-    net, card = export.read_checkpoint(best)
-    path = export.export(
-        net,
-        card,
-        out / f"{card.name}.onnx",
-        calibration=made.train.contrast[: export.CALIBRATION_SCENES] if plan.bits == 8 else None,
-    )
-    for name, score in card.scores.items():
-        click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
-    if options["ship"]:
-        path = registry.register(path, name=card.name)
-    click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return 0
+    given: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, False)}
+    _refuse_foreign(plan, given)
+    if plan.task.name == "adaptation":
+        return _adapt(plan, out, **given)
+    if plan.task.name == "realism":
+        return _learn_look(plan, out, workers=workers, **given)
+    return _train_drawn(plan, out, workers=workers, **given)
 
 
-def _train_supervised(
-    recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **_: Any
+def _refuse_foreign(recipe: Recipe[Any], given: dict[str, Any]) -> None:
+    """Refuse options that have no meaning for the section of a recipe."""
+    section = recipe.task.name
+    if given.get("device") == "cpu" and section != "adaptation":
+        given.pop("device")  # where all the others train anyway
+    for name in given:
+        if section not in _BELONGS[name]:
+            homes = ", ".join(_RECIPES.get(home, home) for home in _BELONGS[name])
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} belongs to {homes}, not to {recipe.name}")
+
+
+def _train_drawn(
+    recipe: Recipe[Any], out: Path, *, workers: int, no_resume: bool = False, ship: bool = False, **given: Any
 ) -> int:
+    # torch takes seconds to import: a wrong recipe is refused before
     from flatscope.inference import registry
-    from flatscope.training import export
+    from flatscope.training import onnx_export
 
-    home = importlib.import_module(_SUPERVISED[recipe.pictures])
-    with show.progress(f"{recipe.pictures}, then steps") as on_progress:
-        outcome = home.train(recipe, out=out, workers=workers, resume=not no_resume, on_progress=on_progress)
-    for name, score in outcome.scores.items():
-        click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
-    card = home.make_card(recipe, outcome)
-    path = export.export(outcome.net, card, out / f"{card.name}.onnx")
+    if "material" in given:
+        known = checked(ColumnParams, material=given.pop("material"))
+        recipe = recipe.change(material=find_crystal(known.material).name)
+    if recipe.task.name == "flakes":
+        given["on_report"] = _print_epoch
+    home = importlib.import_module(f"flatscope.training.{recipe.task.name}")
+    with show.progress("pictures, then steps") as on_progress:
+        trained = home.train(
+            recipe, out=out, workers=workers, resume=not no_resume, on_progress=on_progress, **given
+        )
+    path = onnx_export.export(
+        trained.net, trained.card, out / f"{recipe.name}.onnx", calibration=trained.calibration
+    )
+    _print_scores(trained.card)
     if ship:
-        path = registry.register(path, name=card.name)
-    click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        path = registry.register(path, name=recipe.name)
+    _print_weights(path)
     return EXIT_FINE
 
 
@@ -169,15 +157,14 @@ def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
     return known
 
 
-def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, ship: bool, **given: Any) -> int:
-    image, material, nm_per_px = given["image"], given["material"], given["nm_per_px"]
-    if image is None or material is None:
+def _learn_look(
+    recipe: Recipe[Any], out: Path, *, workers: int, no_resume: bool = False, **given: Any
+) -> int:
+    if not {"image", "material"} <= given.keys():
         raise click.UsageError(f"{recipe.name} learns from an image: give --image FILE and --material NAME")
-    if ship:
-        raise click.UsageError(f"--ship does not belong to {recipe.name}: its weights are of one image")
-    known = choose_crystal(material)
-    size = None if nm_per_px is None else um_from_nm(nm_per_px)
-    micrograph = read(image, um_per_px=size, modality="electron")
+    known = choose_crystal(given["material"])
+    size = um_from_nm(given["nm_per_px"]) if "nm_per_px" in given else None
+    micrograph = read(given["image"], um_per_px=size, modality="electron")
     notes = list(micrograph.notes)
     opened = open_scan(micrograph, known.material, notes)
     for note in notes:
@@ -189,7 +176,8 @@ def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, shi
         network = learn_translation(
             teacher, recipe, out=out, resume=not no_resume, workers=workers, on_progress=on_progress
         )
-    drawn = draw_clean(teacher.look, _COMPARED, side=recipe.scene_px, seed=recipe.seed + 1, workers=workers)
+    side = recipe.task.scene_px
+    drawn = draw_clean(teacher.look, _COMPARED, side=side, seed=recipe.seed + 1, workers=workers)
     looks = compare_ways(teacher, list_ways(teacher, network), drawn)
     show.print_rows(
         ("", *Likeness.HEAD), [(name, *score.to_words().values()) for name, score in looks.items()]
@@ -202,31 +190,22 @@ def _learn_look(recipe: Recipe, *, out: Path, workers: int, no_resume: bool, shi
         click.echo(
             "fitted noise comes nearer than the translation: train longer, or take simulate stem --noise"
         )
-    click.echo(f"weights: {network.path} ({network.path.stat().st_size / 1e6:.1f} MB)")
+    _print_weights(network.path)
     return EXIT_FINE
 
 
-def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, weights: str, out: Path) -> int:
-    base = Network.load(weights)
+def _adapt(recipe: Recipe[Any], out: Path, **given: Any) -> int:
+    if not {"images", "masks"} <= given.keys():
+        raise click.UsageError(f"{recipe.name} needs labelled pictures: give --images DIR and --masks DIR")
+    params = checked(FlakeParams, material=given.get("material", "graphene"), oxide_nm=given.get("oxide_nm"))
+    base = Network.load(given.get("weights", "flakes"))
+    from flatscope.evaluation.adaptation import adapt
+    from flatscope.training.adapt import read_labelled
+
     problems: list[MicrographError] = []
-    labels = find_layer_labels(find_pictures([images]), masks, on_problem=problems.append)
+    pictures = read_labelled(given["images"], given["masks"], on_problem=problems.append)
     for problem in problems:
         click.echo(f"left out: {problem}", err=True)
-    if not labels:
-        raise MicrographError(
-            f"no picture in {images} has labels in {masks}: NAME.layers.png, NAME.mask.png, NAME.png, or JSON"
-        )
-    from flatscope.evaluation.adaptation import adapt
-    from flatscope.training.adapt import LabelledPicture
-
-    pictures = []
-    for path, marked in labels.items():
-        try:
-            picture = read(path)
-            pictures.append(LabelledPicture(picture, marked.draw(picture.shape)))
-        except MicrographError as error:
-            problems.append(error)
-            click.echo(f"left out: {error}", err=True)
     with show.progress("steps") as on_progress:
         outcome = adapt(pictures, params, recipe, base=base, out=out, on_progress=on_progress)
     regions = ", ".join(f"{count} of {n}L" for n, count in outcome.known.items() if count)
@@ -242,8 +221,8 @@ def _adapt(recipe: Recipe, images: Path, masks: Path, params: FlakeParams, *, we
             "nothing is better than the default: no weights written; label more pictures, or other ones"
         )
         return EXIT_SOME_FAILED
-    size = outcome.weights.stat().st_size / 1e6
-    click.echo(f"kept: {outcome.chosen}\nweights: {outcome.weights} ({size:.1f} MB), for --weights")
+    click.echo(f"kept: {outcome.chosen}")
+    _print_weights(outcome.weights, ", for --weights")
     return EXIT_SOME_FAILED if problems else EXIT_FINE
 
 
@@ -260,9 +239,20 @@ def require_training() -> None:
             raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
+def _print_scores(card: Card) -> None:
+    for name, score in card.scores.items():
+        click.echo(f"{name}: {score.value:.3f} ({score.low:.3f} to {score.high:.3f}) on {score.data}")
+
+
+def _print_weights(path: Path, remark: str = "") -> None:
+    click.echo(f"weights: {path} ({path.stat().st_size / 1e6:.1f} MB){remark}")
+
+
 def _print_epoch(report: Any) -> None:
+    measured = report.measured
     click.echo(
-        f"epoch {report.epoch:3d}  {report.minutes:6.1f} min  loss {report.train_loss:.4f} / {report.val_loss:.4f}  "
-        f"IoU thin {report.iou_thin:.3f} thick {report.iou_thick:.3f}  edge {report.dice_edge:.3f}"
+        f"epoch {report.number:3d}  {report.minutes:6.1f} min  "
+        f"loss {report.losses['loss']:.4f} / {measured['loss']:.4f}  "
+        f"IoU thin {measured['iou_thin']:.3f} thick {measured['iou_thick']:.3f}  edge {measured['dice_edge']:.3f}"
         + ("  best" if report.best else "")
     )

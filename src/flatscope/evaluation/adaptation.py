@@ -25,6 +25,7 @@ from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
 if TYPE_CHECKING:
     from flatscope.training.adapt import LabelledPicture
     from flatscope.training.recipes import Recipe
+    from flatscope.training.recipes.sections import Flakes
 
 LEAST_PICTURES = 3
 _HELD_OUT_SHARE = 0.25
@@ -117,7 +118,7 @@ def count_errors(table: FlakeTable, picture: LabelledPicture, *, least_px: int =
 def adapt(
     pictures: Sequence[LabelledPicture],
     params: FlakeParams,
-    recipe: Recipe,
+    recipe: Recipe[Flakes],
     *,
     base: Network,
     out: Path,
@@ -147,7 +148,7 @@ def adapt(
         For fewer pictures, or labels without a region of one to six layers large enough.
     """
     from flatscope.training import adapt as training
-    from flatscope.training import export, loop
+    from flatscope.training import flakes, onnx_export
     from flatscope.training.nets.flakenet import FlakeNet
 
     train, held_out = _split(pictures, seed=recipe.seed)
@@ -156,12 +157,11 @@ def adapt(
     made = training.build(train, held_out, recipe, params.prior(), base=base)
     # Other pictures or weights are another run: a checkpoint must not be taken for theirs.
     folder = out / f"checkpoint-{_digest(pictures, base)}"
-    plan = replace(recipe, start=str(base.path), widths=FlakeNet.from_onnx(base.path).widths)
-    best = loop.train(plan, out=folder, data=made, on_progress=on_progress)
-    net, card = export.read_checkpoint(best)
+    plan = recipe.change(start=str(base.path), widths=FlakeNet.from_onnx(base.path).widths)
+    trained = flakes.train_on(made, plan, out=folder, on_progress=on_progress)
     everything = training.measure_known(pictures)
     card = replace(
-        card,
+        trained.card,
         training_data=f"{recipe.training_data}: {len(train)} pictures, on top of {base.card.name} {base.card.version}",
         material=params.material,
         known=tuple((region.layers, *region.contrast) for region in everything),
@@ -169,12 +169,11 @@ def adapt(
     path = out / f"{card.name}.onnx"
     # Judged with the colours of the pictures trained on only; the kept file knows those of all.
     scratch, plain = folder / path.name, replace(card, known=())
-    few_bits = made.train.contrast[: export.CALIBRATION_SCENES] if recipe.bits == 8 else None
     try:
-        export.export(net, plain, scratch, calibration=few_bits)
-    except export.ExportError:
+        onnx_export.export(trained.net, plain, scratch, calibration=trained.calibration)
+    except onnx_export.ExportError:
         # Faint colours do not always survive 8 bits; 32 bits are larger and slower, and exact.
-        export.export(net, plain, scratch)
+        onnx_export.export(trained.net, plain, scratch)
     tuned = Network.load(scratch)
     errors = {
         DEFAULT: _judge(held_out, params, base),
@@ -183,9 +182,11 @@ def adapt(
     }
     chosen = min(errors, key=lambda name: errors[name].total)
     if chosen == TUNED:
-        export.replace_card(scratch, card, path)
+        onnx_export.replace_card(scratch, card, path)
     elif chosen == COLOURS:
-        export.replace_card(base.path, replace(base.card, material=card.material, known=card.known), path)
+        onnx_export.replace_card(
+            base.path, replace(base.card, material=card.material, known=card.known), path
+        )
     return Adaptation(
         None if chosen == DEFAULT else path,
         errors,

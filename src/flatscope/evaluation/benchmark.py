@@ -143,7 +143,7 @@ def _prepare(name: str, threads: int) -> tuple[dict[str, Callable[[], object]], 
     """A network ready to be timed in this process: by runtime what to run, and the ONNX models among it."""
     import onnxruntime
 
-    from flatscope.training import export, supervised
+    from flatscope.training import onnx_export, supervised
     from flatscope.training.nets.deeplabv3 import DeepLabV3
     from flatscope.training.nets.fcn import FCN
     from flatscope.training.nets.flakenet import FlakeNet
@@ -163,8 +163,8 @@ def _prepare(name: str, threads: int) -> tuple[dict[str, Callable[[], object]], 
         return lambda: session.run(None, {"contrast": x})
 
     net = supervised.seeded(build, seed=0).eval()
-    exact = export.to_onnx(net)
-    coarse = export.to_eight_bits(exact, x[:, :, :256, :256].repeat(2, axis=0))
+    exact = onnx_export.to_onnx(net)
+    coarse = onnx_export.to_eight_bits(exact, x[:, :, :256, :256].repeat(2, axis=0))
     models = dict(zip(_RUNTIMES[2:], (exact, coarse), strict=True))
     runs: dict[str, Callable[[], object]] = {
         "torch": partial(supervised.answer, net, x),

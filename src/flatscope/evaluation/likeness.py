@@ -25,6 +25,7 @@ from flatscope.inference.runtime import Network
 
 if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
+    from flatscope.training.recipes.sections import Realism
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
@@ -101,7 +102,7 @@ def measure_likeness(made: Real, real: Real) -> Likeness:
 
 def learn_translation(
     teacher: Teacher,
-    recipe: Recipe,
+    recipe: Recipe[Realism],
     *,
     out: Path,
     resume: bool = True,
@@ -113,13 +114,15 @@ def learn_translation(
     Parameters
     ----------
     recipe, out, resume
-        See `flatscope.training.realism.train`.
+        See `flatscope.training.translator.train`.
     """
-    from flatscope.training import export, realism
+    from flatscope.training import onnx_export, translator
 
-    outcome = realism.train(recipe, teacher, out=out, resume=resume, workers=workers, on_progress=on_progress)
-    card = realism.make_card(recipe, teacher, outcome)
-    return Network.load(export.export(outcome.net, card, out / f"{recipe.name}.onnx"), task=TASK)
+    trained = translator.train(
+        recipe, teacher, out=out, resume=resume, workers=workers, on_progress=on_progress
+    )
+    path = onnx_export.export(trained.net, trained.card, out / f"{recipe.name}.onnx")
+    return Network.load(path, task=TASK)
 
 
 def keep_as_drawn(rng: np.random.Generator, drawn: Drawn) -> Real:

@@ -3,10 +3,11 @@
 A training run reads top to bottom::
 
     recipe = recipes.load("flakes")
-    made = data.build(recipe)
-    best = loop.train(recipe, out=folder, data=made)
-    net, card = export.read_checkpoint(best)
-    export.export(net, card, folder / "flakes.onnx")
+    trained = flakes.train(recipe, out=folder)
+    onnx_export.export(trained.net, trained.card, folder / "flakes.onnx", calibration=trained.calibration)
+
+`engine` is the loop that all networks go through; `flakes`, `columns`, `defects`, `orientation` and `translator` know
+their pictures and their losses; `nets` has a file for each network, `recipes` all settings.
 
 Nothing is imported here, so that ``import flatscope`` never pays for torch.
 """

@@ -8,13 +8,16 @@ it forget what residue looks like.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from flatscope.files.layer_labels import find_layer_labels
+from flatscope.files.read import find_pictures, read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
@@ -24,22 +27,20 @@ from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_kno
 from flatscope.optical.scenes import OPAQUE, Microscope, label_regions
 from flatscope.optical.setups import Prior
 from flatscope.results import REJECTED_LABEL
-from flatscope.training import data
-from flatscope.training.data import ARTEFACT, SUBSTRATE, THICK, THIN, Example, FlakeData, Scenes
+from flatscope.training import flake_scenes
+from flatscope.training.flake_scenes import ARTEFACT, SUBSTRATE, THICK, THIN, Example, FlakeData, Scenes
 from flatscope.training.losses import IGNORE
 from flatscope.training.recipes import Recipe
+from flatscope.training.recipes.sections import Flakes
 
 Layers = NDArray[np.uint8]
-_INSET_PX = 2
-_LEAST_INSIDE_PX = 40
-"""A labelled region's colour is measured this far inside its outline, if so many pixels are left."""
-_MOST_REGIONS = 12
-"""As many regions of each layer number are remembered, the largest."""
-_SETUPS = 32
-"""Scenes are drawn in this many set-ups that the labelled regions allow."""
-_ZOOM = 1.3
-_GAIN, _OFFSET = 0.04, 0.004
-"""Pieces are shown larger or smaller by up to this factor, and their contrast a little off (1 sigma)."""
+_INSET_PX = 2  # a region's colour is measured this far inside its outline
+_LEAST_INSIDE_PX = 40  # pixels that must be left there
+_MOST_REGIONS = 12  # remembered of each layer number, the largest
+_SETUPS = 32  # set-ups, of those that the labelled regions allow, in which scenes are drawn
+_ZOOM = 1.3  # pieces are shown larger or smaller by up to this factor
+_GAIN = 0.04  # 1-sigma relative error of a piece's contrast
+_OFFSET = 0.004  # 1-sigma error of a piece's contrast
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,40 @@ class _Seen:
     foreign: NDArray[np.bool_]
 
 
+def read_labelled(
+    images: Path, masks: Path, *, on_problem: Callable[[MicrographError], None]
+) -> list[LabelledPicture]:
+    """Read the pictures of a folder that have labels.
+
+    Parameters
+    ----------
+    images
+        Folder with pictures, or one picture.
+    masks
+        Folder or file with their labels, see `flatscope.files.layer_labels.find_layer_labels`.
+    on_problem
+        Called with what is wrong with a picture or its labels; it is left out.
+
+    Raises
+    ------
+    MicrographError
+        No picture has labels.
+    """
+    labels = find_layer_labels(find_pictures([images]), masks, on_problem=on_problem)
+    if not labels:
+        raise MicrographError(
+            f"no picture in {images} has labels in {masks}: NAME.layers.png, NAME.mask.png, NAME.png, or JSON"
+        )
+    pictures = []
+    for path, marked in labels.items():
+        try:
+            picture = read(path)
+            pictures.append(LabelledPicture(picture, marked.draw(picture.shape)))
+        except MicrographError as error:
+            on_problem(error)
+    return pictures
+
+
 def measure_known(pictures: Sequence[LabelledPicture]) -> tuple[KnownRegion, ...]:
     """The contrasts of the labelled regions of one to six layers, at most twelve a layer number, the largest."""
     return _measure_known([_see(picture) for picture in pictures])
@@ -83,12 +118,12 @@ def measure_known(pictures: Sequence[LabelledPicture]) -> tuple[KnownRegion, ...
 def build(
     train: Sequence[LabelledPicture],
     held_out: Sequence[LabelledPicture],
-    recipe: Recipe,
+    recipe: Recipe[Flakes],
     prior: Prior,
     *,
     base: Network,
 ) -> FlakeData:
-    """Pieces of labelled pictures, and scenes drawn in their colours, for `loop.train`.
+    """Pieces of labelled pictures, and scenes drawn in their colours, for `flakes.train_on`.
 
     Parameters
     ----------
@@ -118,11 +153,11 @@ def build(
         Microscope.from_contrast(setups.take(np.array([index])), ladder)
         for index, ladder in enumerate(ladders)
     ]
-    side, scale = recipe.scene_px, recipe.contrast_scale
+    side, scale = recipe.task.scene_px, recipe.task.contrast_scale
     cut = recipe.scenes_train // 2
     pieces = [_cut_piece(rng, seen[index % len(seen)], side, scale=scale) for index in range(cut)]
     scenes = [
-        data.draw_example(rng, side, scale=scale, microscope=microscopes[index % _SETUPS])
+        flake_scenes.draw_example(rng, side, scale=scale, microscope=microscopes[index % _SETUPS])
         for index in range(recipe.scenes_train - cut)
     ]
     held = [
@@ -198,7 +233,7 @@ def _cut_piece(rng: np.random.Generator, seen: _Seen, side: int, *, scale: float
     contrast = contrast * (1.0 + rng.normal(0.0, _GAIN, (3, 1, 1))) + rng.normal(0.0, _OFFSET, (3, 1, 1))
     classes = _classify(seen)[row, col]
     regions = seen.regions[row, col]
-    edges = data.mark_edges(regions)
+    edges = flake_scenes.mark_edges(regions)
     unknown = outside | (classes == IGNORE)
     classes[outside] = IGNORE
     edges[ndimage.binary_dilation(unknown)] = IGNORE
@@ -206,7 +241,7 @@ def _cut_piece(rng: np.random.Generator, seen: _Seen, side: int, *, scale: float
 
 
 def _classify(seen: _Seen) -> NDArray[np.uint8]:
-    """Class of every pixel, as in `data.classify`; residue is what the network to start from takes for residue."""
+    """Class of every pixel, as in `flake_scenes.classify`; the network to start from says where residue is."""
     classes = np.where(seen.regions > 0, THIN, SUBSTRATE).astype(np.uint8)
     count = int(seen.regions.max())
     if count:

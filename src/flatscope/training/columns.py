@@ -16,18 +16,19 @@ from flatscope.electron.drawing.specimens import draw_contents, draw_optics, dra
 from flatscope.electron.focal import MAPS
 from flatscope.electron.kinds import COLUMN_CLASSES
 from flatscope.electron.physics.crystals import find_crystal
-from flatscope.inference.card import Card, Score
+from flatscope.inference.card import Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised
+from flatscope.training.engine import Trained
 from flatscope.training.nets.columnnet import ColumnNet
 from flatscope.training.nets.flakenet import FlakeNet
 from flatscope.training.nets.msdnet import MSDNet
 from flatscope.training.recipes import Recipe
+from flatscope.training.recipes.sections import Columns
 
 Half = NDArray[np.float16]
-DOSE_E_PER_A2 = (2e2, 2e5)
-"""Range of the doses of drawn series."""
-IMAGES = 3
+DOSE_E_PER_A2 = (2e2, 2e5)  # range of the drawn series
+IMAGES = 3  # of a focal series
 SUPPORTS = ("", "graphene")
 
 
@@ -100,90 +101,86 @@ def turn(rng: np.random.Generator, images: Half, truth: Half) -> tuple[Half, Hal
     return images, truth
 
 
-def make_net(recipe: Recipe) -> ColumnNet:
+def make_net(recipe: Recipe[Columns]) -> ColumnNet:
     """The network of a recipe, with first weights that follow from its seed."""
     outputs = len(COLUMN_CLASSES) + len(MAPS)
 
     def make() -> nn.Module:
-        if recipe.depth:
-            return ColumnNet(MSDNet(outputs=outputs, channels=IMAGES, depth=recipe.depth))
-        return ColumnNet(FlakeNet(outputs=outputs, channels=IMAGES, widths=recipe.widths))
+        if recipe.task.depth:
+            return ColumnNet(MSDNet(outputs=outputs, channels=IMAGES, depth=recipe.task.depth))
+        return ColumnNet(FlakeNet(outputs=outputs, channels=IMAGES, widths=recipe.task.widths))
 
     net = supervised.seeded(make, seed=recipe.seed)
     assert isinstance(net, ColumnNet)
     return net
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A trained network in eval mode, and what it reaches on drawn series that it never saw."""
-
-    net: ColumnNet
-    scores: dict[str, Score]
-
-
 def train(
-    recipe: Recipe,
+    recipe: Recipe[Columns],
     *,
     out: Path,
     workers: int = 2,
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Train by a recipe whose pictures are "series".
+) -> Trained:
+    """Draw the focal series of a recipe and train on them.
 
     Parameters
     ----------
     recipe
-        `scenes_train` series are trained on and `scenes_val` others held out, each of `scene_px`; `material`, `depth`
-        or `widths`, `lr`, `weight_decay`, `epochs`, `batch`, `warmup` and `max_minutes` hold, the rest does not.
+        A recipe with the section [columns].
     out
-        Folder for the drawn series and a checkpoint; a run that was cut off goes on from both.
+        Folder for the drawn series and the checkpoint; a run that was cut off goes on from both.
+    workers
+        Processes that draw.
+    resume
+        Go on from the checkpoint where it exists; else it is removed.
+    on_progress
+        Called with (series drawn, series in all), then as by `engine.train`.
+
+    Returns
+    -------
+    Trained
+        Its card's scores are shares of the pixels of each kind of column in held-out series that are called so.
     """
-    count = recipe.scenes_val + recipe.scenes_train
+    own, count = recipe.task, recipe.scenes_val + recipe.scenes_train
 
     def draw() -> dict[str, Half]:
         return vars(
             draw_all(
                 count,
-                side=recipe.scene_px,
-                material=recipe.material,
+                side=own.scene_px,
+                material=own.material,
                 seed=recipe.seed,
                 workers=workers,
                 on_progress=on_progress,
             )
         )
 
-    kept = out / f"series-{recipe.material}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    kept = out / f"series-{own.material}-{recipe.seed}-{own.scene_px}-{count}.npz"
     series = Series(**supervised.draw_or_load(kept, draw))
     held, known = series.take(slice(0, recipe.scenes_val)), series.take(slice(recipe.scenes_val, None))
     net = make_net(recipe)
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint = supervised.choose_checkpoint(recipe, out, resume=resume)
     supervised.fit_by(
         recipe, net, known.images, known.truth, augment=turn, checkpoint=checkpoint, on_progress=on_progress
     )
-    return Outcome(net, _score(net, held))
-
-
-def make_card(recipe: Recipe, outcome: Outcome) -> Card:
-    """The card of a network trained by `recipe`."""
     card = supervised.start_card(
         recipe,
-        saw=f"{recipe.scenes_train} series of {recipe.scene_px} px",
+        saw=f"{recipe.scenes_train} series of {own.scene_px} px",
         channels=tuple(f"image {number}" for number in range(1, IMAGES + 1)),
         classes=COLUMN_CLASSES,
         maps=MAPS,
-        multiple=outcome.net.multiple,
+        multiple=net.multiple,
     )
-    return replace(
+    card = replace(
         card,
         pixel_size_nm=focal.PIXEL_NM,
-        halo_px=outcome.net.halo_px,
-        scores=outcome.scores,
-        material=recipe.material,
+        halo_px=net.halo_px,
+        scores=_score(net, held),
+        material=own.material,
     )
+    return Trained(net, card)
 
 
 def _score(net: nn.Module, series: Series) -> dict[str, Score]:

@@ -19,24 +19,26 @@ from flatscope.electron.kinds import GROUPS, SITE_CLASSES, classify_sites
 from flatscope.electron.lattice import NoLatticeError
 from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level
-from flatscope.inference.card import Card, Score
+from flatscope.inference.card import Score
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised
+from flatscope.training.engine import Trained
 from flatscope.training.losses import IGNORE
 from flatscope.training.nets.cropnet import CropNet
 from flatscope.training.recipes import Recipe
+from flatscope.training.recipes.sections import Defects
 
 Half = NDArray[np.float16]
 Classes = NDArray[np.uint8]
-LATTICE_PX, ELECTRONS, INNER_MRAD = (7.0, 20.0), (2.0, 500.0), (40.0, 90.0)
-"""Ranges of drawn images: lattice constant in pixels, electrons a pixel, and the detector's inner angle."""
-SPOILT_VARIANCE = (1e-3, 2e-2)
-_SPOILT_SHARE = 0.3
-"""So many images also have noise that image processing knows, of these variances."""
-_PERFECT_SHARE = 1.5
-"""So many perfect sites are kept for each defect."""
-_MATCH = 0.25
-"""A site found is a true one within this part of the lattice constant."""
+LATTICE_PX = (7.0, 20.0)  # lattice constants of drawn images
+ELECTRONS = (2.0, 500.0)  # a pixel
+INNER_MRAD = (40.0, 90.0)  # inner angle of the detector
+SPOILT_VARIANCE = (1e-3, 2e-2)  # of the noise that image processing knows
+_SPOILT_SHARE = 0.3  # of the images that also have such noise
+_SALTED = (0.0, 0.08)  # share of pixels with salt and pepper
+_PERFECT_SHARE = 1.5  # perfect sites kept for each defect
+_MATCH = 0.25  # lattice constants; a found site this close to a true one is that site
+_RIM_PX = 2.0  # sites closer to the border are not taught
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
             image,
             str(rng.choice(SPOILS)),
             variance=float(np.exp(rng.uniform(*np.log(SPOILT_VARIANCE)))),
-            salted=float(rng.uniform(0.0, 0.08)),
+            salted=float(rng.uniform(*_SALTED)),
         )
     nothing = np.zeros((0, CROP_PX, CROP_PX, 2), np.float16), np.zeros(0, np.uint8)
     try:
@@ -129,7 +131,7 @@ def _draw(job: tuple[int, int, int]) -> tuple[Half, Classes]:
         sites = sites.swap()
     classes = classify_sites(scanned.sheet, crystal)[meant]
     classes[~near | (scanned.sheet.sublattice[meant] != sites.sublattice)] = IGNORE
-    rim = (sites.positions < 2.0) | (sites.positions > side - 3.0)
+    rim = (sites.positions < _RIM_PX) | (sites.positions > side - 1.0 - _RIM_PX)
     classes[rim.any(1)] = IGNORE
     perfect = np.isin(classes, [first for first, _ in GROUPS])
     defects = ~perfect & (classes != IGNORE)
@@ -145,59 +147,59 @@ def mirror(rng: np.random.Generator, images: Half, classes: Classes) -> tuple[Ha
     return (images[:, ::-1] if rng.random() < 0.5 else images), classes
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A trained network in eval mode, and what it reaches on drawn images that it never saw."""
-
-    net: CropNet
-    scores: dict[str, Score]
-
-
-def make_net(recipe: Recipe) -> CropNet:
+def make_net(recipe: Recipe[Defects]) -> CropNet:
     """The network of a recipe, with first weights that follow from its seed."""
     net = supervised.seeded(
-        CropNet, seed=recipe.seed, outputs=len(SITE_CLASSES), groups=GROUPS, widths=recipe.widths
+        CropNet, seed=recipe.seed, outputs=len(SITE_CLASSES), groups=GROUPS, widths=recipe.task.widths
     )
     assert isinstance(net, CropNet)
     return net
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe[Defects],
     *,
     out: Path,
     workers: int = 2,
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Train by a recipe whose pictures are "sites".
+) -> Trained:
+    """Draw the images of a recipe and train on crops of their sites.
 
     Parameters
     ----------
     recipe
-        Crops of `scenes_train` images are trained on and of `scenes_val` others held out, each of `scene_px`;
-        `widths`, `lr`, `weight_decay`, `epochs`, `batch`, `warmup` and `max_minutes` hold, the rest does not.
+        A recipe with the section [defects].
     out
-        Folder for the crops and a checkpoint; a run that was cut off goes on from both.
+        Folder for the crops and the checkpoint; a run that was cut off goes on from both.
+    workers
+        Processes that draw.
+    resume
+        Go on from the checkpoint where it exists; else it is removed.
+    on_progress
+        Called with (images drawn, images in all), then as by `engine.train`.
+
+    Returns
+    -------
+    Trained
+        Its logits are calibrated on held-out images; its card's scores are the recall of each class there.
     """
     count = recipe.scenes_val + recipe.scenes_train
 
     def draw() -> dict[str, NDArray[Any]]:
         return vars(
             draw_crops(
-                count, side=recipe.scene_px, seed=recipe.seed, workers=workers, on_progress=on_progress
+                count, side=recipe.task.scene_px, seed=recipe.seed, workers=workers, on_progress=on_progress
             )
         )
 
-    kept = out / f"crops-{recipe.version}-{recipe.seed}-{recipe.scene_px}-{count}.npz"
+    kept = out / f"crops-{recipe.version}-{recipe.seed}-{recipe.task.scene_px}-{count}.npz"
     crops = Crops(**supervised.draw_or_load(kept, draw))
     held, known = (
         crops.take(rows) for rows in (crops.scans < recipe.scenes_val, crops.scans >= recipe.scenes_val)
     )
     net = make_net(recipe)
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
+    checkpoint = supervised.choose_checkpoint(recipe, out, resume=resume)
     supervised.fit_by(
         recipe,
         net,
@@ -210,19 +212,14 @@ def train(
     net.sharpen(1.0 / _find_temperature(net, held))
     counts = np.bincount(known.classes[known.classes != IGNORE], minlength=len(SITE_CLASSES))
     net.balance(torch.from_numpy(counts.astype(np.float32)))
-    return Outcome(net, _score(net, held))
-
-
-def make_card(recipe: Recipe, outcome: Outcome) -> Card:
-    """The card of a network trained by `recipe`."""
     card = supervised.start_card(
         recipe,
-        saw=f"{recipe.scenes_train} images of {recipe.scene_px} px",
+        saw=f"{recipe.scenes_train} images of {recipe.task.scene_px} px",
         channels=("crop", "usual crop"),
         classes=SITE_CLASSES,
-        multiple=outcome.net.multiple,
+        multiple=net.multiple,
     )
-    return replace(card, scores=outcome.scores)
+    return Trained(net, replace(card, scores=_score(net, held)))
 
 
 def _answer(net: nn.Module, crops: Crops) -> NDArray[np.float32]:

@@ -1,14 +1,9 @@
-"""Train any network from pictures with known answers: what the published protocols and small networks need.
-
-The flake finder has its own loop (`training.loop`), since its losses, schedule and checkpoints go beyond this.
-"""
+"""Train a network from pictures with known answers: what the published protocols and the small networks need."""
 
 from __future__ import annotations
 
 import copy
 import io
-import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,15 +17,15 @@ from torch import Tensor, nn
 
 from flatscope.files.write import write_atomic
 from flatscope.inference.card import PLAIN, Card
-from flatscope.training.loop import hold_interrupt, write_state
+from flatscope.training import engine
+from flatscope.training.engine import Moment, Progress, Schedule, Task
 from flatscope.training.losses import IGNORE, cross_entropy
-from flatscope.training.recipes import Recipe, RecipeError
+from flatscope.training.recipes import Recipe
 
 Pixels = NDArray[Any]
 Truth = NDArray[Any]
 Augment = Callable[[np.random.Generator, Pixels, Truth], tuple[Pixels, Truth]]
 """(rng, picture (rows, cols, channels), its truth) to another pair of the size that all of a batch have."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,17 +37,17 @@ class Plan:
     optimiser
         "adam", or "sgd" with `momentum`.
     lr
-        Learning rate; under "poly" the one that the warm-up reaches.
+        Learning rate; that which the warm-up reaches.
     steps, batch
         Steps in all, pictures a step.
-    schedule
-        "constant", or "poly": a linear warm-up over `warmup` steps, then (1 − t)^0.9.
+    schedule, warmup, final_lr
+        Course of the learning rate, see `engine.Schedule`; here `warmup` counts steps.
     class_weights
         Weights in the cross entropy; None is the plain one.
     auxiliary
         Weight of the loss of a second head, for networks that have one.
-    max_minutes
-        The run ends after this time even if steps are left.
+    max_minutes, checkpoint_minutes
+        The run ends after this time even if steps are left; longest time between two checkpoints.
     seed
         Of order and augmentation.
     """
@@ -65,18 +60,16 @@ class Plan:
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup: int = 0
+    final_lr: float = 0.01
     class_weights: tuple[float, ...] | None = None
     auxiliary: float = 0.5
     max_minutes: float | None = None
+    checkpoint_minutes: float = 1.0
     seed: int = 0
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        if self.schedule == "constant":
-            return self.lr
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * (1.0 - (step - self.warmup) / max(self.steps - self.warmup, 1)) ** 0.9
+    def rates(self) -> Schedule:
+        """The course of the learning rate."""
+        return Schedule(self.schedule, self.lr, self.warmup / self.steps, self.final_lr)
 
 
 def median_frequency_weights(classes: Pixels, *, count: int) -> tuple[float, ...]:
@@ -123,58 +116,44 @@ def fit(
         See `Plan`.
     augment
         See `Augment`; draws every training picture afresh.
-    checkpoint
-        File to save to once a minute and at the end, also that by Ctrl-C, and to go on from where it exists, with the
-        same order and augmentation.
-    on_progress
-        Called with (steps done, steps in all).
+    checkpoint, on_progress
+        See `engine.train`.
 
     Raises
     ------
+    RecipeError
+        The checkpoint was made under other settings.
     FloatingPointError
         The loss is no longer finite.
     """
     optimiser = _make_optimiser(net, plan)
-    done, elapsed = _resume(net, optimiser, plan, checkpoint)
-    begun = saved = time.perf_counter()
-    limit = math.inf if plan.max_minutes is None else 60.0 * plan.max_minutes - elapsed
-
-    def save() -> None:
-        if checkpoint is not None:
-            spent = elapsed + time.perf_counter() - begun
-            _save(net, optimiser, plan, checkpoint, done=done, elapsed=spent)
-
+    schedule = plan.rates()
     net.train()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            while done < plan.steps and time.perf_counter() - begun < limit:
-                x, target = _draw_batch(pictures, truth, plan, done, augment=augment)
-                for group in optimiser.param_groups:
-                    group["lr"] = plan.rate(done)
-                torch.manual_seed(
-                    plan.seed + done
-                )  # of dropout; a resumed run drops what the whole run would have
-                loss = _loss(net, x, target, plan)
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"loss is {value} at step {done}: lower lr (now {plan.lr})")
-                with hold_interrupt():  # a step is taken whole or not at all, also by Ctrl-C
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimiser.step()
-                    done += 1
-                if time.perf_counter() - saved > 60.0:
-                    save()
-                    saved = time.perf_counter()
-                if on_progress is not None:
-                    on_progress(done, plan.steps)
-        finally:
-            save()
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        return _draw_batch(pictures, truth, plan, step, augment=augment)
+
+    def take(batch: tuple[Tensor, Tensor], at: Moment) -> dict[str, float]:
+        loss = _loss(net, *batch, plan)
+        return {"loss": engine.descend(optimiser, loss, rate=schedule.rate(at), step=at.step)}
+
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    task = Task(
+        parts={"net": net, "optimiser": optimiser},
+        draw=draw,
+        take=take,
+        steps=plan.steps,
+        identity={**_identify(plan), "pictures": len(pictures), "weights": weights},
+        seed=plan.seed,
+        max_minutes=plan.max_minutes,
+        checkpoint_minutes=plan.checkpoint_minutes,
+    )
+    engine.train(task, checkpoint=checkpoint, on_progress=on_progress)
     return net.eval()
 
 
 def fit_by(
-    recipe: Recipe,
+    recipe: Recipe[Any],
     net: nn.Module,
     pictures: Pixels,
     truth: Truth,
@@ -183,19 +162,34 @@ def fit_by(
     checkpoint: Path,
     on_progress: Progress | None = None,
 ) -> nn.Module:
-    """`fit` by a recipe's `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `max_minutes` and `seed`."""
-    steps = recipe.epochs * len(pictures) // recipe.batch
+    """`fit` by the core of a recipe."""
+    steps = max(recipe.epochs * len(pictures) // recipe.batch, 1)
     plan = Plan(
         lr=recipe.lr,
         steps=steps,
         batch=recipe.batch,
         weight_decay=recipe.weight_decay,
-        schedule="poly",
+        schedule=recipe.schedule,
         warmup=round(recipe.warmup * steps),
+        final_lr=recipe.final_lr,
         max_minutes=recipe.max_minutes,
+        checkpoint_minutes=recipe.checkpoint_minutes,
         seed=recipe.seed,
     )
     return fit(net, pictures, truth, plan, augment=augment, checkpoint=checkpoint, on_progress=on_progress)
+
+
+def read_schedule(recipe: Recipe[Any]) -> Schedule:
+    """The course of the learning rate that a recipe asks for."""
+    return Schedule(recipe.schedule, recipe.lr, recipe.warmup, recipe.final_lr)
+
+
+def choose_checkpoint(recipe: Recipe[Any], out: Path, *, resume: bool) -> Path:
+    """The file that a run by a recipe goes on from, ``NAME.pt``; removed where the run starts anew."""
+    path = out / f"{recipe.name}.pt"
+    if not resume:
+        path.unlink(missing_ok=True)
+    return path
 
 
 def draw_or_load(path: Path, draw: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -211,7 +205,7 @@ def draw_or_load(path: Path, draw: Callable[[], dict[str, NDArray[Any]]]) -> dic
 
 
 def start_card(
-    recipe: Recipe,
+    recipe: Recipe[Any],
     *,
     saw: str,
     channels: tuple[str, ...],
@@ -223,7 +217,7 @@ def start_card(
     return Card(
         name=recipe.name,
         version=recipe.version,
-        task=recipe.task,
+        task=recipe.task.card_task,
         recipe=recipe.name,
         training_data=f"{recipe.training_data}; {saw}",
         seed=recipe.seed,
@@ -268,7 +262,7 @@ def put_channels_last(net: nn.Module, x: NDArray[np.float32]) -> tuple[nn.Module
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads for a while."""
+    """Let torch use `count` threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -320,41 +314,8 @@ def _make_optimiser(net: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     )
 
 
-def _save(
-    net: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    plan: Plan,
-    path: Path,
-    *,
-    done: int,
-    elapsed: float,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "plan": _identity(plan),
-        "net": net.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "done": done,
-        "elapsed": elapsed,
-    }
-    write_state(state, path)
-
-
-def _resume(
-    net: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan, path: Path | None
-) -> tuple[int, float]:
-    if path is None or not path.is_file():
-        return 0, 0.0
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state["plan"] != _identity(plan):
-        raise RecipeError(f"{path}: made under other settings: train into another folder, or remove it")
-    net.load_state_dict(state["net"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["done"]), float(state["elapsed"])
-
-
-def _identity(plan: Plan) -> dict[str, Any]:
+def _identify(plan: Plan) -> dict[str, Any]:
     """What must be the same for a run to go on."""
-    plain = asdict(plan)
-    plain.pop("max_minutes")
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    return {
+        key: value for key, value in asdict(plan).items() if key not in ("max_minutes", "checkpoint_minutes")
+    }

@@ -65,7 +65,7 @@ from flatscope.micrograph import Micrograph
 from flatscope.report.study import draw_confusion, draw_grays, draw_lines
 
 if TYPE_CHECKING:
-    from flatscope.training.cells import Detector, Marked
+    from flatscope.training.crop_detector import Detector, Marked
 
 DOI = "10.1021/acs.nanolett.4c02654"
 RAW = "raw simulation"
@@ -280,8 +280,8 @@ def run(
 def _train_translation(teacher: Teacher, plan: Size, *, out: Path, on_progress: Progress | None) -> Network:
     from flatscope.training import recipes
 
-    recipe = replace(
-        recipes.load("realism"),
+    recipe = recipes.load(
+        "realism",
         max_minutes=plan.minutes,
         epochs=plan.epochs,
         scenes_train=plan.scenes,
@@ -307,13 +307,13 @@ def _train_detectors(
     experiment: _Experiment, plan: Size, *, out: Path, progress: Sequence[Progress | None]
 ) -> dict[str, list[Detector]]:
     """U-Nets of every way, alike except for the images that they learn from."""
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     learned = _teach(experiment.draw(plan.images, _SEED))
     kept = _teach(experiment.draw(max(plan.images // _HELD, 2), _HELD_SEED))
     detectors: dict[str, list[Detector]] = {name: [] for name in WAYS}
     for number, (name, repeat) in enumerate(product(WAYS, range(plan.repeats))):
-        detector = cells.train(
+        detector = crop_detector.train(
             learned[name],
             kept[name],
             side=experiment.look.side_px,
@@ -481,7 +481,7 @@ def _teach(sets: Sequence[tuple[Sequence[Drawn], Mapping[str, Way]]]) -> dict[st
 
 def mark(drawn: Drawn, image: Real, honesty: Honesty | None) -> Marked:
     """What is to be learned from an image that was made of a drawn one; nothing of the columns that failed a check."""
-    from flatscope.training.cells import Marked
+    from flatscope.training.crop_detector import Marked
     from flatscope.training.losses import IGNORE
 
     marks = mark_defects(drawn.sheet, drawn.material, shape=image.shape, pixel_nm=drawn.pixel_nm)

@@ -28,7 +28,7 @@ from flatscope.evaluation.windows import classify_counts
 from flatscope.inference.runtime import Network
 
 if TYPE_CHECKING:
-    from flatscope.training.cells import Detector
+    from flatscope.training.crop_detector import Detector
 
 Float = NDArray[np.float64]
 Reader = Callable[[Float, Sites], NDArray[np.int64]]
@@ -64,9 +64,9 @@ _LEAST_TIMES = (
 
 def read_theirs(image: Float, sites: Sites, *, detector: Detector) -> NDArray[np.int64]:
     """What a U-Net says of each site."""
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
-    return cells.detect(detector, image, sites)
+    return crop_detector.detect(detector, image, sites)
 
 
 def read_ours(image: Float, sites: Sites, *, params: DefectParams, network: Network) -> NDArray[np.int64]:
@@ -265,12 +265,12 @@ def choose_by_labels(
     detectors: Sequence[Detector], opened: Scan, teacher: Teacher, labels: Labels
 ) -> list[list[NDArray[np.int64]]]:
     """What each detector calls the sites at the threshold that is best for each of `MARKS`; an oracle."""
-    from flatscope.training import cells
+    from flatscope.training import crop_detector
 
     chosen: list[list[NDArray[np.int64]]] = [[] for _ in MARKS]
     for one in detectors:
-        p = cells.read(one.net, teacher.image, opened.sites, side=one.side_px)
-        tried = [cells.name(p, float(threshold)) for threshold in cells.THRESHOLDS]
+        p = crop_detector.read(one.net, teacher.image, opened.sites, side=one.side_px)
+        tried = [crop_detector.name(p, float(threshold)) for threshold in crop_detector.THRESHOLDS]
         for kind, best in enumerate(chosen):
             best.append(max(tried, key=lambda called: _f1(_count_labels(called, labels, kind).sum(0))))
     return chosen

@@ -12,21 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from flatscope.inference.card import Card, Score
+from flatscope.inference.card import Score
 from flatscope.optical.bilayers import BilayerParams, draw_bilayer
 from flatscope.optical.orientation import CROP_PX, crop_layer, decode_density
 from flatscope.optical.twist import find_stacks
 from flatscope.parallel import map_in_order
 from flatscope.training import supervised
+from flatscope.training.engine import Trained
 from flatscope.training.nets.orientnet import OUTPUTS, OrientNet
 from flatscope.training.recipes import Recipe
+from flatscope.training.recipes.sections import Orientation
 
 Pixels = NDArray[np.uint8]
 Degrees = NDArray[np.float32]
-_LEAST_PX = 200
-"""Layers smaller than this are not taught."""
-_AROUND = 1.3
-"""Half a picture's side in circumradii."""
+_LEAST_PX = 200  # smaller layers are not taught
+_AROUND = 1.3  # half a picture's side in circumradii
 
 
 @dataclass(frozen=True)
@@ -107,35 +107,35 @@ def turn(rng: np.random.Generator, crop: Pixels, corner: Degrees) -> tuple[Pixel
     return crop, corner
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A trained network in eval mode, and what it reaches on drawn crystals that it never saw.
-
-    `scores` holds the mean error of the direction modulo 60° and the share of errors within the stated one.
-    """
-
-    net: nn.Module
-    scores: dict[str, Score]
-
-
 def train(
-    recipe: Recipe,
+    recipe: Recipe[Orientation],
     *,
     out: Path,
     workers: int = 2,
     resume: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
-    """Train by a recipe whose pictures are "bilayers".
+) -> Trained:
+    """Draw the bilayers of a recipe and train on their layers.
 
     Parameters
     ----------
     recipe
-        As many bilayers as `scenes_train` and `scenes_val` together are drawn, and as many layers as `scenes_val` held
-        out; `lr`, `weight_decay`, `epochs`, `batch`, `warmup`, `widths` and
-        `max_minutes` hold, the rest does not.
+        A recipe with the section [orientation]: `scenes_train` and `scenes_val` together count bilayers; the first
+        `scenes_val` layers are held out.
     out
-        Folder for the drawn crystals and a checkpoint; a run that was cut off goes on from both.
+        Folder for the drawn crystals and the checkpoint; a run that was cut off goes on from both.
+    workers
+        Processes that draw.
+    resume
+        Go on from the checkpoint where it exists; else it is removed.
+    on_progress
+        Called with (bilayers drawn, bilayers in all), then as by `engine.train`.
+
+    Returns
+    -------
+    Trained
+        Its card's scores are the mean error modulo 60 degrees of held-out layers and the share of errors within the
+        stated one.
     """
     count = recipe.scenes_val + recipe.scenes_train
 
@@ -145,10 +145,8 @@ def train(
     crystals = Crystals(**supervised.draw_or_load(out / f"crystals-{recipe.seed}-{count}.npz", draw))
     held = crystals.take(slice(0, recipe.scenes_val))
     known = crystals.take(slice(recipe.scenes_val, None))
-    net = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.widths)
-    checkpoint = out / f"{recipe.name}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
+    net = supervised.seeded(OrientNet, seed=recipe.seed, widths=recipe.task.widths)
+    checkpoint = supervised.choose_checkpoint(recipe, out, resume=resume)
     supervised.fit_by(
         recipe,
         net,
@@ -158,11 +156,6 @@ def train(
         checkpoint=checkpoint,
         on_progress=on_progress,
     )
-    return Outcome(net, _score(net, held))
-
-
-def make_card(recipe: Recipe, outcome: Outcome) -> Card:
-    """The card of a network trained by `recipe`."""
     card = supervised.start_card(
         recipe,
         saw=f"{recipe.scenes_train} bilayers",
@@ -170,7 +163,7 @@ def make_card(recipe: Recipe, outcome: Outcome) -> Card:
         maps=OUTPUTS,
         multiple=CROP_PX,
     )
-    return replace(card, scores=outcome.scores)
+    return Trained(net, replace(card, scores=_score(net, held)))
 
 
 def _score(net: nn.Module, crystals: Crystals) -> dict[str, Score]:

@@ -1,4 +1,4 @@
-"""Training data for the flake network: scenes with known truth, as the network will see them."""
+"""Scenes with known truth for the flake network, as it will see them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
 from flatscope.parallel import map_in_order
 from flatscope.training.losses import IGNORE
 from flatscope.training.recipes import Recipe
+from flatscope.training.recipes.sections import Flakes
 
 SUBSTRATE, THIN, THICK, ARTEFACT = range(4)
 Example: TypeAlias = tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]
@@ -23,7 +24,7 @@ _VISIBLE = 0.012
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes as the network's input and target: see `flatscope.training.loop.Split`."""
+    """Scenes as the network's input and target: see `flatscope.training.flakes.Split`."""
 
     contrast: NDArray[np.float16]
     classes: NDArray[np.uint8]
@@ -39,7 +40,7 @@ class FlakeData:
 
 
 def build(
-    recipe: Recipe, *, workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+    recipe: Recipe[Flakes], *, workers: int = 2, on_progress: Callable[[int, int], None] | None = None
 ) -> FlakeData:
     """Draw all scenes of a recipe.
 
@@ -54,10 +55,10 @@ def build(
     on_progress
         Called with (scenes drawn, scenes in all).
     """
-    side, total = recipe.scene_px, recipe.scenes_train + recipe.scenes_val
+    side, total = recipe.task.scene_px, recipe.scenes_train + recipe.scenes_val
     contrast = np.empty((total, 3, side, side), np.float16)
     classes, edges = np.empty((2, total, side, side), np.uint8)
-    jobs = [(recipe.seed, index, side, recipe.contrast_scale) for index in range(total)]
+    jobs = [(recipe.seed, index, side, recipe.task.contrast_scale) for index in range(total)]
     for index, made in enumerate(map_in_order(_draw, jobs, workers=workers, on_progress=on_progress)):
         contrast[index], classes[index], edges[index] = made
     first = recipe.scenes_val

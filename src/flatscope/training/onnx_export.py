@@ -22,49 +22,15 @@ from torch import nn
 
 from flatscope.files.write import write_atomic
 from flatscope.inference import card as cards
-from flatscope.inference.card import Card, Score
-from flatscope.training import loop
-from flatscope.training.nets.flakenet import CLASSES, MAPS, FlakeNet
+from flatscope.inference.card import Card
 
-TOLERANCE = 1e-4
-"""Largest difference between torch's and ONNX Runtime's logits that is put down to rounding."""
-CALIBRATION_SCENES = 40
-"""As many training scenes fix the 8-bit range of every layer."""
-_MOST_CHANGED = 0.01
-"""Largest share of pixels whose class 8 bits may change on those scenes."""
-_OPSET = 17
+TOLERANCE = 1e-4  # largest difference between torch's and ONNX Runtime's logits that is put down to rounding
+OPSET = 17  # version of ONNX's operators
+_MOST_CHANGED = 0.01  # largest share of the calibration pictures' pixels whose class 8 bits may change
 
 
 class ExportError(RuntimeError):
     """The exported file does not compute what the net computes."""
-
-
-def read_checkpoint(checkpoint: str | Path) -> tuple[FlakeNet, Card]:
-    """Net (eval mode, averaged weights) and card of a checkpoint that `loop.train` returned."""
-    net, info = loop.load_net(checkpoint)
-    recipe = info["recipe"]
-    card = Card(
-        name=recipe["name"],
-        version=recipe["version"],
-        task=recipe["task"],
-        recipe=recipe["name"],
-        training_data=f"{recipe['training_data']}; {recipe['scenes_train']} scenes of "
-        f"{recipe['scene_px']} px, {info['step']} steps of {recipe['batch']}",
-        seed=recipe["seed"],
-        channels=("red", "green", "blue"),
-        classes=CLASSES,
-        maps=MAPS,
-        scale=recipe["contrast_scale"],
-        object_px=(recipe["object_px"][0], recipe["object_px"][1]),
-        multiple=net.multiple,
-        halo_px=net.halo_px,
-        thresholds=info.get("thresholds", {}),
-        scores={name: Score(**score) for name, score in info.get("scores", {}).items()},
-        licence=recipe["licence"],
-        created_with=f"flatscope.training, torch {torch.__version__}, ONNX opset {_OPSET}, "
-        f"{recipe.get('bits', 32)} bits",
-    )
-    return net, card
 
 
 def export(
@@ -77,7 +43,7 @@ def export(
     Parameters
     ----------
     net, card
-        See `read_checkpoint`.
+        A trained network and what it is; see `engine.Trained`.
     path
         File to write.
     calibration
@@ -122,7 +88,7 @@ def to_onnx(net: nn.Module, *, channels: int = 3, multiple: int = 32) -> bytes:
             net,
             (example,),
             buffer,  # type: ignore[arg-type]  # the classic exporter writes to any stream
-            opset_version=_OPSET,
+            opset_version=OPSET,
             dynamo=False,
             input_names=["contrast"],
             output_names=["logits"],
