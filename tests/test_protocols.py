@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +153,8 @@ def test_translation_there_and_back_is_learned_from_the_cycle_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the published weight of that loss, and all others at 0."""
-    from flatscope.training import realism as home
     from flatscope.training import recipes
+    from flatscope.training import translator as home
 
     made: list[Any] = []
 
@@ -178,8 +177,8 @@ def test_translation_there_and_back_is_learned_from_the_cycle_loss(
     )
     crops = np.random.default_rng(0).normal(size=(8, look.side_px, look.side_px)).astype(np.float32)
     teacher = Teacher(look, crops, crops, np.zeros((64, 64)), "drawn")
-    recipe = replace(
-        recipes.load("realism"),
+    recipe = recipes.load(
+        "realism",
         scenes_train=1,
         scene_px=128,
         widths=(4, 8),
@@ -194,7 +193,7 @@ def test_translation_there_and_back_is_learned_from_the_cycle_loss(
     for epochs in (1, 7):
         made.clear()
         home.train(
-            replace(recipe, epochs=epochs), teacher, out=tmp_path / str(epochs), fourier=False, workers=1
+            recipe.change(epochs=epochs), teacher, out=tmp_path / str(epochs), fourier=False, workers=1
         )
         to_real, to_drawn = made
         with torch.inference_mode():

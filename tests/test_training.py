@@ -244,7 +244,9 @@ def test_symmetries_turn_picture_and_truth_together(shape: tuple[int, int], coun
 # the loop, on the least task there is: a line through points, drawn anew at every step
 
 
-PASSED = 4.82  # a sum of weights that the run comes to in its fourth step: its best weights are not the last ones
+PASSED = (
+    4.82  # a sum of weights that the run comes to in its fourth step: its best weights are not the last ones
+)
 
 
 def make_line(*, steps: int = 12, validated: bool = False, **settings: object) -> Task[torch.Tensor]:

@@ -66,7 +66,9 @@ class Network:
         session = _open(content, path, threads or _usable_cores())
         text = session.get_modelmeta().custom_metadata_map.get(cards.KEY)
         if text is None:
-            raise WeightsError(f"{path}: holds no flatscope card: export it with flatscope.training.onnx_export")
+            raise WeightsError(
+                f"{path}: holds no flatscope card: export it with flatscope.training.onnx_export"
+            )
         try:
             card = Card.from_json(text)
             if card.task != task:

@@ -290,6 +290,11 @@ class Run(Generic[Batch]):
         """The outcome: the best weights of the kept part, or its last where nothing was validated."""
         return self.task.parts[self.task.kept].state_dict() if self.best is None else self.best
 
+    @property
+    def best_step(self) -> int:
+        """Steps behind the outcome."""
+        return max((report["step"] for report in self.history if report["best"]), default=self.step)
+
     def advance(self, batch: Batch) -> None:
         """Take one step."""
         losses = self.task.take(batch, Moment(self.step, self.task.steps, self.share))

@@ -165,7 +165,7 @@ def train_on(
     run = engine.train(task, checkpoint=checkpoint, on_progress=on_progress, on_report=on_report)
     average.load_state_dict(run.weights)
     measured = validate(average, data.val, recipe=recipe, device=where)
-    card = _make_card(recipe, average, steps=run.step, measured=measured)
+    card = _make_card(recipe, average, steps=run.best_step, measured=measured)
     few = data.train.contrast[:CALIBRATION_SCENES] if own.bits == 8 else None
     return Trained(average.cpu().eval(), card, few)
 
