@@ -18,7 +18,6 @@ from flatscope.app.cli import run
 from flatscope.electron.defects import (
     DefectParams,
     find_defects,
-    fit_mixture,
     forbid,
 )
 from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
@@ -34,6 +33,8 @@ from flatscope.electron.kinds import (
     find_kind,
     list_kinds,
 )
+from flatscope.electron.mixture import fit_mixture
+from flatscope.electron.occupancy import smooth
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.rates import (
@@ -45,7 +46,7 @@ from flatscope.electron.rates import (
     measure_rates,
 )
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level, measure_sites
-from flatscope.electron.tracks import TrackParams, smooth, track_defects
+from flatscope.electron.tracks import TrackParams, track_defects
 from flatscope.evaluation.columns import match_points
 from flatscope.evaluation.defects import as_movie, count_links, find_by_fourier
 from flatscope.files.movie import check_frame, read_movie, write_movie

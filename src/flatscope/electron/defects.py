@@ -7,18 +7,19 @@ look like. Which kind a defect is, a network says from a crop around the site th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage, special, stats
+from scipy import ndimage, special
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.kinds import CONTAMINATION, DISORDER, GROUPS, HOLE, SITE_KINDS, list_kinds
+from flatscope.electron.kinds import CONTAMINATION, DISORDER, GROUPS, HOLE, SITE_KINDS, Kind, list_kinds
+from flatscope.electron.mixture import ELSE, fit_mixture, steady
 from flatscope.electron.physics.crystals import NUMBERS, Crystal, find_crystal
-from flatscope.electron.scans import ALIKE, open_scan
+from flatscope.electron.scans import ALIKE, Scan, mark, open_scan
 from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
@@ -26,42 +27,33 @@ from flatscope.results import DEFECT_COLUMNS, DefectTable, Provenance
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Whole = NDArray[np.int64]
 
-_NEVER = -30.0
-_PRIOR = 3.0
-"""So many defects of each kind are added to those of an image when their shares are estimated."""
-
-_LEAST_P, SURE_P = 0.5, 0.8
-"""A site is a defect above the first, and one to rely on above the second."""
+SURE_P = 0.8  # probability of its kind from which a defect is accepted
 UNSURE = "two kinds, or none, are about as likely"
-_TAIL = 8.0
-"""Degrees of freedom of Student's distribution for usual sites: scans scatter with longer tails than counting."""
-_VACANT, _HALF = (-0.06, 0.08), (0.39, 0.08)
-"""Ratio on an empty site and where one of two atoms lacks, and by how much it differs between microscopes: less than
-none, since usual columns around raise the level of the hollows, which an empty site is compared with."""
-_OTHER_SPREAD = 0.05
-"""How far defects of one kind differ in brightness beside noise."""
-_LEAST_REACH = 4.0
-"""Least range of ratios that anything else may have."""
-_FIRST_SHARE, _ROUNDS = 0.005, 100
-_BATCH = 1024
-_FAR_OFF, _LEAST_ALIKE, _LEAST_APART = 4.0, 3, 3.0
-"""Sites so many sigmas off the usual are looked at for an element of their own; so many must be alike, and on average
-so many sigmas off."""
-_BEYOND_NOISE = 8.0
-"""What is like no defect is one nevertheless where it is so many sigmas off the usual."""
-_MOST_ELSE = 0.02
-"""Largest share of sites that fit nothing."""
-_BORDER = 0.5
-"""Sites closer to the border than this part of the lattice constant are not judged."""
-_AROUND, _MOSTLY = 13, 0.55
-"""Where more than this share of so many nearest sites are defects there is something larger."""
-_BESIDE, _ROUNDS_OF_GROWTH = 1.2, 3
-"""Defects within this many lattice constants of a larger feature are parts of it, and so on so many times."""
-_LEAST_GAP_CELLS = 1.5
-"""Where no lattice is seen over less than this many unit cells, nothing is said."""
-_DARK, _BRIGHT = 0.5, 1.3
-"""Mean brightness of an extended feature over that of the crystal: a hole below, contamination above."""
+BORDER_CELLS = 0.5  # sites nearer to the border than this (lattice constants) are not measured
+_LEAST_P = 0.5  # probability from which a site is a defect
+_BEYOND_NOISE = 8.0  # sigmas from which a site that matches no known defect still counts as one
+_NEVER = -30.0  # logit of a class that is excluded
+_PRIOR = 3.0  # defects of each kind added to those of an image when their shares are estimated
+_ROUNDS = 100  # of that estimate
+_BATCH = 1024  # crops shown to the network at once
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """From when on defects are one feature larger than a point."""
+
+    around: int = 13  # nearest sites, the site itself among them
+    mostly: float = 0.55  # share of these that are defects
+    beside_cells: float = 1.2  # defects this near to a feature (lattice constants) belong to it
+    rounds: int = 3  # of growth by such defects
+    least_cells: float = 1.5  # smallest area, in unit cells
+    dark: float = 0.5  # brightness over that of the crystal below which a feature is a hole
+    bright: float = 1.3  # and above which it is contamination
+
+
+_EXTENT = _Extent()
 
 
 @dataclass(frozen=True)
@@ -94,10 +86,11 @@ class DefectParams:
             raise ValueError(f"dopants = {self.dopants!r}: give one element of {', '.join(NUMBERS)}")
 
 
-def forbid(logits: Float, ratio: Float) -> Float:
-    """Logits (n, classes) without what lacks atoms where a site is brighter than usual."""
-    darker = np.array([kind.darker for kind in SITE_KINDS])
-    return np.where((ratio > 1.0)[:, None] & darker, _NEVER, logits)
+def load_network(params: DefectParams, network: Network | None) -> Network | None:
+    """The network that names defects, or None where the material has no pairs of atoms and brightness alone names."""
+    if network is None and find_crystal(params.material).is_dichalcogenide:
+        return Network.load(params.weights, task="defects")
+    return network
 
 
 def find_defects(
@@ -110,13 +103,18 @@ def find_defects(
     micrograph
         Gray, bright where atoms are.
     params
-        The material.
+        The material and its dopant.
     network
         Loaded already; None loads `DefectParams.weights`.
 
     Returns
     -------
-    One row a defect with its kind and how sure that is, extended features as one row each, and densities.
+    DefectTable
+        One row a defect, columns `flatscope.results.DEFECT_COLUMNS`: its `kind` ("V_Se2", "Ti_W", see
+        `flatscope.electron.kinds`; "hole", "contamination" or "disorder" for what is larger than a point), the
+        probability `kind_p` of being a defect of this kind, its place in px and nm, `z_score`, how far the site's
+        brightness is off the usual one in units of its scatter, and `intensity_ratio`, that brightness over the usual
+        one. `status` and `reason` tell which rows count.
 
     Raises
     ------
@@ -127,21 +125,34 @@ def find_defects(
     -----
     Fails where crystals overlap, and where a third or more of the sites are defects. Dopants next to the host in the
     periodic table, and oxygen on sulphur at low dose, look like what they replace.
+
+    Examples
+    --------
+    >>> from flatscope.electron.drawing.specimens import draw_scanned
+    >>> from flatscope.electron.drawing.noise import NoiseParams
+    >>> from flatscope.electron.physics.crystals import SheetParams
+    >>> from flatscope.electron.physics.imaging import ScanParams
+    >>> sheet = SheetParams("WS2", vacancies={"first": 0.03})
+    >>> optics, noise = ScanParams(pixel_nm=0.03), NoiseParams(gain=1.0)
+    >>> made = draw_scanned(np.random.default_rng(1), sheet, optics, noise, shape=(96, 96), electrons_per_px=200.0)
+    >>> table = find_defects(Micrograph(made.image, full_scale=float(made.image.max())), DefectParams("WS2"))
+    >>> sorted(set(table.found["kind"]))
+    ['V_W']
     """
     crystal = find_crystal(params.material)
     notes = list(micrograph.notes)
     scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
-    if crystal.is_dichalcogenide and network is None:
-        network = Network.load(params.weights, task="defects")
-    sites = scan.sites
-    levelled = level(scan.image, sites.phases.lattice.constant_px)
-    readings = measure_sites(levelled, sites)
-    frame, (crops, evidence) = name_sites(levelled, sites, readings, params, network=network)
+    network = load_network(params, network)
+    levelled = level(scan.image, scan.sites.phases.lattice.constant_px)
+    readings = measure_sites(levelled, scan.sites)
+    points, crops, evidence = name_sites(levelled, scan.sites, readings, params, network=network)
     if not scan.sure:
-        kept = frame["status"] == "ok"
-        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
-    extended = find_extended(frame, sites, scan.image, pixel_nm=scan.calibration.pixel_size_nm[0])
-    frame = pd.concat([frame, extended.rows], ignore_index=True)
+        points = mark(points, points["status"] == "ok", status="doubtful", reason=ALIKE)
+    extended = find_extended(points, scan)
+    pixel_nm = scan.calibration.pixel_size_nm[0]
+    frame = _finish(extended.rows, image=micrograph.name, pixel_nm=pixel_nm)
+    shown = frame["place"].to_numpy(int)
+    counts = [int((scan.sites.sublattice == index).sum()) for index in (0, 1)]
     provenance = Provenance(
         flatscope.__version__,
         micrograph.name,
@@ -151,13 +162,11 @@ def find_defects(
         {"defects": asdict(params)},
         notes=tuple(notes),
     )
-    frame = _finish(frame, image=micrograph.name, pixel_nm=scan.calibration.pixel_size_nm[0])
-    shown = frame["place"].to_numpy(int)
     return DefectTable(
         frame[list(DEFECT_COLUMNS)],
         float((~extended.mask).sum() * np.prod(scan.calibration.pixel_size_nm)),
         crystal.lattice_nm**2 * np.sqrt(0.75),
-        {kind: int((sites.sublattice == index).sum()) for index, kind in enumerate(crystal.sublattices)},
+        dict(zip(crystal.sublattices, counts, strict=True)),
         readings.residual,
         _take(crops, shown),
         _take(evidence, shown),
@@ -166,7 +175,7 @@ def find_defects(
     )
 
 
-def _take(images: Float, rows: NDArray[np.int64]) -> Float:
+def _take(images: Float, rows: Whole) -> Float:
     """Images of rows, NaN where there is none (-1)."""
     taken = np.full((len(rows), *images.shape[1:]), np.nan)
     taken[rows >= 0] = images[rows[rows >= 0]]
@@ -175,7 +184,7 @@ def _take(images: Float, rows: NDArray[np.int64]) -> Float:
 
 def name_sites(
     levelled: Float, sites: Sites, readings: Readings, params: DefectParams, *, network: Network | None
-) -> tuple[pd.DataFrame, tuple[Float, Float]]:
+) -> tuple[pd.DataFrame, Float, Float]:
     """Name every site that is not as it should be.
 
     Parameters
@@ -185,51 +194,43 @@ def name_sites(
     params
         The material and known dopants.
     network
-        None where the material has no pairs: then brightness alone names.
+        None where the material has no pairs of atoms; then brightness alone names.
 
     Returns
     -------
     Rows `row_px`, `col_px`, `site`, `kind`, `code` (of `flatscope.electron.kinds.Kind`), `kind_p`, `sublattice`,
-    `z_score`, `intensity_ratio`, `status`, `reason`, `place`, and the evidence: crops (n, 24, 24) and what in them
-    speaks for their kind (n, rows, cols).
+    `z_score`, `intensity_ratio`, `status`, `reason`, `place`; their crops (n, 24, 24); and what in the crops speaks for
+    their kind (n, rows, cols).
     """
     crystal = find_crystal(params.material)
-    unusual, names = np.zeros(len(readings.ratio)), np.full(len(readings.ratio), "", object)
-    for kind in (0, 1):
-        mine = np.flatnonzero(sites.sublattice == kind)
-        if len(mine):
-            values = readings.ratio[mine], steady(readings.sigma[mine])
-            mixture = fit_mixture(*values, crystal, kind, quiet=readings.quiet[kind])
-            unusual[mine], names[mine] = mixture.weigh(*values)
-    constant = sites.phases.lattice.constant_px
-    rim = _BORDER * constant
-    shape = np.array(levelled.shape)
-    cut = ((sites.positions < rim) | (sites.positions > shape - 1.0 - rim)).any(1)
+    unusual, parts = _weigh_brightness(sites, readings, crystal)
+    rim = BORDER_CELLS * sites.phases.lattice.constant_px
+    cut = ((sites.positions < rim) | (sites.positions > np.array(levelled.shape) - 1.0 - rim)).any(1)
     found = np.flatnonzero((unusual > _LEAST_P) & ~cut)
-    kinds, ratio = sites.sublattice[found], readings.ratio[found]
-    brighter = ratio > 1.0
+    sublattice, ratio = sites.sublattice[found], readings.ratio[found]
     crops = cut_crops(levelled, sites, some=found)
-    p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
     if network is None:
-        named = [
-            list_kinds(crystal, kind)[2 if bright else 1]
-            for kind, bright in zip(kinds, brighter, strict=True)
+        kinds: list[Kind] = [
+            list_kinds(crystal, which)[2 if bright else 1]
+            for which, bright in zip(sublattice, ratio > 1.0, strict=True)
         ]
+        p, maps = np.ones(len(found)), np.full((len(found), 1, 1), np.nan)
     else:
-        classes, p, maps = _ask(network, crops, kinds, ratio)
-        named = [SITE_KINDS[place] for place in classes]
+        classes, p, maps = _ask(network, crops, sublattice, ratio)
+        kinds = [SITE_KINDS[index] for index in classes]
+    names = [
+        kind.name_in(crystal, params.dopants, bright=bool(bright))
+        for kind, bright in zip(kinds, ratio > 1.0, strict=True)
+    ]
     frame = pd.DataFrame(
         {
             "row_px": sites.positions[found, 0],
             "col_px": sites.positions[found, 1],
             "site": found,
-            "kind": [
-                kind.name_in(crystal, params.dopants, bright=bool(bright))
-                for kind, bright in zip(named, brighter, strict=True)
-            ],
-            "code": [kind.code for kind in named],
+            "kind": np.array(names, object),
+            "code": np.array([kind.code for kind in kinds], object),
             "kind_p": p * unusual[found],
-            "sublattice": np.array(crystal.sublattices)[kinds],
+            "sublattice": np.array(crystal.sublattices)[sublattice],
             "z_score": readings.z[found],
             "intensity_ratio": ratio,
             "status": "ok",
@@ -237,126 +238,51 @@ def name_sites(
             "place": np.arange(len(found)),
         }
     )
-    for rows, status, reason in (
-        (frame["kind_p"] < SURE_P, "doubtful", UNSURE),
-        (
-            (names[found] == "else") & (np.abs(readings.z[found]) < _BEYOND_NOISE),
-            "rejected",
-            "neither as usual nor like any defect: noise or dirt?",
-        ),
-        (
-            ~_stand_out(readings.over_chance(sites)[found], names[found]),
-            "rejected",
-            "no more than an image without order shows by chance",
-        ),
-    ):
-        frame.loc[rows, "status"], frame.loc[rows, "reason"] = status, reason
-    return frame, (crops[:, 0].astype(float), maps)
+    frame = _mark_doubts(frame, parts[found], readings.over_chance(sites)[found])
+    return frame, crops[:, 0].astype(float), maps
 
 
-def _stand_out(over: Float, names: NDArray[np.object_]) -> Mask:
-    """Which sites, or others that look like them, show more than an image without order does by chance."""
-    clear = set(names[over > 1.0]) - {"else"}
-    return np.asarray(np.isin(names.astype(str), list(clear)) | (over > 1.0))
+def _weigh_brightness(
+    sites: Sites, readings: Readings, crystal: Crystal
+) -> tuple[Float, NDArray[np.object_]]:
+    """Probability that each site is not as it should be, and the part of the mixture that its brightness belongs to."""
+    unusual, parts = np.zeros(len(readings.ratio)), np.full(len(readings.ratio), "", object)
+    for sublattice in (0, 1):
+        mine = np.flatnonzero(sites.sublattice == sublattice)
+        if len(mine):
+            ratio, sigma = readings.ratio[mine], steady(readings.sigma[mine])
+            mixture = fit_mixture(ratio, sigma, crystal, sublattice, quiet=readings.quiet[sublattice])
+            unusual[mine], parts[mine] = mixture.weigh(ratio, sigma)
+    return unusual, parts
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """What the brightness of a sublattice's sites is made of.
+def _mark_doubts(frame: pd.DataFrame, parts: NDArray[np.object_], over: Float) -> pd.DataFrame:
+    """Rows with their status: which kinds are uncertain, and which sites may be noise.
 
     Parameters
     ----------
-    names
-        "" for usual sites, "vacancy", "half" of a pair, "dark" and "bright" other elements, "else".
-    middles, spreads
-        Mean ratio of each, and by how much it differs beside noise; of all but the first and the last.
-    shares
-        How many of the sites each part holds.
-    reach
-        Range of ratios that anything else may have.
-    quiet
-        Scatter where nothing stands over that of usual sites; in between and beyond, variances grow with brightness.
+    frame
+        See `name_sites`.
+    parts
+        Part of the mixture that each row's brightness belongs to.
+    over
+        What is seen on each site over what an image without order shows by chance.
     """
-
-    names: tuple[str, ...]
-    middles: Float
-    spreads: Float
-    shares: Float
-    reach: float
-    quiet: float = 1.0
-
-    def densities(self, ratio: Float, sigma: Float) -> Float:
-        """Density of each part at sites of ratio and scatter (n,), shape (parts, n)."""
-        counted = self.quiet**2 + (1.0 - self.quiet**2) * np.maximum(self.middles, 0.0)
-        width = np.sqrt(counted[:, None] * sigma**2 + self.spreads[:, None] ** 2)
-        parts = stats.norm.pdf((ratio - self.middles[:, None]) / width) / width
-        usual = stats.t.pdf((ratio - 1.0) / sigma, _TAIL) / sigma
-        return np.vstack([usual, parts, np.full(len(ratio), 1.0 / self.reach)])
-
-    def weigh(self, ratio: Float, sigma: Float) -> tuple[Float, NDArray[np.object_]]:
-        """How surely each site is not as it should be, and the part it most likely belongs to."""
-        weight = self.shares[:, None] * self.densities(ratio, sigma)
-        weight /= weight.sum(0)
-        return 1.0 - weight[0], np.array(self.names, object)[weight.argmax(0)]
-
-
-def steady(sigma: Float) -> Float:
-    """The scatter of thirty neighbours is itself uncertain: half way to that of the whole image."""
-    return np.asarray(np.sqrt(0.5 * (sigma**2 + float(np.median(sigma)) ** 2)))
-
-
-def fit_mixture(ratio: Float, sigma: Float, crystal: Crystal, kind: int, *, quiet: float = 1.0) -> Mixture:
-    """Learn from an image how bright its usual sites, vacancies and other elements are, and how frequent.
-
-    Parameters
-    ----------
-    ratio, sigma
-        See `flatscope.electron.sites.Readings` and `steady`, shape (n,), of sublattice `kind`.
-    quiet
-        See `Mixture`.
-
-    Notes
-    -----
-    Expectation maximisation. Empty sites and halves of a pair have known brightness; elements of their own brightness,
-    one darker and one brighter than usual, are looked for where three or more sites are far off.
-    """
-    names, middles, spreads = ["", "vacancy"], [_VACANT[0]], [_VACANT[1]]
-    if (crystal.first, crystal.second)[kind][1] == 2:
-        names, middles, spreads = [*names, "half"], [*middles, _HALF[0]], [*spreads, _HALF[1]]
-    else:
-        for name, side in (("dark", ratio < 1.0), ("bright", ratio > 1.0)):
-            far = ratio[side & (np.abs(ratio - 1.0) > _FAR_OFF * sigma)]
-            if len(far) >= _LEAST_ALIKE:
-                names, middles = [*names, name], [*middles, float(np.median(far))]
-                spreads = [*spreads, _OTHER_SPREAD]
-    names = [*names, "else"]
-    shares = np.full(len(names), _FIRST_SHARE)
-    shares[0] = 1.0 - shares[1:].sum()
-    reach = max(float(np.ptp(ratio)), _LEAST_REACH)
-    mixture = Mixture(tuple(names), np.array(middles), np.array(spreads), shares, reach, quiet)
-    free, apart = np.isin(names[1:-1], ["dark", "bright"]), _LEAST_APART * float(np.median(sigma))
-    for _ in range(_ROUNDS):
-        weight = mixture.shares[:, None] * mixture.densities(ratio, sigma)
-        weight /= weight.sum(0)
-        shares = (weight.sum(1) + 0.5) / (len(ratio) + 0.5 * len(names))
-        # What fits nothing is rare, or it would swallow the tails of what does.
-        shares[0] += max(shares[-1] - _MOST_ELSE, 0.0)
-        shares[-1] = min(shares[-1], _MOST_ELSE)
-        means = (weight[1:-1] * ratio).sum(1) / np.maximum(weight[1:-1].sum(1), 1e-9)
-        means = np.where(
-            mixture.middles < 1.0, np.minimum(means, 1.0 - apart), np.maximum(means, 1.0 + apart)
-        )
-        mixture = replace(mixture, shares=shares, middles=np.where(free, means, mixture.middles))
-    # What would rather be nearer to the usual is its tail, no element of its own.
-    own = ~free | (np.abs(mixture.middles - 1.0) > 1.01 * apart)
-    kept = np.concatenate([[True], own, [True]])
-    return replace(
-        mixture,
-        names=tuple(np.array(names)[kept]),
-        middles=mixture.middles[own],
-        spreads=mixture.spreads[own],
-        shares=mixture.shares[kept] / mixture.shares[kept].sum(),
+    frame = mark(frame, frame["kind_p"] < SURE_P, status="doubtful", reason=UNSURE)
+    odd = (parts == ELSE) & (np.abs(frame["z_score"]) < _BEYOND_NOISE)
+    frame = mark(frame, odd, status="rejected", reason="neither as usual nor like any defect: noise or dirt?")
+    # A faint site counts where others that look like it stand out.
+    clear = set(parts[over > 1.0]) - {ELSE}
+    stands_out = np.isin(parts.astype(str), list(clear)) | (over > 1.0)
+    return mark(
+        frame, ~stands_out, status="rejected", reason="no more than an image without order shows by chance"
     )
+
+
+def forbid(logits: Float, ratio: Float) -> Float:
+    """Logits (n, classes) without what lacks atoms where a site is brighter than usual."""
+    darker = np.array([kind.darker for kind in SITE_KINDS])
+    return np.where((ratio > 1.0)[:, None] & darker, _NEVER, logits)
 
 
 def _ask(
@@ -372,11 +298,11 @@ def _ask(
     maps = np.concatenate([network.run(part) for part in parts]).astype(float)
     logits = forbid(maps.mean((2, 3)), ratio)
     called, p = np.zeros(len(crops), int), np.ones(len(crops))
-    for kind, (first, end) in enumerate(GROUPS):
-        mine = np.flatnonzero(sublattice == kind)
+    for which, (first, end) in enumerate(GROUPS):
+        mine = np.flatnonzero(sublattice == which)
         if not len(mine):
             continue
-        # A site that is judged unusual is no usual one: that class is left out.
+        # The site is known to be unusual, so the class of usual sites is left out.
         chances = special.softmax(logits[mine, first + 1 : end], axis=1)
         share = np.full(chances.shape[1], 1.0 / chances.shape[1])
         weight = chances
@@ -390,53 +316,32 @@ def _ask(
 
 @dataclass(frozen=True)
 class Extended:
-    """What is larger than a point defect: rows like those of `name_sites`, and where, shape (rows, cols)."""
+    """Points and what is larger: rows like those of `name_sites`, and where the larger features lie, (rows, cols)."""
 
     rows: pd.DataFrame
     mask: Mask
 
 
-def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: float) -> Extended:
-    """Find holes, contamination and disorder, and reject the defects in them.
+def find_extended(points: pd.DataFrame, scan: Scan) -> Extended:
+    """Find holes, contamination and disorder, and reject the point defects in them.
 
     Parameters
     ----------
-    frame
-        See `name_sites`; its status and reason are changed.
-    sites, image
-        What it was made from.
-    pixel_nm
-        Pixel size.
+    points
+        See `name_sites`.
+    scan
+        The image that they were found in.
     """
-    crystal = sites.phases.crystal
-    constant = sites.phases.lattice.constant_px
-    unusual = np.zeros(len(sites.positions), bool)
-    unusual[frame["site"]] = True
-    cell = constant**2 * np.sqrt(0.75)
-    mask = _drop_small(~crystal, _LEAST_GAP_CELLS * cell)
-    if len(frame):
-        tree = cKDTree(sites.positions)
-        _, near = tree.query(sites.positions, k=min(_AROUND, len(sites.positions)))
-        core = unusual[near.reshape(len(unusual), -1)].mean(1) > _MOSTLY
-        mask[_pixels(sites.positions[core])] = True
-        # Defects beside it belong to it, and those beside these.
-        for _ in range(_ROUNDS_OF_GROWTH):
-            far = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
-            joined = sites.positions[unusual & (far[_pixels(sites.positions)] < _BESIDE * constant)]
-            away = np.ones(mask.shape, bool)
-            away[_pixels(joined)] = False
-            if len(joined):
-                mask = mask | (ndimage.distance_transform_edt(away) < 0.5 * constant)
-    mask = _drop_small(mask, _LEAST_GAP_CELLS * cell)
+    mask = _cover_features(points, scan.sites)
+    usual = max(float(np.median(scan.image[~mask])), 1e-9) if not mask.all() else 1.0
     labels, count = ndimage.label(mask)
-    usual = max(float(np.median(image[~mask])), 1e-9) if not mask.all() else 1.0
     rows = []
     for index in range(1, count + 1):
         here = labels == index
-        area = float(here.sum())
-        ratio = float(np.median(image[here])) / usual
-        kind = HOLE if ratio < _DARK else CONTAMINATION if ratio > _BRIGHT else DISORDER
+        ratio = float(np.median(scan.image[here])) / usual
+        kind = HOLE if ratio < _EXTENT.dark else CONTAMINATION if ratio > _EXTENT.bright else DISORDER
         row, col = np.argwhere(here).mean(0)
+        area_nm2 = float(here.sum()) * scan.calibration.pixel_size_nm[0] ** 2
         rows.append(
             {
                 "row_px": row,
@@ -448,16 +353,40 @@ def find_extended(frame: pd.DataFrame, sites: Sites, image: Float, *, pixel_nm: 
                 "z_score": np.nan,
                 "intensity_ratio": ratio,
                 "status": "ok",
-                "reason": f"{area * pixel_nm**2:.2f} nm² without a crystal that can be judged",
+                "reason": f"{area_nm2:.2f} nm² without a crystal that can be judged",
                 "place": -1,
             }
         )
-    inside = mask[_pixels(frame[["row_px", "col_px"]].to_numpy(float))]
-    frame.loc[inside, "status"], frame.loc[inside, "reason"] = "rejected", "part of a larger feature"
-    return Extended(pd.DataFrame(rows, columns=[name for name in frame.columns if name != "site"]), mask)
+    inside = mask[_pixels(points[["row_px", "col_px"]].to_numpy(float))]
+    points = mark(points, inside, status="rejected", reason="part of a larger feature")
+    features = pd.DataFrame(rows, columns=[name for name in points.columns if name != "site"])
+    return Extended(pd.concat([points, features], ignore_index=True), mask)
 
 
-def _pixels(places: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cover_features(points: pd.DataFrame, sites: Sites) -> Mask:
+    """Where no crystal is seen, or where most sites are defects, with the defects beside."""
+    constant = sites.phases.lattice.constant_px
+    unusual = np.zeros(len(sites.positions), bool)
+    unusual[points["site"]] = True
+    least_px = _EXTENT.least_cells * constant**2 * np.sqrt(0.75)
+    mask = _drop_small(~sites.phases.crystal, least_px)
+    if len(points):
+        count = min(_EXTENT.around, len(sites.positions))
+        _, near = cKDTree(sites.positions).query(sites.positions, k=count)
+        core = unusual[near.reshape(len(unusual), -1)].mean(1) > _EXTENT.mostly
+        mask[_pixels(sites.positions[core])] = True
+        for _ in range(_EXTENT.rounds):
+            far = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
+            beside = far[_pixels(sites.positions)] < _EXTENT.beside_cells * constant
+            joined = sites.positions[unusual & beside]
+            away = np.ones(mask.shape, bool)
+            away[_pixels(joined)] = False
+            if len(joined):
+                mask = mask | (ndimage.distance_transform_edt(away) < 0.5 * constant)
+    return _drop_small(mask, least_px)
+
+
+def _pixels(places: Float) -> tuple[Whole, Whole]:
     """The pixels that places (n, 2) lie in."""
     row, col = np.rint(places.reshape(-1, 2)).astype(int).T
     return row, col

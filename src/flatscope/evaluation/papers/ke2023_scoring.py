@@ -72,7 +72,7 @@ def read_theirs(image: Float, sites: Sites, *, detector: Detector) -> NDArray[np
 def read_ours(image: Float, sites: Sites, *, params: DefectParams, network: Network) -> NDArray[np.int64]:
     """What flatscope's own network says of each site."""
     levelled = level(image, sites.phases.lattice.constant_px)
-    frame, _ = name_sites(levelled, sites, measure_sites(levelled, sites), params, network=network)
+    frame, *_ = name_sites(levelled, sites, measure_sites(levelled, sites), params, network=network)
     called = np.zeros(len(sites.positions), np.int64)
     kept = frame[frame["status"] != "rejected"]
     called[kept["site"]] = [_CALLED.get(code, _OTHER) for code in kept["code"]]
