@@ -23,9 +23,11 @@ from flatscope import (
     Micrograph,
     Movie,
     TrackParams,
+    TwistParams,
     find_columns,
     find_defects,
     find_flakes,
+    measure_twist,
     track_defects,
 )
 from flatscope.electron.drawing.hopping import HoppingParams, draw_hopping
@@ -116,6 +118,21 @@ def bilayer() -> np.ndarray:
         outline = cut_triangle(radius, turn=corner_deg, cut=0.05) + centre[::-1]
         layers[draw.polygon(outline[:, 1], outline[:, 0], layers.shape)] += 1
     return layers
+
+
+@pytest.mark.parametrize("method", ["edges", "network"])
+def test_a_twist_stays_when_both_crystals_turn(bilayer: np.ndarray, turn: Turn, method: str) -> None:
+    """Within 0.1°; corners turn with the picture, and a crystal has three of them."""
+    params = TwistParams(method=method)
+    (upright,) = measure_twist(bilayer, params).frame.to_dict("records")
+    (turned,) = measure_twist(turn(bilayer), params).frame.to_dict("records")
+    assert upright["twist_deg"] == pytest.approx(25.0, abs=0.3)
+    assert turned["twist_deg"] == pytest.approx(upright["twist_deg"], abs=0.1)
+    for layer in ("bottom_deg", "top_deg"):
+        off = turned[layer] - turn.turn_deg - turn.sense * upright[layer]
+        assert (off + 60.0) % 120.0 - 60.0 == pytest.approx(0.0, abs=0.1)
+    place = turn.place(upright["row_px"], upright["col_px"], bilayer.shape[1] - 1)
+    assert (turned["row_px"], turned["col_px"]) == pytest.approx(place, abs=1e-6)
 
 
 # Electrons
