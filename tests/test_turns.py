@@ -161,6 +161,16 @@ def columns(scan: np.ndarray) -> pd.DataFrame:
     return find_columns(as_micrograph(scan), ColumnParams("WS2")).found
 
 
+def test_columns_turn_with_the_image(scan: np.ndarray, columns: pd.DataFrame, turn: Turn) -> None:
+    """All but one in a hundred, of the same species, and half of them within a twentieth of their stated error."""
+    turned = find_columns(as_micrograph(turn(scan)), ColumnParams("WS2")).found
+    pairs = turn.find_partners(columns, turned, scan.shape, within_px=0.5)
+    assert len(columns) > 250
+    assert len(pairs) >= 0.99 * max(len(columns), len(turned))
+    assert (pairs["off_px"] / pairs["sigma_px"]).median() < 0.05
+    assert (pairs["species"] == pairs["species_turned"]).mean() > 0.99
+
+
 @pytest.fixture(scope="module")
 def defects(scan: np.ndarray) -> pd.DataFrame:
     return find_defects(as_micrograph(scan), DefectParams("WS2")).found
