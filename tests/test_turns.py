@@ -176,6 +176,15 @@ def defects(scan: np.ndarray) -> pd.DataFrame:
     return find_defects(as_micrograph(scan), DefectParams("WS2")).found
 
 
+def test_defects_turn_with_the_image(scan: np.ndarray, defects: pd.DataFrame, turn: Turn) -> None:
+    """All of them, of the same kind, within 0.5 px of 13 from site to site; brightness within 0.05."""
+    turned = find_defects(as_micrograph(turn(scan)), DefectParams("WS2")).found
+    pairs = turn.find_partners(defects, turned, scan.shape, within_px=0.5)
+    assert len(pairs) == len(defects) == len(turned) >= 8
+    assert (pairs["kind"] == pairs["kind_turned"]).all()
+    assert (pairs["intensity_ratio"] - pairs["intensity_ratio_turned"]).abs().max() < 0.05
+
+
 @pytest.fixture(scope="module")
 def movie() -> np.ndarray:
     params = HoppingParams(material="WS2", frames=5, shape=(110, 130), electrons_per_px=40.0, vacancies=0.04)
