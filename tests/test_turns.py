@@ -202,3 +202,27 @@ def follow(frames: np.ndarray) -> Any:
 @pytest.fixture(scope="module")
 def tracks(movie: np.ndarray) -> Any:
     return follow(movie)
+
+
+def test_tracks_turn_with_the_movie(movie: np.ndarray, tracks: Any, turn: Turn) -> None:
+    """Nine of ten defects of all frames, in the same tracks and with the same events; drift within 5 pm."""
+    turned = follow(np.stack([turn(frame) for frame in movie]))
+    shape = movie.shape[1:]
+    matched = [
+        turn.find_partners(
+            tracks.frame[tracks.frame["frame"] == number],
+            turned.frame[turned.frame["frame"] == number],
+            shape,
+            within_px=1.0,
+        )
+        for number in range(len(movie))
+    ]
+    pairs = pd.concat(matched)
+    # To one track here belongs one there.
+    links = pairs.groupby("track_id")["track_id_turned"].nunique()
+    drift = turn.place(tracks.drift["row_nm"], tracks.drift["col_nm"], 0)
+    assert len(pairs) >= 0.9 * max(len(tracks.frame), len(turned.frame)) > 30
+    assert (pairs["kind"] == pairs["kind_turned"]).all()
+    assert (links == 1).mean() >= 0.9
+    assert sorted(turned.events["event"]) == sorted(tracks.events["event"])
+    np.testing.assert_allclose(turned.drift[["row_nm", "col_nm"]].to_numpy().T, drift, atol=0.005)
