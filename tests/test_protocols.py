@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flatscope.electron.defects import DefectParams, find_defects, name_class
+from flatscope.electron.defects import DefectParams, find_defects
 from flatscope.electron.drawing.appearance import Look
 from flatscope.electron.drawing.microscopes import Teacher
 from flatscope.electron.drawing.noise import NoiseParams
 from flatscope.electron.drawing.specimens import draw_scanned
+from flatscope.electron.kinds import SITE_KINDS
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.evaluation.papers import defectfinder2018, larsen2021
@@ -55,7 +56,7 @@ def test_the_evidence_of_a_defect_is_the_map_of_its_own_kind() -> None:
     rows = table.frame[shown]
     assert {"V_W", "V_S", "V_S2"} <= set(rows["kind"])
     said = [
-        name_class(index, find_crystal("WS2"), bright=ratio > 1.0)
+        SITE_KINDS[index].name_in(find_crystal("WS2"), bright=ratio > 1.0)
         for index, ratio in zip(Marked.read(table.evidence[shown]), rows["intensity_ratio"], strict=True)
     ]
     assert said == list(rows["kind"])
