@@ -803,8 +803,23 @@ def test_the_studies_of_defects_run(
     pytest.importorskip("torch")
     from flatscope.evaluation.papers import defectfinder2018, maksov2019
 
-    monkeypatch.setitem(defectfinder2018.SIZES, "quick", defectfinder2018.Size(8, 4, 2))
+    monkeypatch.setitem(defectfinder2018.SIZES, "quick", defectfinder2018.Size(8, 4, 300, 2, 3))
     monkeypatch.setitem(maksov2019.SIZES, "quick", maksov2019.Size(4, 64, 2))
     assert run(["reproduce", study, "--quick", "--out", str(tmp_path), "--json"]) == 0
     page = (tmp_path / f"{study}.html").read_text("utf-8")
     assert page.count("<img") >= 1 and "flatscope" in page
+    own = ["reproduce", study, "--quick", "--setting", "published", "--out", str(tmp_path / "own")]
+    assert run(own) == (0 if study == "defectfinder2018" else 2)
+
+
+def test_the_honest_split_keeps_copies_of_a_window_together() -> None:
+    """As published, nearly every window has copies on both sides; by sheet, no sheet has."""
+    from flatscope.evaluation.papers.defectfinder2018 import POSTER_KINDS, _draw_published
+
+    by_copy, by_sheet = _draw_published(1200)
+    assert not set(by_sheet.tested.sheets) & {*by_sheet.known.sheets, *by_sheet.choice.sheets}
+    assert set(by_copy.tested.sheets) <= set(by_copy.known.sheets)
+    for split in (by_copy, by_sheet):
+        shares = [len(part.kinds) / 1200 for part in (split.known, split.choice, split.tested)]
+        assert shares == pytest.approx([0.536, 0.264, 0.2], abs=0.06)
+        assert np.unique(split.known.kinds).tolist() == list(range(len(POSTER_KINDS)))

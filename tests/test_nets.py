@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from flatscope.training import supervised  # noqa: E402
+from flatscope.training.curve import LearningCurve  # noqa: E402
 from flatscope.training.engine import Moment  # noqa: E402
 from flatscope.training.nets.blobnet import BlobNet  # noqa: E402
 from flatscope.training.nets.cropnet import CropNet  # noqa: E402
@@ -239,6 +241,44 @@ def test_a_run_that_was_cut_off_ends_as_the_whole_one(tmp_path: Path) -> None:
             augment=flip,
             checkpoint=path,
         )
+
+
+def test_a_training_ends_when_its_curve_is_flat_and_keeps_the_best(tmp_path: Path) -> None:
+    """Cut off at any step it goes on, with one line a measurement; called again it trains no more."""
+    pictures, classes = _squares(6)
+    scores = iter(
+        [*range(10), *[0] * 90]
+    )  # the tenth is best: it ends when a third of the run brought nothing better
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def score(net: nn.Module) -> dict[str, float]:
+        seen.append({key: value.clone() for key, value in net.state_dict().items()})
+        return {"validation": float(next(scores))}
+
+    def train(stop: int | None = None) -> nn.Module:
+        def interrupt(done: int, _: int) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        return supervised.fit(
+            build("SaitoUNet"),
+            pictures,
+            classes,
+            supervised.Plan(lr=1e-3, steps=200, batch=2),
+            augment=_as_it_is,
+            checkpoint=LearningCurve(tmp_path / "net.pt", score, every=2, patience=1 / 3),
+            on_progress=interrupt,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop=7)
+    net = train()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "net.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, 34, 2))  # 32 - 20 is the first gap above a third of 32
+    assert all(torch.equal(value, seen[9][key]) for key, value in net.state_dict().items())
+    again = train()
+    assert len(seen) == len(steps)
+    assert all(torch.equal(value, seen[9][key]) for key, value in again.state_dict().items())
 
 
 def test_rare_classes_weigh_more() -> None:

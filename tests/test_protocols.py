@@ -102,15 +102,16 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> defectfinder2018.Stu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(defectfinder2018, "draw_windows", draw)
-        patch.setattr(defectfinder2018, "_train", lambda windows, **settings: Memory(windows))
+        patch.setattr(defectfinder2018, "_train", lambda split, *_, **__: (Memory(split.known), 0))
         return defectfinder2018.run("quick", out=tmp_path_factory.mktemp("study"))
 
 
 def test_defectfinder_by_copy_leaks_and_by_sheet_does_not(remembered: defectfinder2018.Study) -> None:
     """The published split tests on turned copies of training windows: memory is enough there, and chance elsewhere."""
-    assert remembered.by_copy.value == 1.0
+    assert remembered.by_copy.value > 0.95  # of a few windows no copy was trained on
     assert remembered.by_sheet.value == pytest.approx(1.0 / len(KINDS))
-    assert list(remembered.grid.values()) == pytest.approx([1.0 / len(KINDS)] * len(remembered.grid))
+    trained, held = np.array(list(remembered.grid.values())).T
+    assert trained == pytest.approx(1.0) and held == pytest.approx(1.0 / len(KINDS))
 
 
 def test_defectfinder_shows_the_map_of_each_windows_own_kind(remembered: defectfinder2018.Study) -> None:

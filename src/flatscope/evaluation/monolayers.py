@@ -21,7 +21,8 @@ from flatscope.evaluation.metrics import (
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import FlakeParams, find_flakes
-from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
+from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_microscope, draw_scene
+from flatscope.optical.setups import LATENTS, Prior
 from flatscope.results import FlakeTable
 
 CLASSES = ("other", "monolayer", "bilayer")
@@ -37,6 +38,13 @@ _LEAST_REGION_PX = 300  # smaller regions do not vote
 
 Classes = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+
+
+def draw_laboratory() -> Microscope:
+    """Draw the one set-up of all pictures in the published setting; exposure, white balance and focus still vary."""
+    rng = np.random.default_rng(2019)
+    prior = Prior("MoS2", oxide_nm=OXIDE_NM, oxide_sigma_nm=0.0)
+    return draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))
 
 
 def draw_scenes(count: int, *, seed: int, microscope: Microscope | None = None) -> list[Scene]:

@@ -43,7 +43,7 @@ class Windows:
     Parameters
     ----------
     images
-        Shape (n, 64, 64).
+        Shape (n, 64, 64), floating or of 8 bits.
     crops
         Shape (n, 2, 24, 24): the same defects as flatscope sees them.
     kinds
@@ -52,7 +52,7 @@ class Windows:
         Shape (n,): the configuration each was cut from.
     """
 
-    images: NDArray[np.float32]
+    images: NDArray[Any]
     crops: NDArray[np.float32]
     kinds: NDArray[np.int64]
     sheets: NDArray[np.int64]

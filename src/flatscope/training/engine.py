@@ -32,6 +32,7 @@ Batch = TypeVar("Batch")
 Progress = Callable[[int, int], None]
 _FORMAT = 2  # of checkpoints; 1 held the flake finder only
 _STATE = ("step", "elapsed", "validated", "best", "best_score", "sums", "count", "history")
+_LEAST_VALIDATIONS = 12  # before patience may end a run: fewer say nothing about a trend
 _LEAST_WARMUP = 0.01  # share of the peak rate that a cosine schedule starts with
 _POWER = 0.9  # of the polynomial schedule: Chen et al. 2017, arXiv:1706.05587
 
@@ -125,9 +126,11 @@ class Task(Generic[Batch]):
     checkpoint_minutes
         Longest time between two checkpoints.
     validate
-        Measures the networks as they are; the value "score" chooses the best weights.
+        Measures the networks as they are; the value "score", if there is one, chooses the best weights.
     validate_every
         Steps from one validation to the next; the end of the run is validated too.
+    patience
+        The run ends when no validation was the best for this share of it; None: at its last step.
     kept
         The part whose weights are the outcome: the best of those validated, else the last.
     """
@@ -142,6 +145,7 @@ class Task(Generic[Batch]):
     checkpoint_minutes: float = 1.0
     validate: Callable[[], dict[str, float]] | None = None
     validate_every: int = 0
+    patience: float | None = None
     kept: str = "net"
 
 
@@ -270,8 +274,16 @@ class Run(Generic[Batch]):
 
     @property
     def is_over(self) -> bool:
-        """Whether no step is left, or no time."""
-        return self.share >= 1.0
+        """Whether no step is left, or no time, or no hope of a better score."""
+        return self.share >= 1.0 or self.is_flat
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether no validation was the best for the task's patience."""
+        if self.task.patience is None or len(self.history) < _LEAST_VALIDATIONS:
+            return False
+        best = max((report["step"] for report in self.history if report["best"]), default=0)
+        return bool(self.validated - best > self.task.patience * self.validated)
 
     @property
     def is_validation_due(self) -> bool:
@@ -307,12 +319,13 @@ class Run(Generic[Batch]):
         measured = self.task.validate()
         with hold_interrupt():
             losses = {name: value / max(self.count, 1) for name, value in self.sums.items()}
-            best = measured["score"] > self.best_score
+            score = measured.get("score", -math.inf)
+            best = score > self.best_score
             report = Report(len(self.history), self.step, self.elapsed / 60, losses, measured, best)
             if best:
                 kept = self.task.parts[self.task.kept].state_dict()
                 self.best = {name: value.detach().cpu().clone() for name, value in kept.items()}
-                self.best_score = measured["score"]
+                self.best_score = score
             self.history.append(asdict(report))
             self.validated, self.sums, self.count = self.step, {}, 0
         return report

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flatscope.files.write import write_atomic
 from flatscope.inference.card import PLAIN, Card
 from flatscope.training import engine
+from flatscope.training.curve import LearningCurve
 from flatscope.training.engine import Moment, Progress, Schedule, Task
 from flatscope.training.losses import IGNORE, cross_entropy
 from flatscope.training.recipes import Recipe
@@ -100,7 +101,7 @@ def fit(
     plan: Plan,
     *,
     augment: Augment,
-    checkpoint: Path | None = None,
+    checkpoint: Path | LearningCurve | None = None,
     on_progress: Progress | None = None,
 ) -> nn.Module:
     """Train `net` and return it in eval mode.
@@ -117,7 +118,7 @@ def fit(
     augment
         See `Augment`; draws every training picture afresh.
     checkpoint, on_progress
-        See `engine.train`.
+        See `engine.train`. A `LearningCurve` is a checkpoint that scores the network on the way.
 
     Raises
     ------
@@ -137,6 +138,9 @@ def fit(
         loss = _loss(net, *batch, plan)
         return {"loss": engine.descend(optimiser, loss, rate=schedule.rate(at), step=at.step)}
 
+    curve, path = (
+        (checkpoint, checkpoint.checkpoint) if isinstance(checkpoint, LearningCurve) else (None, checkpoint)
+    )
     weights = sum(parameter.numel() for parameter in net.parameters())
     task = Task(
         parts={"net": net, "optimiser": optimiser},
@@ -147,8 +151,19 @@ def fit(
         seed=plan.seed,
         max_minutes=plan.max_minutes,
         checkpoint_minutes=plan.checkpoint_minutes,
+        validate=None if curve is None else lambda: curve.measure(net),
+        validate_every=0 if curve is None else curve.every,
+        patience=None if curve is None else curve.patience,
     )
-    engine.train(task, checkpoint=checkpoint, on_progress=on_progress)
+    run = engine.train(
+        task,
+        checkpoint=path,
+        on_progress=on_progress,
+        on_report=None
+        if curve is None
+        else lambda report: curve.write(report, samples=report.step * plan.batch),
+    )
+    net.load_state_dict(run.weights)
     return net.eval()
 
 

@@ -11,7 +11,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.train import choose_crystal, require_training
-from flatscope.evaluation.papers import SIZES, STUDIES
+from flatscope.evaluation.papers import IN_THEIR_SETTING, SETTINGS, SIZES, STUDIES
 from flatscope.evaluation.papers import reproduce as run_study
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
@@ -27,7 +27,14 @@ from flatscope.files.write import write_atomic
     type=click.Choice(SIZES),
     default="quick",
     show_default=True,
-    help="A few minutes, an hour or two, or the published settings.",
+    help="A few minutes, until validation stops improving, or the published size.",
+)
+@click.option(
+    "--setting",
+    type=click.Choice(SETTINGS),
+    default="across",
+    show_default=True,
+    help="As published: one microscope, their split; or across set-ups.",
 )
 @click.option("--quick", "size", flag_value="quick", help="The same as --size quick.")
 @click.option(
@@ -48,9 +55,13 @@ from flatscope.files.write import write_atomic
     help="For ke2023: table with row_px, col_px, label of its columns.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def reproduce(study: str, size: str, out: Path, as_json: bool, **given: Any) -> int:
+def reproduce(study: str, size: str, setting: str, out: Path, as_json: bool, **given: Any) -> int:
     require_training()
     more = _read_experiment(**given) if study == "ke2023" else {}
+    if study in IN_THEIR_SETTING:
+        more["setting"] = setting
+    elif setting == "published":
+        raise click.UsageError(f"--setting published: only {', '.join(IN_THEIR_SETTING)} take it so far")
     if study != "ke2023" and any(value is not None for value in given.values()):
         raise click.UsageError("--image, --material, --dopants and --labels belong to ke2023")
     with show.progress("steps") as on_progress:

@@ -32,7 +32,13 @@ STUDIES: Mapping[str, str] = MappingProxyType(
 )
 """Name of a study to what it is about."""
 SIZES = ("quick", "cpu", "full")
-"""A few minutes, an hour or two, and the published settings (for a GPU)."""
+"""A few minutes, until validation stops improving (hours on one core), and the published size (for a GPU)."""
+SETTINGS = ("published", "across")
+"""One microscope and the published split; or every picture by another microscope, none on both sides of a split."""
+MICROSCOPES = MappingProxyType({"published": "one microscope for all", "across": "another microscope"})
+"""The settings in words: each picture is taken with ..."""
+IN_THEIR_SETTING = ("saito2019", "yang2024-layers", "yang2024-twist", "defectfinder2018")
+"""Studies whose ``run`` takes a `setting`."""
 
 
 @dataclass(frozen=True)

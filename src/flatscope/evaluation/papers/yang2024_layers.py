@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flatscope.evaluation.metrics import Interval, bootstrap, class_accuracy, class_iou, confusion_matrix
-from flatscope.evaluation.monolayers import OXIDE_NM, PARAMS
-from flatscope.evaluation.papers import Answer, Progress, Row, part_of
+from flatscope.evaluation.monolayers import OXIDE_NM, PARAMS, draw_laboratory
+from flatscope.evaluation.papers import MICROSCOPES, Answer, Progress, Row, part_of
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import find_flakes
@@ -34,6 +35,7 @@ TILE_PX = 512
 LEAK = "the same, tiles of one frame on both sides"
 _IGNORE = 255
 _VALUE_BINS = 64
+_MEASUREMENTS = 20  # points of a learning curve
 _LEARNING_RATE, _LEARNING_RATE_LRASPP = 0.015, 0.02
 
 Pixels = NDArray[np.uint8]
@@ -46,7 +48,7 @@ class Size:
     Parameters
     ----------
     networks
-        Names, see `make_network`.
+        Names, see `make_network`; the first one is trained with the leak too.
     frames
         Frames trained on, and frames tested.
     tiles
@@ -72,9 +74,9 @@ class Size:
 _ON_RESNET = ("DeepLabV3", "FCN")
 SIZES = {
     "quick": Size(("LR-ASPP", "U-Net of base 8"), (8, 6), 2, 128, 150),
-    "cpu": Size((*_ON_RESNET, "LR-ASPP", "U-Net of base 16"), (24, 12), 2, 256, 1500, 300),
+    "cpu": Size(("LR-ASPP", "U-Net of base 16", *_ON_RESNET), (48, 12), 2, 256, 20_000, 3000),
     # 300 passes over twelve tiles of each frame.
-    "full": Size((*_ON_RESNET, "LR-ASPP", "U-Net of base 32"), (60, 30), 4, 480, 72000, 72000),
+    "full": Size(("LR-ASPP", "U-Net of base 32", *_ON_RESNET), (60, 30), 4, 480, 72000, 72000),
 }
 
 
@@ -112,6 +114,7 @@ class Study:
     """The outcome, by network; `truth` holds the pixel values by true class."""
 
     size: str
+    setting: str
     networks: dict[str, Verdicts]
     ours: Verdicts
     truth: NDArray[np.int64]
@@ -125,19 +128,24 @@ class Study:
         return max(fair, key=lambda name: sum(self.networks[name].iou(index).value for index in (1, 2)))
 
 
-def run(size: str, *, out: Path | None = None, on_progress: Progress | None = None) -> Study:
+def run(
+    size: str, *, setting: str = "across", out: Path | None = None, on_progress: Progress | None = None
+) -> Study:
     """Train and test the networks, and flatscope on the same frames.
 
     Parameters
     ----------
     size
         One of `SIZES`.
+    setting
+        "published": all frames by one microscope; "across": each by another one.
     out
         Folder for checkpoints; a run that was cut off goes on from them.
     on_progress
         Called with (steps done, steps in all).
     """
     chosen = SIZES[size]
+    microscope = draw_laboratory() if setting == "published" else None
     scenes = [
         draw_scene(
             np.random.default_rng([2024, number]),
@@ -146,6 +154,7 @@ def run(size: str, *, out: Path | None = None, on_progress: Progress | None = No
                 material="MoS2",
                 oxide_nm=OXIDE_NM,
                 growth="cvd" if number % 2 else "exfoliated",
+                microscope=microscope,
             ),
         )
         for number in range(sum(chosen.frames))
@@ -154,17 +163,19 @@ def run(size: str, *, out: Path | None = None, on_progress: Progress | None = No
     # The leak: as many tiles, the first of them from the tested frames. Only the others of those are tested on.
     seen, fair = [part[::2] for part in _cut(tested)], _cut(kept)
     leaking = tuple(np.concatenate([own, other])[: len(other)] for own, other in zip(seen, fair, strict=True))
-    jobs = dict.fromkeys(chosen.networks, fair) | {LEAK: (leaking[0], leaking[1])}
+    first, *others = chosen.networks
+    jobs = {first: fair, LEAK: (leaking[0], leaking[1]), **dict.fromkeys(others, fair)}
     networks: dict[str, Verdicts] = {}
     answers: dict[str, list[Pixels]] = {}
     for done, (name, (tiles, classes)) in enumerate(jobs.items()):
-        made = name if name != LEAK else chosen.networks[-1]
+        made = name if name != LEAK else first
         net = _train(
             made,
             tiles,
             classes,
             chosen,
-            checkpoint=None if out is None else out / f"{size}-{_plain(name)}.pt",
+            checkpoint=None if out is None else out / f"{size}-{setting}-{_plain(name)}.pt",
+            score=partial(_score, tested=tested),
             on_progress=part_of(on_progress, number=done, parts=len(jobs), steps=chosen.steps_of(made)),
         )
         answers[name] = [_read_tiles(net, scene) for scene in tested]
@@ -172,7 +183,11 @@ def run(size: str, *, out: Path | None = None, on_progress: Progress | None = No
     network = Network.load("flakes")
     mine = [read_frame(scene, network) for scene in tested]
     study = Study(
-        size, networks, score_frames(tested, mine), _count_values(tested, [truth_of(s) for s in tested])
+        size,
+        setting,
+        networks,
+        score_frames(tested, mine),
+        _count_values(tested, [truth_of(s) for s in tested]),
     )
     part = np.s_[:TILE_PX, TILE_PX : 2 * TILE_PX]
     study.examples.extend(
@@ -223,9 +238,9 @@ def present(study: Study) -> Answer:
     steps = ", ".join(f"{name} {size.steps_of(name)}" for name in size.networks)
     notes = (
         f"Size {study.size}, steps of training: {steps}. No weights from other pictures: all start at random.",
-        "Frames are drawn, since the published ones are not public: each of MoS2 on 300 nm oxide with another "
-        "microscope. No frame is both trained on and tested, except in the line that says so. Brackets: 95 % interval "
-        "by frame.",
+        "Frames are drawn, since the published ones are not public: each of MoS2 on 300 nm oxide with "
+        f"{MICROSCOPES[study.setting]}. No frame is both trained on and tested, except in the line that says so. "
+        "Brackets: 95 % interval by frame.",
         "flatscope is given the material and 300 nm; its network has seen other drawn pictures, none of these.",
     )
     rows = tabulate(study)
@@ -338,9 +353,11 @@ def _train(
     size: Size,
     *,
     checkpoint: Path | None,
+    score: Callable[[Any], dict[str, float]],
     on_progress: Progress | None,
 ) -> Any:
     from flatscope.training import supervised
+    from flatscope.training.curve import LearningCurve
 
     batch = 4
     plan = supervised.Plan(
@@ -358,9 +375,18 @@ def _train(
         classes,
         plan,
         augment=make_augment(size.crop_px),
-        checkpoint=checkpoint,
+        checkpoint=None
+        if checkpoint is None
+        else LearningCurve(checkpoint, score, every=max(plan.steps // _MEASUREMENTS, 1)),
         on_progress=on_progress,
     )
+
+
+def _score(net: Any, *, tested: list[Scene]) -> dict[str, float]:
+    """IoU on the tested frames: for the learning curve, it chooses nothing."""
+    verdicts = score_frames(tested, [_read_tiles(net, scene) for scene in tested])
+    iou = class_iou(verdicts.confusion.sum(0))
+    return dict(zip(CLASSES[1:], iou[1:].tolist(), strict=True))
 
 
 def _read_tiles(net: Any, scene: Scene) -> Pixels:

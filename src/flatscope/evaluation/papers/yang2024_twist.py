@@ -49,6 +49,8 @@ compared with its longest one."""
 _LEARNING_RATE = 1e-3
 _BATCH = 32
 _PUBLISHED_PX, _RUNS = 512, 9
+_WATCHED = 0.01  # masks that a point of the learning curve is measured on, as a share of those trained on
+_MEASUREMENTS = 60  # points of a learning curve
 _TIMED = 32
 """Masks that flatscope is timed on."""
 _OURS = {name: partial(read_mask, params=TwistParams(method=name)) for name in METHODS}
@@ -78,7 +80,9 @@ class Size:
 
 SIZES = {
     "quick": Size(64, 200, 40, 40),
-    "cpu": Size(96, 4000, 800, 500),
+    "cpu": Size(
+        128, 50_000, 47_000, 500
+    ),  # the published number of masks and steps, at a quarter of their side
     "full": Size(512, 50000, 47000, 1000),
 }
 
@@ -114,13 +118,17 @@ class Study:
     lines: list[Line]
 
 
-def run(size: str, *, out: Path | None = None, on_progress: Progress | None = None) -> Study:
+def run(
+    size: str, *, setting: str = "across", out: Path | None = None, on_progress: Progress | None = None
+) -> Study:
     """Train the regressor, and measure every method on the same masks.
 
     Parameters
     ----------
     size
         One of `SIZES`.
+    setting
+        "published" is clean masks alone.
     out
         Folder for checkpoints; a run that was cut off goes on from them.
     on_progress
@@ -128,12 +136,13 @@ def run(size: str, *, out: Path | None = None, on_progress: Progress | None = No
     """
     chosen = SIZES[size]
     lines = []
-    for number, mix in enumerate(TESTED):
+    mixes = TESTED[:1] if setting == "published" else TESTED
+    for number, mix in enumerate(mixes):
         net = _train(
             MIXES[mix],
             chosen,
             checkpoint=None if out is None else out / f"{size}-{mix}.pt",
-            on_progress=part_of(on_progress, number=number, parts=len(TESTED), steps=chosen.steps),
+            on_progress=part_of(on_progress, number=number, parts=len(mixes), steps=chosen.steps),
         )
         methods: dict[str, Callable[[Layers], Reading]] = {
             "always 15°": lambda _: Reading(folded_deg=15.0),
@@ -166,7 +175,8 @@ def present(study: Study) -> Answer:
         for line in study.lines
     ]
     curves = {
-        f"{mix} masks": {line.method: line.curve for line in study.lines if line.mix == mix} for mix in TESTED
+        f"{mix} masks": {line.method: line.curve for line in study.lines if line.mix == mix}
+        for mix in dict.fromkeys(line.mix for line in study.lines)
     }
     figures = {
         "Mean error of the surest answers against their share of all bilayers": draw_lines(
@@ -228,12 +238,27 @@ def _train(
     on_progress: Progress | None,
 ) -> Any:
     from flatscope.training import supervised
+    from flatscope.training.curve import LearningCurve
     from flatscope.training.nets.resnet import ResNet18
 
-    jobs = [(params, size.side_px, index) for index in range(size.pictures)]
-    made = list(map_in_order(_draw, jobs, workers=2))
-    pictures = np.stack([picture for picture, _ in made])
-    angles = np.array([angle for _, angle in made], np.float32)
+    def draw() -> dict[str, NDArray[Any]]:
+        count = size.pictures + max(round(_WATCHED * size.pictures), 1)
+        jobs = [(params, size.side_px, index) for index in range(count)]
+        made = list(map_in_order(_draw, jobs, workers=1))
+        return {
+            "pictures": np.stack([picture for picture, _ in made]),
+            "angles": np.array([angle for _, angle in made], np.float32),
+        }
+
+    drawn = draw() if checkpoint is None else supervised.draw_or_load(checkpoint.with_suffix(".npz"), draw)
+    pictures, watched = np.split(drawn["pictures"], [size.pictures])
+    angles, true = np.split(drawn["angles"], [size.pictures])
+
+    def score(net: Any) -> dict[str, float]:
+        x = supervised.to_tensor(watched).split(_BATCH)
+        error = abs(np.concatenate([supervised.answer(net, part.numpy())[:, 0] for part in x]) - true)
+        return {"mean_error_deg": float(np.mean(error)), "p95_error_deg": float(np.quantile(error, 0.95))}
+
     plan = supervised.Plan(
         lr=_LEARNING_RATE, steps=size.steps, batch=_BATCH, schedule="poly", warmup=size.steps // 20
     )
@@ -242,9 +267,10 @@ def _train(
         pictures,
         angles,
         plan,
-        # a twist is the same after any turn
-        augment=lambda rng, picture, angle: (np.rot90(picture, int(rng.integers(4))), angle),
-        checkpoint=checkpoint,
+        augment=_turn,
+        checkpoint=None
+        if checkpoint is None
+        else LearningCurve(checkpoint, score, every=max(size.steps // _MEASUREMENTS, 1)),
         on_progress=on_progress,
     )
 
@@ -253,6 +279,14 @@ def _draw(job: tuple[BilayerParams, int, int]) -> tuple[NDArray[np.uint8], float
     params, side, index = job
     drawn = draw_bilayer(np.random.default_rng([_TRAINING_SEED, index]), params)
     return _scale(drawn.layers, side), float(fold(np.array(drawn.twist_deg)))
+
+
+def _turn(
+    rng: np.random.Generator, picture: NDArray[np.uint8], angle: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A folded twist is the same after any quarter turn and in the mirror."""
+    turned = np.rot90(picture, int(rng.integers(4)))
+    return (turned[:, ::-1] if rng.random() < 0.5 else turned), angle
 
 
 def _scale(layers: Layers, side: int) -> NDArray[np.uint8]:
