@@ -1,7 +1,8 @@
 """Every atomic column of a monolayer in an ADF-STEM image: where it is, on which sublattice, and what stands there.
 
-The lattice is followed through the image by its phase, so that every site is known before a column is looked for; then
-all columns are fitted together as Gaussians on a background, which gives positions with errors and intensities.
+The lattice is followed through the image by its phase, so that every site is known before a column is looked for. All
+columns are then fitted together as Gaussians on a background, which gives positions with errors and intensities. Focal
+series are read by `flatscope.electron.series`.
 """
 
 from __future__ import annotations
@@ -16,54 +17,49 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import flatscope
-from flatscope.electron.drawing.specimens import DEFOCUS_NM, STEP_NM
-from flatscope.electron.fitting import LARGEST_SHIFT, REACH_SIGMA, ColumnFit, fit_columns
-from flatscope.electron.focal import (
-    PIXEL_NM,
-    Reading,
-    align,
-    find_clearest,
-    find_drift,
-    normalise,
-    read_columns,
-    resample,
-    settle_sublattices,
+from flatscope.electron.fitting import (
+    LARGEST_SHIFT,
+    REACH_SIGMA,
+    VAGUE_SHARE,
+    ColumnFit,
+    fit_columns,
+    measure_spacing,
 )
-from flatscope.electron.kinds import FIRST, SECOND
-from flatscope.electron.kinds import OTHER as OTHER_CLASS
-from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases, measure_strain
+from flatscope.electron.kinds import FOREIGN, NOTHING
+from flatscope.electron.lattice import Phases, measure_strain
 from flatscope.electron.physics.crystals import Crystal, find_crystal
-from flatscope.electron.scans import ALIKE, SATURATED_SHARE, calibrate, open_scan, warn_of_lattice
+from flatscope.electron.scans import ALIKE, Scan, mark, open_scan
+from flatscope.electron.series import find_in_series
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
+from flatscope.micrograph import Calibration, Micrograph, Stack
 from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
 
 Float = NDArray[np.float64]
 
-_NEIGHBOURS = 30
-"""So many columns of the same sublattice tell how bright a perfect one is."""
-_PRIORS = {"whole": 0.965, "part": 0.02, "other": 0.01, "none": 0.005}
-"""How often a column is perfect, lacks one of two atoms, holds something else, or nothing."""
-_PART = (0.46, 0.05)
-"""Height of one atom over that of a pair, and how far it differs between detectors: less than a half, since the two
-scatter together where the detector begins at low angles."""
-_NOISE_FACTOR = 1.3
-"""Noise of neighbouring pixels is not independent."""
-_LEAST_P = 0.8
-"""Columns whose species is less sure than this are doubtful."""
-_MANY_REJECTED = 0.15
-"""Share of rejected sites that is worth a note."""
-_CORRELATED = 1.5
-"""Factor of the errors that is worth a note."""
-_LEAST_USUAL = 0.3
-"""Where the usual column is dimmer than this part of the whole image's there is no crystal."""
-_LARGEST_SIGMA = 0.12
-"""Columns whose place is less certain, in distances to the next one, are doubtful."""
-_SAME_QUANTILE, _SAME_SHARE = 0.8, 0.2
-"""Two images show the same columns if this share of them lie within this part of the distance to the next one."""
 
-_COARSEST_NM, _NOTED_DRIFT_NM, _RIM_NM = 0.05, 0.02, 0.05
-"""Of focal series: the largest pixel, the least drift that is said and taken out, and what a column needs beside it."""
+@dataclass(frozen=True)
+class _Priors:
+    """Assumed shares of columns that are perfect, lack one of two atoms, hold something else, or nothing."""
+
+    whole: float = 0.965
+    part: float = 0.02
+    other: float = 0.01
+    none: float = 0.005
+
+
+_PRIORS = _Priors()
+_NEIGHBOURS = 30  # columns of the same sublattice that tell how bright a perfect one is
+# Height of one atom over that of a pair, and its spread between detectors: less than a half, as the two atoms of a pair
+# scatter together where the detector begins at low angles.
+_PART_HEIGHT = 0.46
+_PART_SPREAD = 0.05
+_NOISE_FACTOR = 1.3  # by which noise on a column exceeds that of independent pixels
+_SURE_P = 0.8  # probability of its species from which a column is accepted
+_MANY_REJECTED = 0.15  # share of rejected sites that is worth a note
+_CORRELATED = 1.5  # factor of the errors that is worth a note
+_LEAST_USUAL = 0.3  # brightness of usual columns over that of the whole image below which there is no crystal
+_SAME_QUANTILE = 0.8  # two images show the same columns if this share of them lie together,
+_SAME_SHARE = 0.2  # within this part of the distance to the next column
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,11 @@ def find_columns(
 
     Returns
     -------
-    One row a column, its position with a 1-sigma error in nm by the material's lattice constant.
+    ColumnTable
+        One row a column, columns `flatscope.results.COLUMN_COLUMNS`: its place in px and, by the material's lattice
+        constant, in nm, with the 1-sigma error `sigma_nm` of either coordinate; its `species` ("W", "Se2", "Se" for one
+        of two atoms, "other", "none") with the probability `species_p`; and its `intensity`, the height over that of
+        usual columns of the same sublattice. `status` and `reason` tell which rows count.
 
     Raises
     ------
@@ -120,34 +120,48 @@ def find_columns(
 
     Notes
     -----
-    In ADF-STEM the sublattice follows from brightness at high angles (the metal is brighter, but in MoSe2); where
+    In ADF-STEM the sublattice follows from brightness at high angles (the metal is brighter, except in MoSe2). Where
     both are about as bright, all columns are doubtful until `ColumnParams.brighter` settles it. At medium angles a pair
     of selenium atoms may be much brighter than tungsten: then only `brighter` is right. In a focal series a network
-    names every column (see docs/training.md for what it was trained on). Both fail where crystals overlap.
+    names every column (docs/training.md tells what it was trained on). Both fail where crystals overlap.
+
+    Examples
+    --------
+    >>> from flatscope.electron.physics.crystals import SheetParams, build_sheet
+    >>> from flatscope.electron.physics.imaging import ScanParams, draw_adf
+    >>> sheet = build_sheet(np.random.default_rng(0), SheetParams("WS2", (3.0, 3.0)))
+    >>> image = draw_adf(sheet, ScanParams(pixel_nm=0.03), shape=(100, 100))
+    >>> table = find_columns(Micrograph(image, full_scale=float(image.max())), ColumnParams("WS2"))
+    >>> sorted(set(table.found["species"]))
+    ['S2', 'W']
     """
+    crystal = find_crystal(params.material)
+    notes = list(getattr(image, "notes", ()))
     if isinstance(image, Stack):
-        return _find_in_series(image, params, network)
+        network = network or Network.load(params.weights, task="columns")
+        read = find_in_series(image, crystal, network, notes, defocus_nm=params.defocus_nm)
+        record = _record(image, params, notes, network)
+        return _finish(read.rows, read.phases, record, calibration=read.calibration, sure=True)
     if not isinstance(image, Micrograph):
         raise TypeError(
             f"find_columns wants a Micrograph or a Stack, not {type(image).__name__}: see flatscope.read"
         )
-    return _find_in_scan(image, params)
+    scan = open_scan(image, crystal.name, notes, brighter=params.brighter)
+    frame = _find_in_scan(scan, crystal, notes)
+    record = _record(image, params, notes)
+    return _finish(frame, scan.sites.phases, record, calibration=scan.calibration, sure=scan.sure)
 
 
-def _find_in_scan(micrograph: Micrograph, params: ColumnParams) -> ColumnTable:
-    crystal = find_crystal(params.material)
-    notes = list(micrograph.notes)
-    scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
-    sites = scan.sites
-    spacing = sites.phases.lattice.constant_px / np.sqrt(3.0)
-    fit = fit_columns(scan.image, sites.positions, spacing)
-    frame = _name(fit, sites.positions, sites.sublattice, crystal, image=scan.image)
+def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFrame:
+    """Rows of a column table, by columns fitted on all sites of a scan."""
+    spacing = scan.sites.phases.lattice.constant_px / np.sqrt(3.0)
+    fit = fit_columns(scan.image, scan.sites.positions, spacing)
+    frame, bare = _name_columns(fit, scan.sites.sublattice, crystal)
+    frame = _mark_doubts(frame, fit, scan, bare)
     _warn_of_columns(fit, frame, notes)
     if not scan.sure:
-        kept = frame["status"] == "ok"
-        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", ALIKE
-    record = _record(micrograph, params, notes)
-    return _finish(frame, sites.phases, record, calibration=scan.calibration, sure=scan.sure)
+        frame = mark(frame, frame["status"] == "ok", status="doubtful", reason=ALIKE)
+    return frame
 
 
 def _record(
@@ -180,152 +194,13 @@ def _finish(
     )
 
 
-def _find_in_series(series: Stack, params: ColumnParams, network: Network | None) -> ColumnTable:
-    crystal = find_crystal(params.material)
-    network = network or Network.load(params.weights, task="columns")
-    notes = list(series.notes)
-    images = _order(series, params, network, notes)
-    stated = None if series.calibration is None else float(np.mean(series.calibration.pixel_size_nm))
-    try:
-        lattice = find_lattice(images, expected_px=None if stated is None else crystal.lattice_nm / stated)
-    except NoLatticeError as error:
-        raise MicrographError(f"{series.source}: {error}") from None
-    calibration = calibrate(series, lattice, crystal, notes)
-    pixel_nm = calibration.pixel_size_nm[0]
-    if pixel_nm > _COARSEST_NM:
-        raise MicrographError(
-            f"{series.source}: pixels of {pixel_nm:.3f} nm do not resolve columns: at most {_COARSEST_NM} nm"
-        )
-    shifts = find_drift(images, lattice)
-    apart = bool(np.isnan(shifts).any())
-    shifts = np.nan_to_num(shifts)
-    farthest = float(np.hypot(*shifts.T).max()) * pixel_nm
-    if apart:
-        notes.append(f"{APART}: align them with each other first")
-    elif farthest > _NOTED_DRIFT_NM:
-        notes.append(f"the images lie up to {farthest:.2f} nm apart: moved onto each other")
-        images = align(images, shifts).astype(float)
-    factor = PIXEL_NM / pixel_nm
-    seen = normalise(resample(images, factor))
-    reading = read_columns(network, seen)
-    frame = _name_series(reading, crystal, shape=seen.shape[1:], margin=np.abs(shifts).max() / factor)
-    frame["row_px"], frame["col_px"] = ((frame[name] + 0.5) * factor - 0.5 for name in ("row_px", "col_px"))
-    frame["sigma_px"] *= factor
-    if apart:
-        kept = frame["status"] == "ok"
-        frame.loc[kept, "status"], frame.loc[kept, "reason"] = "doubtful", APART
-    phases = map_phases(images[find_clearest(images, lattice)], lattice)
-    warn_of_lattice(phases, crystal, notes)
-    return _finish(frame, phases, _record(series, params, notes, network), calibration=calibration, sure=True)
-
-
-def _order(series: Stack, params: ColumnParams, network: Network, notes: list[str]) -> Float:
-    """The images as floats in ascending order of defocus, after a look at whether they can be read at all."""
-    source, wanted = series.source, len(network.card.channels)
-    if network.card.material and network.card.material != find_crystal(params.material).name:
-        raise MicrographError(
-            f"{source}: the weights {network.card.name} know {network.card.material}, not {params.material}: train "
-            f"your own with flatscope train columns, and pass them by --weights"
-        )
-    if network.card.pixel_size_nm != PIXEL_NM:
-        raise MicrographError(
-            f"{source}: the weights {network.card.name} want {network.card.pixel_size_nm} nm a pixel, this flatscope "
-            f"reads series at {PIXEL_NM}: use weights and program of one release"
-        )
-    if len(series) != wanted:
-        held = "one image" if len(series) == 1 else f"{len(series)} images"
-        raise MicrographError(f"{source}: holds {held}, a focal series has {wanted}")
-    if params.defocus_nm and len(params.defocus_nm) != len(series):
-        raise MicrographError(
-            f"{source}: {len(params.defocus_nm)} values of defocus for {len(series)} images: give one an image"
-        )
-    frames = np.asarray(series.frames, float)
-    for number, frame in enumerate(frames, start=1):
-        if frame.max() <= frame.min():
-            raise MicrographError(
-                f"{source}: all pixels of image {number} are {frame.min():g}: nothing to see"
-            )
-        if frame.mean() <= 0.0:
-            raise MicrographError(
-                f"{source}: image {number} has a mean of {frame.mean():g}: counts or intensities are needed, "
-                "background not subtracted"
-            )
-        top = float((frame >= frame.max()).mean())
-        if top > SATURATED_SHARE:
-            raise MicrographError(f"{source}: {top:.0%} of the pixels of image {number} are saturated")
-    if not params.defocus_nm:
-        notes.append(
-            "the images are taken to stand in ascending order of defocus: --defocus-nm says so, or not"
-        )
-        return frames
-    low, high = DEFOCUS_NM[0] - STEP_NM[1], DEFOCUS_NM[1] + STEP_NM[1]
-    ordered = np.sort(params.defocus_nm)
-    steps = np.diff(ordered)
-    if (
-        ordered[0] < low
-        or ordered[-1] > high
-        or steps.min() < STEP_NM[0] - 0.5
-        or steps.max() > STEP_NM[1] + 0.5
-    ):
-        notes.append(
-            f"the network knows series from {low:g} to {high:g} nm in steps of {STEP_NM[0]:g} to {STEP_NM[1]:g}: "
-            "this one lies outside, check its columns by eye"
-        )
-    return frames[np.argsort(params.defocus_nm)]
-
-
-def _name_series(
-    reading: Reading, crystal: Crystal, *, shape: tuple[int, ...], margin: float
-) -> pd.DataFrame:
-    """Rows of a column table from what a network says, in its own pixels."""
-    names = np.array(["", *crystal.species, crystal.second[0], OTHER])
-    sublattice, p = settle_sublattices(reading)
-    called = p[:, 1:].argmax(1) + 1
-    plain = np.ones(reading.contrast.shape[1])
-    usual = np.stack(
-        [
-            np.median(reading.contrast[called == kind], axis=0) if (called == kind).any() else plain
-            for kind in (FIRST, SECOND)
-        ]
-    )
-    template = usual[sublattice]
-    frame = pd.DataFrame(
-        {
-            "row_px": reading.positions[:, 0],
-            "col_px": reading.positions[:, 1],
-            "sigma_px": reading.sigma,
-            "sublattice": np.array(crystal.sublattices)[sublattice],
-            "species": names[called],
-            "species_p": p[np.arange(len(called)), called],
-            "intensity": (reading.contrast * template).sum(1) / np.maximum((template**2).sum(1), 1e-9),
-            "intensity_sigma": np.nan,
-            "status": "ok",
-            "reason": "",
-        }
-    )
-    for rows, status, reason in (
-        (called == OTHER_CLASS, "doubtful", "neither of the material's columns"),
-        (
-            frame["species_p"].to_numpy() < _LEAST_P,
-            "doubtful",
-            "two kinds of column, or none, are about as likely",
-        ),
-        (reading.sigma > _LARGEST_SIGMA * _nearest(reading.positions), "doubtful", "its place is uncertain"),
-    ):
-        frame.loc[rows, "status"], frame.loc[rows, "reason"] = status, reason
-    rim = _RIM_NM / PIXEL_NM + margin
-    cut = ((reading.positions < rim) | (reading.positions > np.array(shape[-2:]) - 1.0 - rim)).any(1)
-    frame.loc[cut, "status"], frame.loc[cut, "reason"] = "rejected", "cut by the border"
-    return frame
-
-
 def share_sites(one: ColumnTable, other: ColumnTable) -> bool:
     """Whether two images show the same columns at the same pixels, as those of two detectors in one scan do."""
     places = [table.frame[["row_px", "col_px"]].to_numpy(float) for table in (one, other)]
     if min(map(len, places)) < 2:
         return False
     gap, _ = cKDTree(places[0]).query(places[1])
-    return bool(np.quantile(gap, _SAME_QUANTILE) < _SAME_SHARE * _nearest(places[0]))
+    return bool(np.quantile(gap, _SAME_QUANTILE) < _SAME_SHARE * measure_spacing(places[0]))
 
 
 def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
@@ -339,7 +214,7 @@ def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
 
 
 def _warn_of_columns(fit: ColumnFit, frame: pd.DataFrame, notes: list[str]) -> None:
-    """And of the columns."""
+    """Add what a reader should know of the columns."""
     if fit.correlated > _CORRELATED:
         notes.append(
             "neighbouring pixels are alike, as after filtering or resampling: stated errors are lower limits"
@@ -351,10 +226,11 @@ def _warn_of_columns(fit: ColumnFit, frame: pd.DataFrame, notes: list[str]) -> N
         )
 
 
-def _name(
-    fit: ColumnFit, sites: Float, sublattice: NDArray[np.int64], crystal: Crystal, *, image: Float
-) -> pd.DataFrame:
-    """What stands in each column, by its height over that of its neighbours on the same sublattice."""
+def _name_columns(
+    fit: ColumnFit, sublattice: NDArray[np.int64], crystal: Crystal
+) -> tuple[pd.DataFrame, NDArray[np.bool_]]:
+    """What stands in each column, by its height over that of its neighbours on the same sublattice; and which columns
+    have such dim neighbours that there is no crystal."""
     frame = pd.DataFrame(
         {
             "row_px": fit.positions[:, 0],
@@ -370,8 +246,8 @@ def _name(
         }
     )
     bare = np.zeros(len(frame), bool)
-    for kind in (0, 1):
-        mine = np.flatnonzero(sublattice == kind)
+    for which in (0, 1):
+        mine = np.flatnonzero(sublattice == which)
         if len(mine) == 0:
             continue
         heights = fit.heights[mine]
@@ -383,67 +259,59 @@ def _name(
         usual = np.maximum(usual, _LEAST_USUAL * everywhere)
         ratio = heights / usual
         noise = fit.height_sigma[mine] / usual
-        names, p = _judge(ratio, noise, crystal, kind)
+        names, p = _weigh_species(ratio, noise, crystal, which)
         frame.loc[mine, "species"] = names
         frame.loc[mine, "species_p"] = p
         frame.loc[mine, "intensity"] = ratio
         frame.loc[mine, "intensity_sigma"] = noise
-    unsure = frame["species_p"] < _LEAST_P
-    frame.loc[unsure, "status"], frame.loc[unsure, "reason"] = "doubtful", "its brightness fits two species"
-    other = ~unsure & (frame["species"] == OTHER)
-    frame.loc[other, "status"], frame.loc[other, "reason"] = (
-        "doubtful",
-        "too bright or too dim for the material",
-    )
-    vague = fit.position_sigma > _LARGEST_SIGMA * _nearest(sites)
-    frame.loc[vague, "status"], frame.loc[vague, "reason"] = "doubtful", "its place is uncertain"
-    empty = frame["species"] == NOTHING
-    frame.loc[empty, "status"], frame.loc[empty, "reason"] = "rejected", "no atom is seen on this site"
-    frame.loc[bare, "status"], frame.loc[bare, "reason"] = "rejected", "no crystal here"
+    return frame, bare
+
+
+def _mark_doubts(frame: pd.DataFrame, fit: ColumnFit, scan: Scan, bare: NDArray[np.bool_]) -> pd.DataFrame:
+    """Rows with their status: which columns are uncertain, and where there is none."""
+    sites, image = scan.sites.positions, scan.image
+    spacing = measure_spacing(sites)
+    unsure = frame["species_p"] < _SURE_P
+    other = ~unsure & (frame["species"] == FOREIGN)
     flat = ndimage.maximum_filter(image, 3) == ndimage.minimum_filter(image, 3)
     row, col = (
         np.clip(np.rint(place).astype(int), 0, side - 1)
         for place, side in zip(sites.T, image.shape, strict=True)
     )
-    frame.loc[flat[row, col], "status"] = "rejected"
-    frame.loc[flat[row, col], "reason"] = "the pixels here are all alike: saturated or blank"
-    rim_px = 0.5 * REACH_SIGMA * fit.width_px
     away = np.hypot(*(fit.positions - sites).T)
-    ran = away > 0.99 * LARGEST_SHIFT * _nearest(sites)
-    frame.loc[ran, "status"], frame.loc[ran, "reason"] = "rejected", "the fit ran away from its site"
-    rim = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
-    frame.loc[rim, "status"], frame.loc[rim, "reason"] = "rejected", "cut by the border"
+    rim_px = 0.5 * REACH_SIGMA * fit.width_px
+    cut = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
+    for where, status, reason in (
+        (unsure, "doubtful", "its brightness fits two species"),
+        (other, "doubtful", "too bright or too dim for the material"),
+        (fit.position_sigma > VAGUE_SHARE * spacing, "doubtful", "its place is uncertain"),
+        (frame["species"] == NOTHING, "rejected", "no atom is seen on this site"),
+        (bare, "rejected", "no crystal here"),
+        (flat[row, col], "rejected", "the pixels here are all alike: saturated or blank"),
+        (away > 0.99 * LARGEST_SHIFT * spacing, "rejected", "the fit ran away from its site"),
+        (cut, "rejected", "cut by the border"),
+    ):
+        frame = mark(frame, where, status=status, reason=reason)
     return frame
 
 
-APART = "the images show the lattice in different places"
-"""Reason of all columns of a series that has drifted too far."""
-OTHER, NOTHING = "other", "none"
-"""Species of a column that is none of the material's, and of a site without an atom."""
-
-
-def _nearest(positions: Float) -> float:
-    """Median distance of a site to the next one."""
-    if len(positions) < 2:
-        return np.inf
-    return float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1]))
-
-
-def _judge(ratio: Float, noise: Float, crystal: Crystal, kind: int) -> tuple[NDArray[Any], Float]:
+def _weigh_species(
+    ratio: Float, noise: Float, crystal: Crystal, sublattice: int
+) -> tuple[NDArray[Any], Float]:
     """The likeliest species of each column and its probability, from heights relative to the usual one."""
-    element, atoms = (crystal.first, crystal.second)[kind]
+    element, atoms = (crystal.first, crystal.second)[sublattice]
     spread = max(1.4826 * float(np.median(np.abs(ratio - np.median(ratio)))), 0.02)
 
     def chance(prior: float, mean: float, sigma: Float | float) -> Float:
         return np.asarray(prior / sigma * np.exp(-0.5 * ((ratio - mean) / sigma) ** 2))
 
-    density = {crystal.species[kind]: chance(_PRIORS["whole"], 1.0, spread)}
+    density = {crystal.species[sublattice]: chance(_PRIORS.whole, 1.0, spread)}
     if atoms == 2:
-        density[element] = chance(_PRIORS["part"], _PART[0], float(np.hypot(spread, _PART[1])))
+        density[element] = chance(_PRIORS.part, _PART_HEIGHT, float(np.hypot(spread, _PART_SPREAD)))
     # Columns of one kind scatter by more than noise; where there is nothing, there is only noise.
-    density[NOTHING] = chance(_PRIORS["none"], 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
-    # What else may stand there has any brightness up to three times the usual one.
-    density[OTHER] = np.full_like(ratio, _PRIORS["other"] * np.sqrt(2.0 * np.pi) / 3.0)
+    density[NOTHING] = chance(_PRIORS.none, 0.0, np.maximum(_NOISE_FACTOR * noise, 0.02))
+    # Anything else has any brightness up to three times the usual one.
+    density[FOREIGN] = np.full_like(ratio, _PRIORS.other * np.sqrt(2.0 * np.pi) / 3.0)
     p = np.stack(list(density.values()))
     p /= p.sum(0)
     return np.array(list(density))[p.argmax(0)], p.max(0)
@@ -464,7 +332,7 @@ def build_model(table: ColumnTable, params: ColumnParams, *, shape: tuple[int, i
     Notes
     -----
     An image tells nothing of heights: pairs stand where the perfect crystal has them, and a lone atom of a pair on the
-    side of the source. What is neither is "X".
+    side of the source. Other species are "X".
     """
     crystal = find_crystal(params.material)
     half = 0.5 * crystal.pair_nm
@@ -479,6 +347,6 @@ def build_model(table: ColumnTable, params: ColumnParams, *, shape: tuple[int, i
             else (half * (atoms == 2),)
         )
         for level in levels:
-            symbols.append(element if row["species"] != OTHER else "X")
+            symbols.append(element if row["species"] != FOREIGN else "X")
             places.append((float(row["x_nm"]), height - float(row["y_nm"]), level))
     return Atoms(symbols, np.reshape(places, (-1, 3)).astype(float), (width, height))

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage, optimize
+from scipy.spatial import cKDTree
 
 from flatscope.electron.lattice import blur
 
 Float = NDArray[np.float64]
 
-REACH_SIGMA, _MARGIN_PX = 2.5, 1
-"""A column is fitted on a square of this many widths to either side, and drawn on a little more."""
-_ROUNDS, _DAMPING, _MOST_STEP = 12, 0.7, 0.3
-"""Improvements of the joint fit, the share of each that is taken, and the largest step in pixels."""
-LARGEST_SHIFT = 0.45
-"""Columns go no farther than this from their site, as a share of the distance to the next one."""
-_BACKGROUND_CELLS = 1.0
-"""The background is smooth over a Gaussian of this many lattice constants (1 sigma)."""
-_BLOCK = 8
+REACH_SIGMA = 2.5  # half side of the square that a column is fitted on, in widths
+_MARGIN_PX = 1  # by which that square is larger, so that moving columns stay inside
+_ROUNDS = 12  # of the joint fit
+_DAMPING = 0.7  # share of each improvement that is taken
+_MOST_STEP = 0.3  # largest step of a column in one round, pixels
+LARGEST_SHIFT = 0.45  # farthest that a column goes from its site, as a share of the distance to the next one
+VAGUE_SHARE = 0.12  # 1-sigma error, as a share of that distance, from which a place is uncertain
+_BACKGROUND_CELLS = 1.0  # Gaussian (1 sigma, lattice constants) that the background is smooth over
+_BLOCK = 8  # side of the blocks of frequencies over which noise is averaged
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,13 @@ class ColumnFit:
     background: Float
     residual: Float
     correlated: float
+
+
+def measure_spacing(positions: Float) -> float:
+    """Median distance of a column to the next one."""
+    if len(positions) < 2:
+        return np.inf
+    return float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1]))
 
 
 def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:

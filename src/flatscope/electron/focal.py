@@ -1,4 +1,7 @@
-"""A focal series as networks see it: its pixels brought to their size, each image divided by its background."""
+"""A focal series as networks see it: its pixels brought to their size, each image divided by its background.
+
+What a network says of every pixel is then read as columns, and neighbours agree on the sublattices.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from flatscope.electron.kinds import (
     UNKNOWN,
     classify_columns,
 )
-from flatscope.electron.lattice import Lattice, blur
+from flatscope.electron.lattice import blur
 from flatscope.electron.physics.crystals import Crystal, Sheet
 from flatscope.inference.runtime import Network
 
@@ -31,25 +34,37 @@ Real: TypeAlias = NDArray[np.float32]
 
 PIXEL_NM = 0.025
 """Pixel of the networks: a column's image is some three of them wide."""
-_BACKGROUND_NM = 1.0
-_DISK_NM = 0.055
-"""A column's pixels in the truth."""
+_BACKGROUND_NM = 1.0  # Gaussian (1 sigma) that the background is smooth over
+_DISK_NM = 0.055  # radius of a column's pixels in the truth
 MAPS = ("down", "right", "log_sigma")
 """From a pixel to its column's middle, pixels; logarithm of that distance's 1-sigma error along either axis."""
 LEAST_PRESENCE = 0.5
 """Probability from which a column is there."""
-_SMOOTH_PX, _APART_PX, _FAINTEST, _SAME_PX = 0.8, 2, 0.15, 2.5
-"""Filter, distance and height of the tops of a column's probability; columns closer than the last are one."""
+_SMOOTH_PX = 0.8  # Gaussian (1 sigma) over the probability of a column before its tops are looked for
+_APART_PX = 2  # least distance of two tops
+_FAINTEST = 0.15  # least height of a top
+_SAME_PX = 2.5  # columns closer than this are one
 _NEAR = np.array([(row, col) for row in range(-2, 3) for col in range(-2, 3) if row**2 + col**2 <= 5])
+"""Pixels about a top that say where the column's middle is."""
 _CORE = np.array([(row, col) for row in range(-1, 2) for col in range(-1, 2)])
-"""Pixels about a top that say where the middle is, and about the middle that say what stands there."""
-_BOND_REACH, _AROUND_NM, _SAY, _LOUDEST, _ANTISITE, _TINY = 1.35, 1.0, 0.2, 3.0, 0.06, 1e-3
-"""Of sublattices: columns within so many bonds are neighbours; how far columns tell each other (1 sigma), and how much
-each of them says at most; how often a column stands on the wrong sublattice."""
-_CLOSURE_RAD, _LARGEST_DRIFT, _WEAK = 0.6, 0.15, 0.27
-"""Of drift: how well the phases of three Bragg peaks must agree; how far it may be, in lattice constants, as doubled
-phases begin again beyond a quarter of a plane distance; and the share of the strongest peaks below which a phase says
-nothing."""
+"""Pixels about the middle that say what stands there."""
+
+
+@dataclass(frozen=True)
+class _SublatticeVote:
+    """How neighbouring columns tell each other which sublattice they are on."""
+
+    bond_reach: float = 1.35  # bond lengths to a neighbour; the second shell of a honeycomb begins at 1.73
+    range_nm: float = 1.0  # 1-sigma range of a vote
+    weight: float = (
+        0.2  # of one vote: neighbours judge by the same pixels, so their votes are not independent
+    )
+    cap: float = 3.0  # largest log-odds of one vote
+    antisite: float = 0.06  # prior share of columns on the wrong sublattice
+    tiny: float = 1e-3  # added to probabilities before their logarithm
+
+
+_VOTE = _SublatticeVote()
 
 
 def normalise(images: NDArray[np.floating], *, pixel_nm: float = PIXEL_NM) -> Real:
@@ -214,78 +229,12 @@ def _drop_doubles(positions: Float, presence: Float, least_p: float) -> NDArray[
     return np.flatnonzero(taken)
 
 
-def find_clearest(images: NDArray[np.floating], lattice: Lattice) -> int:
-    """Which image of a series shows the lattice best."""
-    peaks = np.abs(_measure_peaks(images, lattice)).min(1)
-    return int(np.argmax(peaks / images.std((1, 2))))
-
-
-def find_drift(images: NDArray[np.floating], lattice: Lattice) -> Float:
-    """Shift of every image against the clearest one, pixels.
-
-    The phases of three Bragg peaks tell it, doubled since the contrast of a lattice turns round with defocus.
-
-    Returns
-    -------
-    Shape (images, 2), (rows, cols); that of the images about it where one shows the lattice too weakly to tell; NaN
-    where the three peaks disagree, or where the shift is so large that it could as well be another one.
-
-    Notes
-    -----
-    A shift by a whole lattice vector looks like none.
-    """
-    reciprocal = np.vstack([lattice.reciprocal, lattice.reciprocal[1] - lattice.reciprocal[0]])
-    peaks = _measure_peaks(images, lattice)
-    strength = np.abs(peaks) / images.std((1, 2))[:, None]
-    strong = np.flatnonzero(strength.min(1) >= _WEAK * np.median(strength.max(0)))
-    clearest = find_clearest(images, lattice)
-    if clearest not in strong:
-        return np.zeros((len(images), 2))
-    # From one strong image to the next, as these lie closer to each other than to the clearest.
-    places = np.zeros((len(strong), 2))
-    for index in range(1, len(strong)):
-        turned = np.angle((peaks[strong[index]] * np.conj(peaks[strong[index - 1]])) ** 2)
-        step = np.linalg.lstsq(-4.0 * np.pi * reciprocal, turned, rcond=None)[0]
-        left = np.abs(turned + 4.0 * np.pi * reciprocal @ step).max()
-        if left > _CLOSURE_RAD or np.hypot(*step) > _LARGEST_DRIFT * lattice.constant_px:
-            step = np.full(2, np.nan)
-        places[index] = places[index - 1] + step
-    places -= places[strong == clearest]
-    every = np.arange(len(images))
-    return np.stack([np.interp(every, strong, places[:, axis]) for axis in (0, 1)], axis=1)
-
-
-def _measure_peaks(images: NDArray[np.floating], lattice: Lattice) -> NDArray[np.complex128]:
-    """Amplitudes of three Bragg peaks in each image, shape (images, 3)."""
-    rows, cols = (np.arange(side) for side in images.shape[1:])
-    window = np.outer(*(np.hanning(side) for side in images.shape[1:]))
-    flat = (images - images.mean((1, 2), keepdims=True)) * window
-    third = lattice.reciprocal[1] - lattice.reciprocal[0]
-    peaks = [
-        (flat @ np.exp(-2j * np.pi * across * cols)) @ np.exp(-2j * np.pi * down * rows)
-        for down, across in (*lattice.reciprocal, third)
-    ]
-    return np.stack(peaks, axis=1)
-
-
-def align(images: NDArray[np.floating], shifts: Float) -> Real:
-    """Images moved back by their shifts; what moves in is the mirrored rim."""
-    return np.stack(
-        [
-            ndimage.shift(np.asarray(image, np.float32), -shift, order=1, mode="mirror")
-            if shift.any()
-            else image
-            for image, shift in zip(images, shifts, strict=True)
-        ]
-    ).astype(np.float32)
-
-
 def settle_sublattices(reading: Reading) -> tuple[NDArray[np.int64], Float]:
     """Sublattice of each column, and its kinds' probabilities given that neighbours alternate.
 
-    A network judges each column by what is around it; in a honeycomb every column also says what its neighbours are
-    not. Columns are coloured in turn from neighbour to neighbour, and what the network says of all within two
-    nanometres decides which colour is which, so that a grain's boundary may change it.
+    A network names each column by what is around it; in a honeycomb every column also tells what its neighbours are
+    not. Columns are coloured in turn from neighbour to neighbour. The network's opinions of all columns within two
+    nanometres decide which colour is which, so that it may change at a grain boundary.
 
     Parameters
     ----------
@@ -302,16 +251,15 @@ def settle_sublattices(reading: Reading) -> tuple[NDArray[np.int64], Float]:
         return np.asarray(p[:, FIRST] <= p[:, SECOND] + p[:, PART], np.int64), p
     tree = cKDTree(reading.positions)
     bond = float(np.median(tree.query(reading.positions, k=2)[0][:, 1]))
-    pairs = tree.query_pairs(_BOND_REACH * bond, output_type="ndarray")
+    pairs = tree.query_pairs(_VOTE.bond_reach * bond, output_type="ndarray")
     links = sparse.coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count)).tocsr()
     colour = _colour(links + links.T)
-    lean = np.log((p[:, FIRST] + _TINY) / (p[:, SECOND] + p[:, PART] + _TINY))
-    # What neighbours say is not independent: each counts a little.
-    away = tree.sparse_distance_matrix(tree, 2.0 * _AROUND_NM / PIXEL_NM, output_type="coo_matrix")
-    weight = _SAY * np.exp(-0.5 * (away.data * PIXEL_NM / _AROUND_NM) ** 2)
-    said = np.bincount(away.row, weight * (colour * np.clip(lean, -_LOUDEST, _LOUDEST))[away.col], count)
-    first = special.expit(2.0 * colour * said)
-    chance = first * (1.0 - _ANTISITE) + (1.0 - first) * _ANTISITE
+    lean = np.log((p[:, FIRST] + _VOTE.tiny) / (p[:, SECOND] + p[:, PART] + _VOTE.tiny))
+    away = tree.sparse_distance_matrix(tree, 2.0 * _VOTE.range_nm / PIXEL_NM, output_type="coo_matrix")
+    weight = _VOTE.weight * np.exp(-0.5 * (away.data * PIXEL_NM / _VOTE.range_nm) ** 2)
+    votes = np.bincount(away.row, weight * (colour * np.clip(lean, -_VOTE.cap, _VOTE.cap))[away.col], count)
+    first = special.expit(2.0 * colour * votes)
+    chance = first * (1.0 - _VOTE.antisite) + (1.0 - first) * _VOTE.antisite
     prior = np.ones_like(p)
     prior[:, FIRST] = chance
     prior[:, SECOND] = prior[:, PART] = 1.0 - chance

@@ -104,6 +104,8 @@ COLUMN_CLASSES = ("background", "first", "second", "part", "other")
 """Classes of the networks that read focal series: no column, a whole one of either sublattice, one atom of a pair, and
 anything else. They go by what the column holds, wherever it stands."""
 BACKGROUND, FIRST, SECOND, PART, OTHER = range(len(COLUMN_CLASSES))
+FOREIGN, NOTHING = "other", "none"
+"""Species of a column that is none of the material's, and of a site without an atom."""
 _UNSEEN = ("C", "O")
 """Adatoms too light to be seen in a focal series."""
 
