@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
     from flatscope.training.recipes.sections import Flakes
 
-LEAST_PICTURES = 3
-_HELD_OUT_SHARE = 0.25
-_TESTED = 12
-"""Pictures of each set-up that the learning curve is measured on."""
+LEAST_PICTURES = 3  # one of them is held out
+DEFAULT = "default"
+COLOURS = "measured colours"
+TUNED = "fine-tuned"
+_HELD_OUT_SHARE = 0.25  # of the labelled pictures
+_TESTED = 12  # pictures of each set-up on which the learning curve is measured
+_TOLD = FlakeParams("MoS2", min_area_px=monolayers.PARAMS.min_area_px)
+"""What flatscope is given of an unseen set-up: no oxide, since the true one is refused."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,6 @@ class Adaptation:
     trained: int
     held_out: int
     known: dict[int, int]
-
-
-DEFAULT, COLOURS, TUNED = "default", "measured colours", "fine-tuned"
 
 
 def count_errors(table: FlakeTable, picture: LabelledPicture, *, least_px: int = 250) -> RegionErrors:
@@ -328,10 +329,6 @@ def measure_learning_curve(
             points.append(Point("U-Net from scratch", number, count, verdicts, (), minutes))
             done += 2
     return points
-
-
-_TOLD = FlakeParams("MoS2", min_area_px=monolayers.PARAMS.min_area_px)
-"""What flatscope is told of an unseen set-up: no oxide, since the true one is refused."""
 
 
 def label(scene: Scene) -> LabelledPicture:

@@ -26,9 +26,10 @@ Float = NDArray[np.float64]
 
 MATCH_NM = 0.05
 """A column counts as found within this distance of a true one."""
-_SIDE_PX, _PIXEL_NM, _RIM_PX = 256, 0.02, 16
-_TILES = 4
-"""Intervals are by parts of the field, so many along each side."""
+_SIDE_PX = 256  # side of a drawn image
+_PIXEL_NM = 0.02  # its pixel size
+_RIM_PX = 16  # columns this near to its border do not count
+_TILES = 4  # parts of a labelled field along each side, from which intervals are drawn
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,11 @@ from flatscope.units import um_from_nm
 
 Float = NDArray[np.float64]
 
-_TILES = 4
-_REACH = 1.5
-"""A defect counts as found within this many times the distance for columns: labels sit on what little is left of an
-atom."""
+_TILES = 4  # parts of a labelled field along each side, from which intervals are drawn
+_REACH = 1.5  # times the distance for columns, within which a defect counts as found: little marks where an atom lacks
 
 MOVIE = HoppingParams(frames=40, electrons_per_px=6.0, vacancies=0.04, hop=0.2, birth=0.02, death=0.02)
-"""Hopping vacancies so close and so faint that linking what single frames show goes wrong; drift of 1.5 Å a frame."""
+"""Vacancies too close and too faint for linking what single frames show; the specimen drifts by 1.5 Å a frame."""
 
 
 @dataclass(frozen=True)

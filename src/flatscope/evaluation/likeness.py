@@ -32,14 +32,14 @@ Real = NDArray[np.float32]
 Way = Callable[[np.random.Generator, Drawn], Real]
 """Gives a drawn image another look."""
 
-_WAVES_PX, _DIRECTIONS = (2.5, 3.5, 5.0, 8.0), 6
-"""Wavelengths and number of directions of the filters."""
-_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-RINGS = 8
-"""Of frequency, from 0 to half a cycle a pixel."""
+RINGS = 8  # of frequency, from 0 to half a cycle a pixel
 VALUES = np.linspace(-4.0, 8.0, 49)
 """Edges of the bins of pixel values, in units of the lattice's contrast."""
-_RIDGE, _SEED = 1e-6, 5
+_WAVES_PX = (2.5, 3.5, 5.0, 8.0)  # wavelengths of the filters
+_DIRECTIONS = 6  # of the filters
+_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of pixel values that are features
+_RIDGE = 1e-6  # added to the variances of features, so that a constant feature has one
+_SEED = 5  # of the noise that ways of drawing add
 
 
 @dataclass(frozen=True)

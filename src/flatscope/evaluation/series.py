@@ -37,10 +37,11 @@ Float = NDArray[np.float64]
 SUPPORTS = ("bare", "graphene")
 DOSES = tuple(float(10.0 ** (exponent / 4.0)) for exponent in range(4, 21))
 """From 10 to 100,000 electrons per Å², in quarter decades."""
-_SEED, _FIELD_NM, _RIM_NM = 31, 5.0, 0.1
-_PIXEL_NM = (0.010, 0.013)
-_ALONE_PX = 180
-"""A column stands alone in the middle of so many pixels a side."""
+_SEED = 31  # of the tested series
+_FIELD_NM = 5.0  # side of the smallest field
+_RIM_NM = 0.1  # columns this near to the border do not count
+_PIXEL_NM = (0.010, 0.013)  # range of pixel sizes
+_ALONE_PX = 180  # side of the field in which a column stands alone
 
 
 @dataclass(frozen=True)

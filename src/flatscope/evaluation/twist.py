@@ -39,11 +39,9 @@ DEFINED_CUT = 0.27
 """Crystals with corners cut at more of the side look the same every 60°."""
 LEAST_TOP_PX = 400
 """Smaller second layers do not count."""
-_A_PICTURE = 6
-"""Crystals tried in each micrograph."""
-_OXIDE_NM = 285.0
-_CORRELATION = np.sqrt(np.pi)
-"""Integral of a Gaussian correlation over its length of 1/e."""
+_A_PICTURE = 6  # crystals tried in each micrograph
+_OXIDE_NM = 285.0  # of the micrographs
+_CORRELATION = np.sqrt(np.pi)  # integral of a Gaussian correlation over its length of 1/e
 
 
 @dataclass(frozen=True)

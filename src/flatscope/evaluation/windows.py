@@ -22,18 +22,19 @@ from flatscope.inference.runtime import Network
 
 Float = NDArray[np.float64]
 
-WINDOW_PX, WINDOW_NM, MATERIAL = 64, 1.7, "WS2"
+MATERIAL = "WS2"
+WINDOW_PX = 64  # side of a window
+WINDOW_NM = 1.7  # and in nm, about five lattice constants
 KINDS = (V_M, V_X, V_X2, M_X2, X_M, D_M)
 """Six kinds of window: vacancies of W, of S and of both S, W on both S, S on W, and a dopant (Mo) on W."""
-_SPECIES = ("", "S", "", "W", "S", "Mo")
-"""What stands on the site of each."""
-_FIELD_PX = 256
-_SPOILT_VARIANCE = 0.01
-"""Of the Gaussian noise in windows, whose values go from 0 to 1."""
-_DRIFT_SEED = 31
-"""Of coma and trefoil."""
-_BOUND_SEED, _BOUND_SHEETS, _BOUND_DRAWS, _BOUND_PX = 29, 12, 200, 32
-"""Microscopes, draws of each kind, and the side of what is looked at, for the best possible accuracy."""
+_SPECIES = ("", "S", "", "W", "S", "Mo")  # what stands on the site of each kind
+_FIELD_PX = 256  # side of a drawn sheet
+_SPOILT_VARIANCE = 0.01  # of Gaussian noise in windows, whose values go from 0 to 1
+_DRIFT_SEED = 31  # of coma and trefoil
+_BOUND_SEED = 29  # of what follows, for the best possible accuracy
+_BOUND_SHEETS = 12  # microscopes
+_BOUND_DRAWS = 200  # draws of each kind by each
+_BOUND_PX = 32  # side of the part of a window that is looked at
 
 
 @dataclass(frozen=True)

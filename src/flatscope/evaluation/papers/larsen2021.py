@@ -54,14 +54,19 @@ Float = NDArray[np.float64]
 Methods = dict[str, Callable[[Specimen], tuple[Float, NDArray[np.int64]]]]
 
 MATERIAL = "MoS2"
-MSD, UNET, OURS = "MSD-net", "U-Net", "flatscope"
-CLASSES = 4
-"""Background, 1 Mo, 2 S, 1 S."""
-_SEED, _TEST_SEED, _VALIDATION_SEED = 2021, 41, 42
-_LEARNING_RATE, _BATCH = 1e-3, 8
-_DOSE = 1e4
-_THRESHOLDS = np.linspace(0.2, 0.8, 13)
-_RUNS, _PUBLISHED_DEPTH = 7, 100
+MSD = "MSD-net"
+UNET = "U-Net"
+OURS = "flatscope"
+CLASSES = 4  # background, 1 Mo, 2 S, 1 S
+_SEED = 2021  # of the training series
+_TEST_SEED = 41  # of the tested ones
+_VALIDATION_SEED = 42  # of those that choose thresholds
+_LEARNING_RATE = 1e-3
+_BATCH = 8  # series a step
+_DOSE = 1e4  # electrons per Å² in a tested series
+_THRESHOLDS = np.linspace(0.2, 0.8, 13)  # tried on other series than the tested ones
+_RUNS = 7  # of which the median time is taken
+_PUBLISHED_DEPTH = 100  # layers of the paper's MSD-net
 EXAMPLE = SeriesParams(
     pixel_nm=0.0115,
     voltage_kv=50.0,

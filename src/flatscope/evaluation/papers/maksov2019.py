@@ -27,11 +27,14 @@ from flatscope.inference.runtime import Network
 from flatscope.report.study import draw_confusion
 
 DOI = "10.1038/s41524-019-0152-9"
-CLUSTERS = 3
-"""Classes that the Gaussian mixture tells apart."""
-_SEED, _BATCH, _RATE = 2019, 4, 1e-3
-_LEAST_PX, _MOST_PX, _CUT_PX = 5, 700, 32
-_COMPONENTS = 8
+CLUSTERS = 3  # classes of the Gaussian mixture, as published
+_SEED = 2019  # of movie, network and mixture
+_BATCH = 4  # windows a step
+_LEARNING_RATE = 1e-3
+_LEAST_PX = 5  # smallest blob that counts, as published
+_MOST_PX = 700  # and largest
+_CUT_PX = 32  # side of the window around a blob
+_COMPONENTS = 8  # principal components of the windows that the mixture sees
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def _train(
         return np.rot90(image[part], turns), np.rot90(known[part], turns)
 
     net = supervised.seeded(BlobNet, seed=_SEED)
-    plan = supervised.Plan(lr=_RATE, steps=size.steps, batch=_BATCH, seed=_SEED)
+    plan = supervised.Plan(lr=_LEARNING_RATE, steps=size.steps, batch=_BATCH, seed=_SEED)
     supervised.fit(net, picture, truth, plan, augment=cut, checkpoint=checkpoint, on_progress=on_progress)
     return net
 
