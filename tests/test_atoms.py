@@ -361,10 +361,10 @@ def test_sublattices_as_bright_as_each_other_are_said_to_be_unsure() -> None:
     image = picture(sheet("WSe2"), ALIKE)
     table = find_columns(as_micrograph(image), ColumnParams("WSe2"))
     assert any("about as bright" in note and "--brighter" in note for note in table.provenance.notes)
-    assert not table.sublattices_sure and (table.frame["status"] != "ok").all()
+    assert not table.sublattices_sure and (table.frame["status"] != "accepted").all()
     turned = find_columns(as_micrograph(image), ColumnParams("WSe2", brighter="chalcogen"))
     assert (turned.frame["sublattice"] != table.frame["sublattice"]).all()
-    assert turned.sublattices_sure and (turned.frame["status"] == "ok").mean() > 0.8
+    assert turned.sublattices_sure and (turned.frame["status"] == "accepted").mean() > 0.8
 
 
 @pytest.mark.parametrize(
@@ -401,7 +401,7 @@ def test_nothing_is_found_where_there_is_no_crystal() -> None:
     image[60:120, 60:120] = image.max()
     frame = find_columns(as_micrograph(image), ColumnParams("WSe2")).found
     assert not (
-        frame["row_px"].between(62, 117) & frame["col_px"].between(62, 117) & (frame["status"] == "ok")
+        frame["row_px"].between(62, 117) & frame["col_px"].between(62, 117) & (frame["status"] == "accepted")
     ).any()
 
 
@@ -534,7 +534,7 @@ def test_another_detector_of_the_same_scan_tells_the_sublattices(tmp_path: Path,
         kinds = crystal.sublattice[inner(true)]
         right.append(np.mean([(frame["sublattice"].iloc[i] == "metal") == (kinds[j] == 0) for i, j in pairs]))
     assert right == [0.0, 1.0]
-    assert (frames[0]["status"] != "ok").all() and (frames[1]["status"] == "ok").mean() > 0.7
+    assert (frames[0]["status"] != "accepted").all() and (frames[1]["status"] == "accepted").mean() > 0.7
 
 
 def test_models_can_be_read_by_others(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_evidence_belongs_to_its_row(network: Network) -> None:
     made = draw(electrons=200.0, vacancies={"first": 0.03})
     table = find_defects(as_micrograph(made.image), DefectParams("WS2"), network=network)
     assert table.evidence.shape[0] == table.crops.shape[0] == len(table)
-    vacant = table.frame.index[(table.frame["kind"] == "V_W") & (table.frame["status"] == "ok")]
+    vacant = table.frame.index[(table.frame["kind"] == "V_W") & (table.frame["status"] == "accepted")]
     assert len(vacant) > 3
     half = CROP_PX // 2
     for index in vacant:
@@ -401,7 +401,7 @@ def test_hopping_vacancies_are_followed_and_drift_is_removed(
     assert list(table.events.columns) == list(EVENT_COLUMNS)
 
 
-def test_a_movie_whose_sublattices_look_alike_is_doubtful(tmp_path: Path, network: Network) -> None:
+def test_a_movie_whose_sublattices_look_alike_is_uncertain(tmp_path: Path, network: Network) -> None:
     """At 60 kV tungsten and a pair of selenium are as bright: no kind is certain until the user says which is which."""
     params = HoppingParams(material="WSe2", frames=3, shape=(128, 128), vacancies=0.05, electrons_per_px=60.0)
     made = draw_hopping(np.random.default_rng(2), params)
@@ -412,7 +412,7 @@ def test_a_movie_whose_sublattices_look_alike_is_doubtful(tmp_path: Path, networ
     command = ["defects", str(tmp_path / "movie.npy"), "--material", "WSe2", "--out", str(tmp_path / "out")]
     assert run(command) == 0
     found = pd.read_csv(tmp_path / "out" / "defects.csv")
-    assert len(found) and set(found["status"]) == {"doubtful"}
+    assert len(found) and set(found["status"]) == {"uncertain"}
     told = TrackParams("WSe2", brighter="metal")
     assert track_defects(as_movie(made, params), told, network=network).sublattices_sure
 

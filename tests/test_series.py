@@ -324,7 +324,7 @@ def test_order_pixels_and_drift_are_taken_care_of(network: Network) -> None:
     assert any("moved onto each other" in note for note in moving.provenance.notes)
     apart = find_columns(as_stack(specimen(drift=0.06)), params, network=network)
     assert any("align them" in note for note in apart.provenance.notes)
-    assert not (apart.frame["status"] == "ok").any()
+    assert not (apart.frame["status"] == "accepted").any()
     beyond = find_columns(as_stack(drawn), replace(params, defocus_nm=(-30.0, 20.0, 70.0)), network=network)
     assert any("lies outside" in note for note in beyond.provenance.notes)
 

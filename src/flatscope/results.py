@@ -100,8 +100,8 @@ COLUMN_COLUMNS = (
 
 `x_nm` to the right and `y_nm` down from the centre of the first pixel; `sigma_nm` the 1-sigma error of either
 coordinate. `intensity` is the column's height over that of the usual column of its sublattice. `species` names the
-atoms ("W", "Se2", "Se" where one of two lacks, "other", "none"), `species_p` how sure that is. `status` is "ok",
-"doubtful" or "rejected", in words in `reason`."""
+atoms ("W", "Se2", "Se" where one of two lacks, "other", "none"), `species_p` how sure that is. `status` is "accepted",
+"uncertain" or "rejected", in words in `reason`."""
 
 DEFECT_COLUMNS = (
     "image",
@@ -125,7 +125,7 @@ DEFECT_COLUMNS = (
 `kind` is "V_W", "V_Se", "V_Se2", "W_Se2", "Se_W", "O_Se", "X_W" for a dopant of unknown element, or "hole",
 "contamination", "disorder" for what is larger than a point; `kind_p` how sure that is. `z_score` is how far the site's
 brightness lies off the usual one in units of its scatter, `intensity_ratio` that brightness over the usual one.
-`track_id` is empty outside movies. `status` is "ok", "doubtful" or "rejected", in words in `reason`."""
+`track_id` is empty outside movies. `status` is "accepted", "uncertain" or "rejected", in words in `reason`."""
 
 TRACK_COLUMNS = (
     "image",
@@ -353,7 +353,7 @@ class ColumnTable:
 
     @property
     def found(self) -> pd.DataFrame:
-        """The rows that count: ok and doubtful."""
+        """The rows that count: accepted and uncertain."""
         return self.frame[self.frame["status"] != "rejected"]
 
     def to_csv(self) -> str:
@@ -410,7 +410,7 @@ class DefectTable:
 
     @property
     def found(self) -> pd.DataFrame:
-        """The point defects that count: ok and doubtful."""
+        """The point defects that count: accepted and uncertain."""
         point = ~self.frame["kind"].isin(EXTENDED_KINDS)
         return self.frame[point & (self.frame["status"] != "rejected")]
 
@@ -447,7 +447,7 @@ class TrackTable:
     cell_nm2
         Of a unit cell.
     sublattices_sure
-        Whether brightness tells the sublattices apart, or the user did; else every kind is doubtful.
+        Whether brightness tells the sublattices apart, or the user did; else every kind is uncertain.
     frame_s
         Time from one frame to the next, or None.
     calibration

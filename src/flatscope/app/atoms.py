@@ -200,7 +200,7 @@ def _write(out: Path, answers: dict[str, _Answer]) -> None:
     notes = [f"{name}: {note}" for name, table in tables.items() for note in table.provenance.notes]
     notes.append(
         "Rings: orange and blue for the two sublattices, green where the column is not the usual one, red where "
-        "doubtful; gray crosses: rejected. Positions in nm "
+        "uncertain; gray crosses: rejected. Positions in nm "
         "count from the centre of the first pixel, by the lattice constant of the material. Strain is against the "
         "mean lattice; drift and flyback of a scan look the same."
     )
@@ -215,7 +215,7 @@ def _summarise(name: str, table: ColumnTable) -> dict[str, str]:
         "image": name,
         "columns": str(len(found)),
         "species": ", ".join(f"{count} {species}" for species, count in counts.items()),
-        "doubtful": str(int((found["status"] == "doubtful").sum())),
+        "uncertain": str(int((found["status"] == "uncertain").sum())),
         "rejected": str(len(table) - len(found)),
         "nm/px": f"{table.calibration.pixel_size_nm[0]:.5f}",
         "lattice px": f"{table.lattice_px:.3f}",

@@ -54,7 +54,7 @@ from flatscope.results import (
 from flatscope.units import um_from_nm
 
 _EXPLAIN = (
-    "Marks: one colour and shape a kind of defect, thin gray circles where a site was rejected, ? where doubtful. "
+    "Marks: one colour and shape a kind of defect, thin gray circles where a site was rejected, ? where uncertain. "
     "Activation maps (orange) show where in the crop the network saw what it named. Densities are per nm² of crystal "
     "with the exact 95 % interval of a count; rates are events per defect and frame."
 )
@@ -282,24 +282,24 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
 
 def _as_defects(table: TrackTable) -> pd.DataFrame:
     """Rows of a defect table, one a defect and frame."""
-    frame = table.frame.assign(status="ok", reason="", z_score=np.nan)
+    frame = table.frame.assign(status="accepted", reason="", z_score=np.nan)
     for rows, reason in (
         (frame["kind_p"] < SURE_P, UNSURE),
         (np.full(len(frame), not table.sublattices_sure), ALIKE),
     ):
-        frame.loc[rows, "status"], frame.loc[rows, "reason"] = "doubtful", reason
+        frame.loc[rows, "status"], frame.loc[rows, "reason"] = "uncertain", reason
     frame["defect_id"] = np.arange(1, len(frame) + 1)
     return frame[list(DEFECT_COLUMNS)]
 
 
 def _summarise(name: str, table: DefectTable) -> dict[str, str]:
     said = [f"{row['count']} {row['kind']}" for row in table.densities().to_dict("records")]
-    doubtful = int((table.found["status"] == "doubtful").sum())
+    uncertain = int((table.found["status"] == "uncertain").sum())
     whole = count_densities({"all": len(table.found)}, table.area_nm2).iloc[0]
     return {
         "image": name,
         "frames": "1",
-        "defects": f"{len(table.found)}" + (f" ({doubtful} doubtful)" if doubtful else ""),
+        "defects": f"{len(table.found)}" + (f" ({uncertain} uncertain)" if uncertain else ""),
         "kinds": ", ".join(said),
         "per nm²": f"{whole['per_nm2']:.4f} [{whole['low']:.4f}, {whole['high']:.4f}]",
         "tracks": "",

@@ -121,9 +121,9 @@ def find_columns(
     Notes
     -----
     In ADF-STEM the sublattice follows from brightness at high angles (the metal is brighter, except in MoSe2). Where
-    both are about as bright, all columns are doubtful until `ColumnParams.brighter` settles it. At medium angles a pair
-    of selenium atoms may be much brighter than tungsten: then only `brighter` is right. In a focal series a network
-    names every column (docs/training.md tells what it was trained on). Both fail where crystals overlap.
+    both are about as bright, all columns are uncertain until `ColumnParams.brighter` settles it. At medium angles a
+    pair of selenium atoms may be much brighter than tungsten: then only `brighter` is right. In a focal series a
+    network names every column (docs/training.md tells what it was trained on). Both fail where crystals overlap.
 
     Examples
     --------
@@ -160,7 +160,7 @@ def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFram
     frame = _mark_doubts(frame, fit, scan, bare)
     _warn_of_columns(fit, frame, notes)
     if not scan.sure:
-        frame = mark(frame, frame["status"] == "ok", status="doubtful", reason=ALIKE)
+        frame = mark(frame, frame["status"] == "accepted", status="uncertain", reason=ALIKE)
     return frame
 
 
@@ -241,7 +241,7 @@ def _name_columns(
             "species_p": 0.0,
             "intensity": 0.0,
             "intensity_sigma": 0.0,
-            "status": "ok",
+            "status": "accepted",
             "reason": "",
         }
     )
@@ -282,9 +282,9 @@ def _mark_doubts(frame: pd.DataFrame, fit: ColumnFit, scan: Scan, bare: NDArray[
     rim_px = 0.5 * REACH_SIGMA * fit.width_px
     cut = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
     for where, status, reason in (
-        (unsure, "doubtful", "its brightness fits two species"),
-        (other, "doubtful", "too bright or too dim for the material"),
-        (fit.position_sigma > VAGUE_SHARE * spacing, "doubtful", "its place is uncertain"),
+        (unsure, "uncertain", "its brightness fits two species"),
+        (other, "uncertain", "too bright or too dim for the material"),
+        (fit.position_sigma > VAGUE_SHARE * spacing, "uncertain", "its place is uncertain"),
         (frame["species"] == NOTHING, "rejected", "no atom is seen on this site"),
         (bare, "rejected", "no crystal here"),
         (flat[row, col], "rejected", "the pixels here are all alike: saturated or blank"),

@@ -147,7 +147,7 @@ def find_defects(
     readings = measure_sites(levelled, scan.sites)
     points, crops, evidence = name_sites(levelled, scan.sites, readings, params, network=network)
     if not scan.sure:
-        points = mark(points, points["status"] == "ok", status="doubtful", reason=ALIKE)
+        points = mark(points, points["status"] == "accepted", status="uncertain", reason=ALIKE)
     extended = find_extended(points, scan)
     pixel_nm = scan.calibration.pixel_size_nm[0]
     frame = _finish(extended.rows, image=micrograph.name, pixel_nm=pixel_nm)
@@ -233,7 +233,7 @@ def name_sites(
             "sublattice": np.array(crystal.sublattices)[sublattice],
             "z_score": readings.z[found],
             "intensity_ratio": ratio,
-            "status": "ok",
+            "status": "accepted",
             "reason": "",
             "place": np.arange(len(found)),
         }
@@ -268,7 +268,7 @@ def _mark_doubts(frame: pd.DataFrame, parts: NDArray[np.object_], over: Float) -
     over
         What is seen on each site over what an image without order shows by chance.
     """
-    frame = mark(frame, frame["kind_p"] < SURE_P, status="doubtful", reason=UNSURE)
+    frame = mark(frame, frame["kind_p"] < SURE_P, status="uncertain", reason=UNSURE)
     odd = (parts == ELSE) & (np.abs(frame["z_score"]) < _BEYOND_NOISE)
     frame = mark(frame, odd, status="rejected", reason="neither as usual nor like any defect: noise or dirt?")
     # A faint site counts where others that look like it stand out.
@@ -352,8 +352,8 @@ def find_extended(points: pd.DataFrame, scan: Scan) -> Extended:
                 "sublattice": "",
                 "z_score": np.nan,
                 "intensity_ratio": ratio,
-                "status": "ok",
-                "reason": f"{area_nm2:.2f} nm² without a crystal that can be judged",
+                "status": "accepted",
+                "reason": f"{area_nm2:.2f} nm² without a crystal that can be measured",
                 "place": -1,
             }
         )

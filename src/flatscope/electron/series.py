@@ -125,7 +125,7 @@ def find_in_series(
     rows["row_px"], rows["col_px"] = ((rows[name] + 0.5) * factor - 0.5 for name in ("row_px", "col_px"))
     rows["sigma_px"] *= factor
     if apart:
-        rows = mark(rows, rows["status"] == "ok", status="doubtful", reason=APART)
+        rows = mark(rows, rows["status"] == "accepted", status="uncertain", reason=APART)
     phases = map_phases(images[_find_clearest(images, lattice)], lattice)
     warn_of_lattice(phases, crystal, notes)
     return SeriesColumns(rows, phases, calibration)
@@ -280,15 +280,17 @@ def _name_columns(
             "species_p": p[np.arange(len(called)), called],
             "intensity": (reading.contrast * template).sum(1) / np.maximum((template**2).sum(1), 1e-9),
             "intensity_sigma": np.nan,
-            "status": "ok",
+            "status": "accepted",
             "reason": "",
         }
     )
-    frame = mark(frame, called == OTHER, status="doubtful", reason="neither of the material's columns")
+    frame = mark(frame, called == OTHER, status="uncertain", reason="neither of the material's columns")
     unsure = frame["species_p"] < _SURE_P
-    frame = mark(frame, unsure, status="doubtful", reason="two kinds of column, or none, are about as likely")
+    frame = mark(
+        frame, unsure, status="uncertain", reason="two kinds of column, or none, are about as likely"
+    )
     vague = reading.sigma > VAGUE_SHARE * measure_spacing(reading.positions)
-    frame = mark(frame, vague, status="doubtful", reason="its place is uncertain")
+    frame = mark(frame, vague, status="uncertain", reason="its place is uncertain")
     rim = _RIM_NM / PIXEL_NM + margin
     cut = ((reading.positions < rim) | (reading.positions > np.array(shape[-2:]) - 1.0 - rim)).any(1)
     return mark(frame, cut, status="rejected", reason="cut by the border")

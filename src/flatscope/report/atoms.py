@@ -13,7 +13,7 @@ from flatscope.results import ColumnTable
 
 _COLOURS: tuple[Colour, ...] = ((230, 159, 0), (86, 180, 233))
 _UNUSUAL: Colour = (0, 200, 110)
-_DOUBTFUL: Colour = (240, 60, 60)
+_UNCERTAIN: Colour = (240, 60, 60)
 _REJECTED: Colour = (150, 150, 150)
 _LEAST_SIDE_PX = 1200
 """Small images are enlarged, so that rings around columns leave them visible."""
@@ -21,7 +21,7 @@ _LEAST_SIDE_PX = 1200
 
 def draw_columns(image: Micrograph | Stack, table: ColumnTable) -> Image.Image:
     """Rings around all columns: orange and blue for the two sublattices, green where the column is not the usual one of
-    its sublattice, red where doubtful; gray crosses where a site was rejected.
+    its sublattice, red where uncertain; gray crosses where a site was rejected.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def draw_columns(image: Micrograph | Stack, table: ColumnTable) -> Image.Image:
         colour = _COLOURS[names.index(str(row["sublattice"])) % 2]
         if row["species"] != usual[row["sublattice"]]:
             colour = _UNUSUAL
-        if row["status"] == "doubtful":
-            colour = _DOUBTFUL
+        if row["status"] == "uncertain":
+            colour = _UNCERTAIN
         pen.ellipse(
             (x - radius, y - radius, x + radius, y + radius), outline=colour, width=max(scale // 2, 1)
         )

@@ -95,7 +95,7 @@ def draw_frames(
         if limits is None:
             low, high = np.quantile(pixels, (0.002, 0.998))
             limits = (float(low), float(high))
-        mine = rows.get(number, table.frame[:0]).assign(status="ok")
+        mine = rows.get(number, table.frame[:0]).assign(status="accepted")
         yield _draw_marks(
             to_gray(pixels, limits), mine, styles, radius=0.5 * constant_px, least_side=_MOVIE_SIDE_PX
         )
@@ -124,7 +124,7 @@ def _draw_marks(
         else:
             colour, shape = styles[str(row["kind"])]
             _mark(pen, x, y, radius * scale, colour, shape, width=max(scale, 2))
-            if row["status"] == "doubtful":
+            if row["status"] == "uncertain":
                 pen.text((x + radius * scale, y - radius * scale), "?", fill=colour, font=font)
             if row.get("track_id"):
                 pen.text(
