@@ -22,7 +22,8 @@ from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.layers import count_layers, sample_ladders
 from flatscope.optical.observations import KnownRegion, observe_known
-from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
+from flatscope.optical.photographs import Microscope
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.optical.setups import Prior
 from flatscope.results import THICK_LABEL
 from flatscope.training import adapt, onnx_export, recipes

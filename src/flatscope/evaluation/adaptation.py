@@ -18,7 +18,8 @@ from flatscope.evaluation.papers import saito2019
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
-from flatscope.optical.scenes import Microscope, Scene, draw_microscope, label_regions
+from flatscope.optical.photographs import Microscope, draw_microscope
+from flatscope.optical.scenes import Scene, label_regions
 from flatscope.optical.setups import LATENTS, Prior
 from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
 

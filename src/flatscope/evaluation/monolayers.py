@@ -21,7 +21,8 @@ from flatscope.evaluation.metrics import (
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import FlakeParams, find_flakes
-from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_microscope, draw_scene
+from flatscope.optical.photographs import Microscope, draw_microscope
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.optical.setups import LATENTS, Prior
 from flatscope.results import FlakeTable
 

@@ -18,7 +18,7 @@ from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, sp
 Float = NDArray[np.float64]
 
 MODEL_SIGMA = 0.04
-"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains (see `flatscope.optical.scenes`)."""
+"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains (see `flatscope.optical.photographs`)."""
 OXIDE_RANGE_NM = (50.0, 340.0)
 APERTURES = (0.35, 0.55, 0.85)
 """Numerical apertures that stand for 10x and 20x, 50x, and 100x objectives."""

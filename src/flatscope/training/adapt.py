@@ -24,7 +24,8 @@ from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.flakes import shrink, working_factor
 from flatscope.optical.layers import sample_ladders
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known
-from flatscope.optical.scenes import OPAQUE, Microscope, label_regions
+from flatscope.optical.photographs import Microscope
+from flatscope.optical.scenes import OPAQUE, label_regions
 from flatscope.optical.setups import Prior
 from flatscope.results import REJECTED_LABEL
 from flatscope.training import flake_scenes

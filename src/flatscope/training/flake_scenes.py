@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.optical.scenes import Microscope, Scene, SceneParams, draw_scene
+from flatscope.optical.photographs import Microscope
+from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.parallel import map_in_order
 from flatscope.training.losses import IGNORE
 from flatscope.training.recipes import Recipe
