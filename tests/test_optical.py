@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import json
 import zipfile
@@ -457,6 +458,11 @@ def test_a_gray_picture_is_read_and_less_sure() -> None:
     assert gray.found["layers_p"].notna().all()
     assert any("gray" in note for note in gray.provenance.notes)
     assert not any("gray" in note for note in colour.provenance.notes)
+
+
+def test_the_example_of_find_flakes_runs() -> None:
+    ran = doctest.testmod(flakes)
+    assert ran.attempted and not ran.failed
 
 
 # --- two halves -----------------------------------------------------------------------------------------------------

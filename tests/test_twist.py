@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from skimage import draw
 from flatscope.app.cli import run
 from flatscope.evaluation.twist import evaluate_twist, top_area_px
 from flatscope.micrograph import Calibration, Micrograph
+from flatscope.optical import twist
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, BilayerParams, cut_triangle, draw_bilayer
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.twist import TwistParams, measure_twist, moire_period_nm
@@ -62,6 +64,11 @@ def test_a_corner_points_where_it_is_said_to() -> None:
     np.testing.assert_allclose(top, (0.0, -10.0), atol=1e-9)
     hexagon = cut_triangle(9.0, turn=12.0, cut=1.0 / 3.0, points=1)
     np.testing.assert_allclose(np.hypot(*hexagon.T), np.full(6, 9.0 / np.sqrt(3.0)))
+
+
+def test_the_example_of_measure_twist_runs() -> None:
+    ran = doctest.testmod(twist)
+    assert ran.attempted and not ran.failed
 
 
 def test_hexagons_have_a_folded_angle_only() -> None:

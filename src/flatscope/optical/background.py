@@ -1,8 +1,8 @@
 """The empty substrate behind the flakes: uneven light, the substrate's colour, noise.
 
-Light varies smoothly across a picture, crystals begin with a step. Blocks of pixels that join without a step
-make up the substrate; a polynomial in the logarithm of the brightness carries it under the flakes. Contrast is
-I / I_substrate − 1, which takes out exposure, white balance and vignetting.
+Light varies smoothly across a picture; crystals begin with a step. Blocks of pixels that join without a step make up
+the substrate, and a polynomial in the logarithm of the brightness carries it on under the flakes. Contrast is
+I / I_substrate − 1: exposure, white balance and vignetting cancel.
 """
 
 from __future__ import annotations
@@ -26,18 +26,26 @@ LIGHT_ORDER = 6
 """Order of the polynomial that follows uneven light: vignetting of 60 % leaves an error of 0.4 %, the outermost corner
 aside."""
 _BLOCK_PX = 8
-_LEAST_AREA, _MOST_AREAS = 0.01, 4
-"""Smallest share of the picture that an area without steps must have to be looked at, and how many are."""
+"""Side of a block, of which mean and scatter are taken; smaller in small pictures."""
+_LEAST_AREA = 0.01
+"""Smallest share of the picture of an even area that may be the substrate."""
+_MOST_AREAS = 4
+"""Largest number of such areas."""
 _RIVAL = 0.2
-"""An area holds at least this share of what the first of them does: a light laid through a small crystal may bend until
-it passes through the substrate too."""
+"""Smallest score of such an area, relative to the best one: light fitted to a small crystal may bend until it passes
+through the substrate too."""
 _ALIKE = 0.05
 """Areas whose brightness differs by less than this share are one."""
-_SECOND_AREA, _ANOTHER_COLOUR = 0.12, 0.3
-"""An area of at least this share of the picture, by so much of another brightness, is told of."""
+_SECOND_AREA = 0.12
+"""A note reports a second even area if it covers at least this share of the picture …"""
+_ANOTHER_COLOUR = 0.3
+"""… and its brightness differs by at least this share."""
 _SATURATED = 0.992
+"""Fraction of full scale above which a block has lost its colour."""
 _DARKEST = 2e-3
-"""Fractions of full scale: a block beyond these has lost its colour, and the logarithm needs a floor."""
+"""Fraction of full scale below which a block has no colour: a floor for the logarithm."""
+_FULL_ORDER_AREA = 0.3
+"""Smallest share of the picture that fixes the full order of the light; less fixes its second order only."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ def estimate_background(
     logs = np.log(np.maximum(means, _DARKEST))
     relative = spreads / np.maximum(means, _DARKEST)
     typical = np.array([np.median(relative[..., channel][usable]) for channel in range(3)])
-    # Half of the blocks may hold edges: the quiet ones tell the noise.
+    # Half of the blocks may hold edges: the quiet ones show the noise.
     quiet = np.array([np.percentile(relative[..., channel][usable], 25) for channel in range(3)])
     # Noise weighs more where the light is dim, at most inversely to the brightness. Compression wipes out the noise
     # of some blocks: a grey level up and down is still flat.
@@ -291,8 +299,10 @@ def _share_of_border(labels: NDArray[np.integer[Any]], count: int) -> Float:
 
 
 def _choose_substrate(fits: list[tuple[Float, Blocks]]) -> tuple[Float, Blocks]:
-    """The light, and the blocks that agree with it, that hold most of the picture and of its border: the substrate
-    surrounds the crystals, and however they cut it, one smooth light passes through all its pieces."""
+    """Choose the light whose blocks hold most of the picture and of its border, and these blocks.
+
+    The substrate surrounds the crystals, and one smooth light passes through all pieces into which they cut it.
+    """
     return max(fits, key=lambda fit: fit[1].mean() + _share_of_border(fit[1].astype(int), 2)[1])
 
 
@@ -315,7 +325,7 @@ def _fit_light(logs: Float, flat_block: Blocks, substrate: Blocks, *, order: int
     def fit() -> Float:
         # A small area says nothing about curvature far from it.
         return _fit_polynomial(
-            logs, reach.astype(float), order=order if reach.mean() >= 0.3 else min(order, 2)
+            logs, reach.astype(float), order=order if reach.mean() >= _FULL_ORDER_AREA else min(order, 2)
         )
 
     for slack in (8.0, 6.0, 5.0, 4.0):

@@ -2,7 +2,7 @@
 
 Angles are in degrees, counter-clockwise as displayed, of the direction from a crystal's centre to a corner; a triangle
 looks the same every 120°. The twist is the smallest turn from one layer to the other, in [0, 60]°: 0° is stacked
-like 3R, 60° like 2H, as far as edges of the same termination tell.
+like 3R, 60° like 2H, if the edges of both layers are terminated alike.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BilayerParams:
     bulge
         Edges bent outwards or inwards (1 sigma), as a share of the radius.
     roughness_px, grain_px
-        Segmentation error: outlines displaced by this much (rms), with a correlation of 1/e over so many pixels.
+        Segmentation error: outlines displaced by this much (rms), correlated (1/e) over this many pixels.
     holes, salt
         Mean number of holes of a few pixels a flake; share of pixels with a wrong class.
     beyond

@@ -14,7 +14,6 @@ from scipy import ndimage
 from shapely.geometry import Polygon
 
 import flatscope
-from flatscope.inference.card import Card
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, Background, estimate_background
@@ -22,7 +21,7 @@ from flatscope.optical.layers import LayerPosterior, count_layers
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
 from flatscope.optical.regions import Measured, Regions, Weights, mark_seams, measure, number_flakes
 from flatscope.optical.setups import Prior
-from flatscope.optical.terraces import cut_regions, mark_steps
+from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
 
@@ -31,13 +30,10 @@ Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
-Mask = NDArray[np.bool_]
 
 _WORKING_PX = 1.9e6
 """Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
 finer than it needs, and the network was trained on edges a pixel or two wide."""
-_SPECK_SHARE = 0.25
-"""Specks below this share of the smallest area that counts are counted in a note, not listed."""
 _GOLD_CONTRAST = 0.4
 """Gold is brighter than the substrate by this contrast in the red, and less bright in the blue."""
 _DIMMEST_WHITE = 0.85
@@ -45,7 +41,7 @@ _DIMMEST_WHITE = 0.85
 _NEAR_WHITE = 0.93
 """A region within this share of where the camera stops is saturated."""
 REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
-"""The fields of `FlakeParams` that `find_regions` looks at; all others matter to `name_layers` only."""
+"""The fields of `FlakeParams` that matter to `find_regions`; the others matter to `name_layers` only."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +98,15 @@ def find_flakes(
     network: Network | None = None,
     flatfield: Float32 | None = None,
 ) -> FlakeTable:
-    """Find the flakes of a light micrograph and say how many layers each region has.
+    """Find the flakes of a light micrograph and count the layers of each region.
 
-    This is `find_regions`, then `name_layers`.
+    A network marks crystals and their edges; regions of one contrast are cut out, and the contrasts of all regions
+    together are compared with thin-film optics. This is `find_regions`, then `name_layers`.
 
     Parameters
     ----------
     micrograph
-        A picture of crystals on SiO2/Si; from a gray one, layers are told by brightness alone.
+        A picture of crystals on SiO2/Si; in a gray one only brightness counts.
     params
         Material, set-up, limits.
     network
@@ -119,7 +116,15 @@ def find_flakes(
 
     Returns
     -------
-    One row a region, the thin, large and sure ones first; rejected regions follow with their reasons.
+    FlakeTable
+        One row a region, the thin, large and sure ones first, with the columns `flatscope.results.FLAKE_COLUMNS`:
+        ``flake_id`` (regions that touch are one flake) and ``region_id``; ``layers`` ("1" to "6", "thick", "1|2" where
+        both fit, "" if rejected) and the probability ``layers_p`` that it is right; ``p_1`` to ``p_6`` and ``p_thick``,
+        the probability of each number; ``layers_low`` to ``layers_high``, its 95 % interval; ``status`` ("accepted",
+        "uncertain" or "rejected") and ``reason``; ``area_um2`` (empty without a pixel size) and ``area_px``; the
+        centre ``row_px``, ``col_px``; ``touches_edge``; the contrast I / I_substrate − 1 in ``contrast_r``, ``_g``,
+        ``_b``; the oxide that fits the picture, ``oxide_nm`` with ``oxide_sigma_nm``. ``outlines`` and ``labels`` tie
+        the rows to pixels.
 
     Raises
     ------
@@ -130,8 +135,20 @@ def find_flakes(
 
     Notes
     -----
-    Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is
-    another one than stated, and on crystals that lie on crystals.
+    Fails where crystals cover nearly the whole picture (no substrate to compare with), where the material is another
+    one than stated, and on crystals that lie on crystals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flatscope import FlakeParams, Micrograph, find_flakes
+    >>> from flatscope.optical.scenes import SceneParams, draw_scene
+    >>> scene = draw_scene(
+    ...     np.random.default_rng(2), SceneParams((160, 240), "MoS2", oxide_nm=285.0, gamma=1.0, clean=True)
+    ... )
+    >>> table = find_flakes(Micrograph(scene.pixels), FlakeParams("MoS2", oxide_nm=285.0, gamma=1.0))
+    >>> table.found["layers"].tolist()
+    ['1', '1', '2', '2']
     """
     regions = find_regions(micrograph, params, network=network, flatfield=flatfield)
     (table,) = name_layers([regions], params)
@@ -147,13 +164,17 @@ def find_regions(
 ) -> Regions:
     """Find the regions of uniform thickness in one picture and measure their contrasts.
 
-    This is the heavy half of `find_flakes`, and looks at one picture alone. Of the settings only `REGION_SETTINGS`
-    matter.
+    This is the heavy half of `find_flakes`: it takes one picture, and only the settings `REGION_SETTINGS` matter.
 
     Parameters
     ----------
     micrograph, params, network, flatfield
         As for `find_flakes`.
+
+    Returns
+    -------
+    Regions
+        All that `name_layers` needs; `Regions.to_bytes` stores it.
 
     Raises
     ------
@@ -179,7 +200,7 @@ def find_regions(
     chances = network.probabilities(network.card.normalise(contrast))
     clock.lap("network_s")
     least = _least_area_px(micrograph, params, factor)
-    division = _divide(chances, contrast, network.card, least_px=least, noise=background.noise)
+    division = divide_picture(chances, contrast, network.card, least_px=least, noise=background.noise)
     measured = measure(division.labels, contrast, division.edge)
     foreign = np.arange(len(measured.area_px)) >= division.crystals
     metal = foreign & _is_gold(measured.contrast) & (measured.area_px >= ROOMY * least)
@@ -204,10 +225,10 @@ def find_regions(
 
 
 def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()) -> list[FlakeTable]:
-    """Say how many layers the regions of one or more pictures have.
+    """Count the layers of the regions of one or more pictures.
 
-    This is the light half of `find_flakes`: it sees no pixels, and all pictures of a set-up together. (Each picture is
-    still fitted alone.)
+    This is the light half of `find_flakes`: it takes all pictures of a set-up and looks at no pixels. For now each
+    picture is fitted alone.
 
     Parameters
     ----------
@@ -218,7 +239,7 @@ def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()
 
     Returns
     -------
-    One table a picture, as `find_flakes` gives it.
+    One table a picture, as from `find_flakes`.
     """
     posteriors = [_fit_layers(regions, params) for regions in pictures]
     return [_tabulate(*pair, params) for pair in zip(pictures, posteriors, strict=True)]
@@ -268,7 +289,7 @@ def _find_nothing(micrograph: Micrograph, network: Network, timings_s: dict[str,
 
 
 def working_factor(shape: tuple[int, ...]) -> int:
-    """By how much a picture of this shape is reduced before anything is looked for in it."""
+    """Factor by which a picture of this shape is reduced before it is analysed."""
     return max(1, round(np.sqrt(shape[0] * shape[1] / _WORKING_PX)))
 
 
@@ -289,38 +310,6 @@ def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> 
     return least / factor**2
 
 
-def _divide(chances: Float32, contrast: Float32, card: Card, *, least_px: float, noise: Float) -> _Division:
-    """Turn the network's probabilities, shape (outputs, rows, cols), into regions."""
-    chance = dict(zip(card.outputs, chances, strict=True))
-    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least_px)
-    edge = mark_steps(crystal, contrast, noise=noise)
-    edge |= chance["edge"] > card.thresholds.get("edge", 0.5)
-    labels = cut_regions(crystal, edge, contrast, noise=noise)
-    crystals = int(labels.max())
-    foreign, more = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least_px)
-    parts, _ = ndimage.label(foreign, output=np.int32)
-    labels = np.where(parts > 0, parts + crystals, labels).astype(np.int32)
-    return _Division(labels, edge, crystals, specks + more)
-
-
-@dataclass(frozen=True)
-class _Division:
-    """A picture divided into regions: `crystals` of them, then foreign matter; small specks are left out."""
-
-    labels: Labels
-    edge: Mask
-    crystals: int
-    specks: int
-
-
-def _drop_specks(mask: Mask, least_px: float) -> tuple[Mask, int]:
-    """A mask without its parts far below the smallest area that counts, and how many these were."""
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
-    large = np.bincount(parts.ravel()) >= _SPECK_SHARE * least_px
-    large[0] = False
-    return large[parts], count - int(large.sum())
-
-
 def _is_gold(contrast: Float) -> Bools:
     """Metal is much brighter than the substrate and yellowish."""
     return (contrast[..., 0] > _GOLD_CONTRAST) & (contrast[..., 0] > contrast[..., 2])
@@ -329,7 +318,7 @@ def _is_gold(contrast: Float) -> Bools:
 def _is_saturated(measured: Measured, rgb: Float32, background: Background) -> Bools:
     """Which channels of which regions lie where the camera stops, shape (regions, 3).
 
-    Many cameras stop short of the full scale: the brightest pixels of the picture tell where.
+    Many cameras stop short of the full scale: the brightest pixels of the picture show where.
     """
     brightness = (1.0 + measured.contrast) * background.at(measured.centre, rgb.shape[:2])
     white = np.maximum(np.percentile(rgb[::8, ::8].reshape(-1, 3), 99.9, axis=0), _DIMMEST_WHITE)
@@ -337,7 +326,7 @@ def _is_saturated(measured: Measured, rgb: Float32, background: Background) -> B
 
 
 def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
-    """What `Regions` say of the picture and of the network."""
+    """The fields of `Regions` that describe the picture and the network."""
     card = network.card
     return {
         "shape": micrograph.shape,
@@ -438,14 +427,14 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
 
 
 def _note_picture(
-    micrograph: Micrograph, division: _Division, least_px: float, factor: int
+    micrograph: Micrograph, division: Division, least_px: float, factor: int
 ) -> tuple[str, ...]:
-    """What a user should know of how the picture was looked at."""
+    """Notes on how the picture was analysed."""
     notes = []
     if micrograph.is_gray:
         notes.append("the picture is gray: brightness alone tells layers apart poorly, take a colour picture")
     if division.specks:
-        size = _SPECK_SHARE * least_px * factor**2
+        size = SPECK_SHARE * least_px * factor**2
         notes.append(f"{division.specks} specks below {size:.0f} px are not listed")
     if factor > 1:
         notes.append(f"analysed at 1/{factor} of the picture's resolution")
@@ -453,7 +442,7 @@ def _note_picture(
 
 
 def _note_material(regions: Regions, material: str) -> tuple[str, ...]:
-    """What a user should know of the areas and layer numbers."""
+    """Notes on areas and layer numbers."""
     notes = []
     if len(regions) and regions.calibration is None:
         notes.append("pixel size unknown: areas in px only; pass --um-per-px for µm²")

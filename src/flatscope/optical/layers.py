@@ -1,10 +1,10 @@
 """How many layers: posterior probabilities from the contrast of all regions of a picture together.
 
-The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of
-which is known well. A population of set-ups is drawn from the prior and moved, step by step, towards those
-that explain all regions of the picture (sequential Monte Carlo, Del Moral et al. 2006,
-10.1111/j.1467-9868.2006.00553.x, with moves along differences of the population, ter Braak 2006,
-10.1007/s11222-006-8769-1). What remains uncertain about the set-up stays in the probabilities.
+The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of which is
+known well. A population of set-ups is drawn from the prior and moved, step by step, towards those that explain all
+regions of the picture: sequential Monte Carlo (Del Moral et al. 2006, doi:10.1111/j.1467-9868.2006.00553.x) with moves
+along differences of the population (ter Braak 2006, doi:10.1007/s11222-006-8769-1). What remains uncertain about the
+set-up stays in the probabilities.
 """
 
 from __future__ import annotations
@@ -27,40 +27,59 @@ Float32 = NDArray[np.float32]
 _FEW = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
 """Entries of `LAYER_GRID` up to ten layers: "few", where the grid has no gaps."""
 _THIN_NM = 4.0
-_THICK_SIGMA, _THICK_FLOOR = 0.12, 0.03
-"""Relative and absolute contrast error of crystals above this thickness: a few percent of error in a published
-index move their interference colours far more than those of a thin crystal."""
-_DRAWN, _PARTICLES, _REPORTED = 4000, 500, 250
-"""Set-ups drawn from the prior, how many of them move on, and how many the probabilities are averaged over. Set-ups
-that give a layer less explain many pictures nearly as well: only many draws weigh the two ways evenly."""
+"""Crystals above this thickness are thick: a few percent of error in a published index move their interference colours
+far more than those of a thin one."""
+_THICK_SIGMA = 0.12
+"""Relative error of the computed contrast of a thick crystal (1 sigma); `MODEL_SIGMA` for a thin one."""
+_THICK_FLOOR = 0.03
+"""Contrast error of any thick region (1 sigma)."""
+_FLOOR = 0.006
+"""Contrast error of any thin region: background, compression, a film of adsorbates (1 sigma)."""
+_DRAWN = 4000
+"""Set-ups drawn from the prior. Set-ups that give one layer less explain many pictures nearly as well: only many draws
+weigh the two ways evenly."""
+_PARTICLES = 500
+"""Set-ups that move on to the posterior."""
+_REPORTED = 250
+"""Set-ups over which the probabilities are averaged."""
 _MOVES = 3
 """Moves of every set-up at each temperature, three times as many at the end."""
 _FITTED_REGIONS = 16
+"""Largest number of regions that the set-up is fitted to."""
 _SAME_CONTRAST = 0.015
-"""Regions closer than this in every channel say the same: three of them bear witness."""
+"""Regions closer than this in every channel say the same …"""
+_ALIKE_REGIONS = 3
+"""… and at most this many of them are fitted."""
 _WITNESSES = 6.0
-"""Regions share the errors of the published indices, so more than this many do not make the set-up surer."""
-_FLOOR = 0.006
-"""Contrast error of any region: background, compression, a film of adsorbates (1 sigma)."""
+"""Regions share the errors of the published indices: more than this many do not make the set-up surer (found on drawn
+scenes, seeds 1 and 2)."""
 _FREEDOM = 4
-"""Degrees of freedom of the contrast's error: few, since residue and blurred edges make it heavy-tailed."""
-_SHARE_FEW, _SHARE_THICK, _SHARE_RESIDUE, _SHARE_FOREIGN = 0.55, 0.3, 0.12, 0.03
-"""Prior shares of regions: crystals of few layers, thicker ones, faint residue, other foreign matter."""
+"""Degrees of freedom of the Student distribution of contrasts; residue and blurred edges give it heavy tails."""
+_SHARE_FEW = 0.55
+"""Prior share of regions that are crystals of up to ten layers."""
+_SHARE_THICK = 0.3
+"""Prior share of regions that are thicker crystals."""
+_SHARE_RESIDUE = 0.12
+"""Prior share of regions that are faint residue."""
+_SHARE_FOREIGN = 0.03
+"""Prior share of regions that are other foreign matter."""
+_RESIDUE_WIDTH = 0.06
+"""Spread of the contrast of residue."""
+_FOREIGN_WIDTH = 0.6
+"""Spread of the contrast of other foreign matter."""
 _SHARPER = 1.15
-"""Exponent of the final probabilities: witnesses that count less leave the set-up, and so the answer, too unsure.
-This one and `_WITNESSES` were found on drawn scenes (seeds 1 and 2)."""
+"""Exponent of the final probabilities, which `_WITNESSES` leaves too unsure (found on drawn scenes, seeds 1 and 2)."""
 _OXIDE_SHARE = 0.015
-"""Error of a fitted oxide thickness that no number of regions removes: published indices, angle of the cone."""
-_FAR_LAYERS, _MEMORY_LAYERS = 2.0, 6.0
-"""So many layers from a known region theory is as uncertain as without it, and so many make what theory misses there
-fade away."""
-_RESIDUE_WIDTH, _FOREIGN_WIDTH = 0.06, 0.6
-"""Spread of the contrast of residue, and of anything else."""
+"""Relative error of a fitted oxide that no number of regions removes: published indices, angle of the cone."""
+_FAR_LAYERS = 2.0
+"""This many layers from a known region, theory is as uncertain as without it."""
+_MEMORY_LAYERS = 6.0
+"""What theory misses at a known region fades away (1/e) over this many layers."""
 
 
 @dataclass(frozen=True)
 class LayerPosterior:
-    """What the picture says.
+    """What a picture says of its regions and of the set-up.
 
     Parameters
     ----------
@@ -99,10 +118,10 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
 
     Notes
     -----
-    Fails without a word where the crystal is not the stated material but happens to share its colours.
+    Fails without notice where the crystal is another material that happens to share the colours of the stated one.
     """
     latent = rng.standard_normal((_DRAWN, LATENTS))
-    witnesses = _select(observation)
+    witnesses = _choose_witnesses(observation)
     if len(witnesses.contrast):
         latent = _fit_setups(witnesses, prior, latent, rng=rng)
     latent = latent[:_PARTICLES]
@@ -148,7 +167,7 @@ def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.
         advance = _next_temperature(fit, 1.0 - reached)
         reached += advance
         weight = np.exp(advance * fit - logsumexp(advance * fit))
-        chosen = _systematic(rng, weight, count=_PARTICLES)
+        chosen = _resample(rng, weight, count=_PARTICLES)
         latent, fit = latent[chosen], fit[chosen]
         for _ in range(_MOVES if reached < 1.0 else 3 * _MOVES):
             latent, fit, share = _move(rng, latent, fit, evidence, reached=reached, step=step)
@@ -156,13 +175,13 @@ def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.
     return rng.permutation(latent)
 
 
-def _select(observation: Observation) -> Observation:
-    """The regions that tell most about the set-up: known ones, then large unsaturated ones of different contrast."""
+def _choose_witnesses(observation: Observation) -> Observation:
+    """The regions that fix the set-up best: known ones, then large unsaturated ones of different contrast."""
     order = np.argsort(-(observation.area_px + 1e9 * (observation.known > 0)))
     chosen: list[int] = []
     for place in order[observation.witness[order] & ~observation.saturated[order].any(1)]:
         distance = np.abs(observation.contrast[chosen] - observation.contrast[place])
-        if (distance < _SAME_CONTRAST).all(1).sum() < 3:
+        if (distance < _SAME_CONTRAST).all(1).sum() < _ALIKE_REGIONS:
             chosen.append(int(place))
         if len(chosen) == _FITTED_REGIONS:
             break
@@ -300,7 +319,8 @@ def _next_temperature(fit: Float, most: float) -> float:
     return max(low, 0.02 * most)
 
 
-def _systematic(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray[np.int64]:
+def _resample(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray[np.int64]:
+    """Places drawn in proportion to their weights, evenly spread (systematic resampling)."""
     places = (rng.random() + np.arange(count)) / count
     return np.minimum(np.searchsorted(np.cumsum(weight), places), len(weight) - 1)
 
@@ -339,6 +359,7 @@ def _move(
 
 
 def _summarise(crystal: Float32, foreign: Float, setups: Setups, known: NDArray[np.int64]) -> LayerPosterior:
+    """Average over the set-ups."""
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = (
         np.concatenate([each[:, :MOST_LAYERS], each[:, MOST_LAYERS:].sum(1, keepdims=True)], axis=1)

@@ -1,4 +1,4 @@
-"""What layer counting is given: contrasts with their errors, measured in a picture or known beforehand."""
+"""Contrasts with their errors, measured in a picture or known beforehand: the input of layer counting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Float = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_LAYERS = 6
-"""Layer numbers up to here are told apart; what is above is thick."""
+"""Largest layer number that is told apart from the next; what is above is thick."""
 _WITNESS_PX = 250.0
 """The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
 _CORRELATED_PX = 9.0
@@ -46,8 +46,7 @@ class Observation:
     known
         Layer number where it is known, else 0; shape (regions,). No number occurs twice.
     witness
-        Whether a region tells about the set-up; the others are only counted in the set-up that the witnesses tell.
-        Shape (regions,), bool.
+        Regions that the set-up is fitted to; the others are counted under the set-up so found. Shape (regions,), bool.
     """
 
     contrast: Float
@@ -87,9 +86,9 @@ class KnownRegion:
 
 
 def observe_regions(regions: Regions) -> Observation:
-    """What the regions of a picture that are large enough say, in the order of their labels.
+    """Contrasts of the regions of a picture that are large enough, in the order of their labels.
 
-    Only what the network takes for crystals tells about the set-up, and of these only the large ones if there are any.
+    The set-up is fitted to what the network takes for crystals, and of these to the large ones if there are any.
     """
     counted = np.flatnonzero(regions.large_enough)
     measured = regions.measured
@@ -109,7 +108,7 @@ def observe_regions(regions: Regions) -> Observation:
 
 
 def observe_known(known: Sequence[KnownRegion]) -> Observation:
-    """What known regions say: the median contrast of each layer number, and its scatter."""
+    """Contrasts of known regions: the median of each layer number, and its scatter."""
     layers = np.unique([region.layers for region in known]).astype(np.int64)
     of_each = [np.array([region.contrast for region in known if region.layers == n]) for n in layers]
     typical = np.stack([np.median(contrasts, axis=0) for contrasts in of_each])

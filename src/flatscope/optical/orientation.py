@@ -1,8 +1,8 @@
-"""How a three-fold crystal lies, from its outline: by its straight edges, or by a network.
+"""The orientation of a three-fold crystal from its outline: by its straight edges, or by a network.
 
-Edges of a grown crystal with three-fold symmetry, cut corners included, lie in six directions 60° apart. Every
-straight piece of an outline therefore tells the orientation modulo 60°, however little of the crystal is left; which
-of the two orientations it is follows from the longer edges, as cut corners are the shorter ones.
+Edges of a grown crystal with three-fold symmetry, cut corners included, lie in six directions 60° apart. Every straight
+piece of an outline therefore fixes the orientation modulo 60°, however little of the crystal is left. The longer edges
+decide between the two orientations that remain: cut corners are the shorter ones.
 """
 
 from __future__ import annotations
@@ -20,57 +20,81 @@ from flatscope.inference.runtime import Network
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+METHODS = ("auto", "edges", "network")
+"""Ways to find an orientation; "auto" weighs both."""
+CROP_PX = 64
+"""Side of the network's input."""
+
 _LEAST_ASYMMETRY = 0.25
-"""Longer and shorter edges that differ by less of their sum cannot be told apart: corners cut at 0.27 of the side."""
+"""Smallest difference of longer and shorter edges, as a share of their sum, that tells them apart: corners cut at 0.27
+of the side."""
 _LEAST_EDGES = 3
-"""No direction is given from fewer edges."""
+"""Fewest edges that give a direction."""
 _SMOOTH_PX = 2.0
 """Outlines are followed on masks blurred by this much (1 sigma), which moves no straight edge."""
-_WINDOW_SHARE, _LEAST_WINDOW_PX = 0.045, 4.0
-"""The direction of an outline is taken over this share of its length to either side."""
-_ALIGNED_DEG, _LEAST_RUN_PX = 14.0, 6
-"""A straight piece deviates by less than this from one of six directions, and is at least so long."""
-_FACING_DEG, _TRIM_PX = 70.0, 2.0
-"""A point belongs to the nearest edge if it faces that way, and if the next one is farther by this much."""
-_STARTS_DEG, _ROUNDS = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0), 8
-"""First guesses of the direction, about the mean of the outline's; improvements of each."""
-_SAME_DEG, _RIVAL_PX = 0.5, 6.0
-"""Fits closer than this are one; outlines tell them apart once every so many pixels."""
-_NOWHERE_PX, _FARTHEST_PX = 1e6, 6.0
-"""Distance of an edge that is not there, and the largest one that counts against a fit."""
+_WINDOW_SHARE = 0.045
+"""The direction of an outline is taken over this share of its length to either side …"""
+_LEAST_WINDOW_PX = 4.0
+"""… and over at least this length."""
+_ALIGNED_DEG = 14.0
+"""A straight piece deviates by less than this from one of six directions …"""
+_LEAST_RUN_PX = 6
+"""… and is at least this long."""
+_FACING_DEG = 70.0
+"""A point belongs to the nearest edge if its normal deviates by less than this from the edge's …"""
+_TRIM_PX = 2.0
+"""… and the next edge is farther by more than this."""
+_STARTS_DEG = (0.0, 10.0, -10.0, 20.0, -20.0, 30.0)
+"""First guesses of the direction, about the mean of the outline's."""
+_ROUNDS = 8
+"""Improvements of each guess."""
+_SAME_DEG = 0.5
+"""Fits closer than this are one."""
+_RIVAL_PX = 6.0
+"""Pixels of an outline that count as one when two fits are compared."""
+_NOWHERE_PX = 1e6
+"""Distance of an edge that is not there."""
+_FARTHEST_PX = 6.0
+"""Largest distance that counts against a fit."""
 _LEAST_VARIANCE = 0.003
-"""Of a point of an outline that follows pixels, px²."""
-_OUTLIER_SIGMA, _OUTLIER_DEG = 3.5, 0.7
-"""An edge whose own direction is off by more than so many errors, this much added, belongs to something else."""
-_SIGMA_SCALE_ROUGH, _SIGMA_SCALE_SMOOTH, _ROUGH_PX2 = 1.41, 0.735, 0.25
-"""What the errors of outlines lack that scatter by more or less than the last about their edges; found on drawn
-bilayers (seeds 2 and 4). Steps of pixels along an edge repeat themselves and so err less than noise would."""
+"""Variance of a point of an outline that follows pixels, px²."""
+_OUTLIER_SIGMA = 3.5
+"""An edge belongs to something else if its own direction deviates by more than this many errors …"""
+_OUTLIER_DEG = 0.7
+"""… where this is added to its error."""
+_ROUGH_PX2 = 0.25
+"""An outline that scatters by more than this about its edges is rough (variance in px²)."""
+_SIGMA_SCALE_ROUGH = 1.41
+"""Factor on the error of a rough outline; found on drawn bilayers (seeds 2 and 4), as the next two."""
+_SIGMA_SCALE_SMOOTH = 0.735
+"""The same of a smooth outline: steps of pixels along an edge repeat, and so err less than noise would."""
 _SIGMA_SCALE_NETWORK = 0.93
-"""The same of the network's own statement."""
+"""Factor on the error that the network states."""
 _MOST_LAG_PX = 6
-"""Residuals are correlated over up to so many pixels."""
-_SURE_DEG, _SURER = 0.65, 0.18
-"""The larger an error, the more of it either way overlooks: it grows by this power of itself, from the first on (drawn
-bilayers, seeds 2 and 4)."""
-METHODS = ("auto", "edges", "network")
-"""Ways to tell how a crystal lies; "auto" weighs both."""
+"""Residuals along an edge are correlated over at most this many pixels."""
+_SURE_DEG = 0.65
+"""Both ways underestimate large errors: from this one on an error grows …"""
+_SURER = 0.18
+"""… by this power of itself (drawn bilayers, seeds 2 and 4)."""
 _CORRELATION = 0.8
-"""Of the errors of edges and network, which see the same outline (drawn bilayers, seeds 2 and 4)."""
-_CONTRADICT_SIGMA, _DOUBT_SIGMA = 3.0, 1.5
-"""Edges and network that are farther apart than so many errors contradict each other, or make each other doubtful."""
+"""Correlation of the errors of edges and network, which see the same outline (drawn bilayers, seeds 2 and 4)."""
+_CONTRADICT_SIGMA = 3.0
+"""Edges and network contradict each other if they differ by more than this many errors …"""
+_DOUBT_SIGMA = 1.5
+"""… and make each other doubtful from this many on."""
 _ALONE = 1.25
-"""By how much more caution an answer needs that one way gives alone."""
-CROP_PX = 64
-"""Side of what the network sees."""
-_MARGIN_SHARE, _MARGIN_PX = 0.15, 3.0
-"""Around a layer, of its size and added to that, on either side."""
+"""Factor on the caution about an answer that only one way gives."""
+_MARGIN_SHARE = 0.15
+"""Margin around a layer in the network's input, as a share of the layer's size …"""
+_MARGIN_PX = 3.0
+"""… and added to that, on either side."""
 _LEAST_LOGIT = 3.0
-"""A direction that is likelier than the one 60° off by less (95 %) is not told from it."""
+"""Smallest log odds (95 %) that tell a direction from the one 60° off."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How one layer lies.
+    """The orientation of one layer.
 
     Parameters
     ----------
@@ -79,9 +103,9 @@ class Orientation:
     sigma_deg
         1-sigma error.
     caution_deg
-        The error by which it is decided whether to rely on it: larger where only one of two ways is sure.
+        The error that decides whether to rely on it: larger where only one of two ways is sure.
     three_fold
-        Whether it can be told from the one turned by 60°, as it cannot for a hexagon.
+        False if it cannot be told from the one turned by 60°, as for a hexagon.
     method
         "edges", "network", or "edges and network".
     """
@@ -117,11 +141,16 @@ def orient(mask: Mask, hidden: Mask, *, method: str, network: Network) -> Orient
 
 
 def weigh(straight: Orientation, seen: Orientation) -> Orientation:
-    """The mean of what edges and network say that has the smallest error, given that their errors are correlated.
+    """Mean of the answers of edges and network with the smallest error, given that their errors are correlated.
 
-    The larger error has no weight where it is far larger. Where both disagree by far more than they state, edges have
-    taken something else for a crystal's, and the network counts; the farther apart, the larger the error. An outline
-    that only one of both is sure of misleads it more often than its error says: caution goes by both.
+    An error that is far larger than the other has no weight. Where both disagree by far more than they state, the edges
+    belong to something else, and the network counts; the farther apart, the larger the error. An outline that only one
+    of both is sure of misleads more often than its error says: caution depends on both errors.
+
+    Parameters
+    ----------
+    straight, seen
+        From edges and from the network.
     """
     apart = (straight.corner_deg - seen.corner_deg + 30.0) % 60.0 - 30.0
     common = _CORRELATION * straight.sigma_deg * seen.sigma_deg
@@ -138,7 +167,7 @@ def weigh(straight: Orientation, seen: Orientation) -> Orientation:
     surer = straight if weight > 0.5 else seen
     farther = np.sqrt(max(doubt / _DOUBT_SIGMA, 1.0))
     return Orientation(
-        # Which of both directions 60° apart it is, the surer one says.
+        # The surer one decides between the two directions 60° apart.
         float((surer.corner_deg + (weight - (surer is straight)) * apart) % 120.0),
         float(sigma * farther),
         float(np.sqrt(straight.sigma_deg * seen.sigma_deg) * farther),
@@ -157,9 +186,9 @@ def orient_by_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) 
     hidden
         Where its outline is not its own: cut by the picture or another crystal. Same shape.
     near_deg
-        About where a corner lies, modulo 60°, if that is known: saves the search.
+        Rough direction of a corner modulo 60°, if known: saves the search.
     """
-    outline = _follow(mask)
+    outline = _trace_outline(mask)
     if outline is None:
         return None
     tangent = _directions(outline)
@@ -189,13 +218,13 @@ def orient_by_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) 
     # Lines in the direction of a corner's opposite edge and in the other three.
     far, near = fit.lengths[::2].sum(), fit.lengths[1::2].sum()
     corner = fit.centre + (60.0 if far >= near else 0.0)
-    told = abs(far - near) >= _LEAST_ASYMMETRY * (far + near)
+    three_fold = abs(far - near) >= _LEAST_ASYMMETRY * (far + near)
     scale = _SIGMA_SCALE_ROUGH if fit.scatter > _ROUGH_PX2 else _SIGMA_SCALE_SMOOTH
-    return Orientation(corner % 120.0, scale * sigma, _ALONE * scale * sigma, bool(told), "edges")
+    return Orientation(corner % 120.0, scale * sigma, _ALONE * scale * sigma, bool(three_fold), "edges")
 
 
 def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
-    """What the network sees of a layer: a square around it, shape (64, 64, 2), 0 to 255.
+    """The network's input: a square around a layer, shape (64, 64, 2), 0 to 255.
 
     Parameters
     ----------
@@ -216,7 +245,7 @@ def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
     around = tuple(zip(before, after, strict=True))
     top, left, bottom, right = (float(edge) for edge in (*(first + before), *(last + before)))
     seen = [
-        # the picture's border hides what lies beyond it
+        # The border of the picture hides what lies beyond it.
         Image.fromarray(
             np.pad(np.where(layer, np.uint8(255), np.uint8(0)), around, constant_values=outside)
         ).resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
@@ -228,7 +257,7 @@ def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:
 def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientation:
     """Orientation of a crystal by a network that learned from drawn ones; see `orient_by_edges`.
 
-    It is asked about all eight turned and mirrored copies, and its answers are turned back and averaged.
+    Its answers for all eight turned and mirrored copies are turned back and averaged.
 
     References
     ----------
@@ -245,12 +274,12 @@ def orient_by_network(mask: Mask, hidden: Mask, *, network: Network) -> Orientat
     (angle,), (sigma,), (logit,) = decode_density(answers[None])
     corner = angle + (0.0 if logit >= 0 else 60.0)
     error = _SIGMA_SCALE_NETWORK * float(sigma)
-    told = bool(abs(logit) >= _LEAST_LOGIT)
-    return Orientation(float(corner % 120.0), error, _ALONE * error, told, "network")
+    three_fold = bool(abs(logit) >= _LEAST_LOGIT)
+    return Orientation(float(corner % 120.0), error, _ALONE * error, three_fold, "network")
 
 
 def _turn_back(answer: NDArray[np.float32], mirrored: bool, quarters: int) -> Float:
-    """What the network would have said of the crop, from what it says of a copy: mirrored, then turned by quarters."""
+    """The network's answer for the crop itself, from that for a copy: mirrored, then turned by quarters."""
     six, three = (complex(*pair) for pair in answer.astype(float).reshape(2, 2))
     # A corner at φ lies at 180° − φ in the mirror, and a quarter turn adds 90°.
     six, three = six * np.exp(-3j * np.pi * quarters), three * np.exp(-1.5j * np.pi * quarters)
@@ -312,7 +341,7 @@ def _fit_from(
     return None if fit is None else (misfit, fit)
 
 
-def _follow(mask: Mask) -> Float | None:
+def _trace_outline(mask: Mask) -> Float | None:
     """The longest outline of a mask, a point a pixel, anticlockwise; x right and y up, shape (n, 2)."""
     padded = np.pad(ndimage.binary_fill_holes(mask), 8).astype(np.float32)
     contours = find_contours(ndimage.gaussian_filter(padded, _SMOOTH_PX), 0.5)
@@ -387,7 +416,7 @@ def _fit_edges(outline: Float, kinds: NDArray[np.int64], centre: float) -> _Fit 
     if not found.any():
         return None
     squares = sum(float((rest * rest).sum()) for rest in residuals.values())
-    # Of points that are one over some pixels, so many fewer are left when each edge has taken its place and slope.
+    # Each edge takes a place and a slope, each worth as many points as are correlated.
     correlated = _correlation_px(list(residuals.values()))
     freedom = max(lengths.sum() - 2.0 * correlated * found.sum(), 0.25 * lengths.sum())
     per_slope = max(squares / freedom, _LEAST_VARIANCE) * correlated

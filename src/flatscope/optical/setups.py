@@ -1,7 +1,6 @@
-"""What differs from one microscope to the next: how probable each set-up is, and the colours it gives.
+"""Set-ups: how microscopes differ from one another, how probable each is, and the colours it gives.
 
-Scenes draw one set-up each; layer counting weighs thousands of them against a picture. Both use the same
-distribution, so that a network and a posterior mean the same world.
+A scene draws one set-up; layer counting weighs thousands of them against a picture. Both use the same distribution.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, sp
 Float = NDArray[np.float64]
 
 MODEL_SIGMA = 0.04
-"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains (see `flatscope.optical.photographs`)."""
+"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains; drawn pictures have it too."""
 OXIDE_RANGE_NM = (50.0, 340.0)
+"""Thinnest and thickest SiO2 that is computed."""
 APERTURES = (0.35, 0.55, 0.85)
 """Numerical apertures that stand for 10x and 20x, 50x, and 100x objectives."""
 
@@ -122,7 +122,7 @@ def store(linear: Float, gamma: Float, flare: Float) -> Float:
 
 
 _ALL_MIXED = 2.0 / 3.0
-"""The leakage of channels into one another at which all three are the same."""
+"""Leakage between channels at which all three are the same."""
 LATENTS = 12
 """Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
 
@@ -140,7 +140,7 @@ class Prior:
     gamma
         The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
     gray
-        The camera tells no colours: its three channels are one, the mean of a colour camera's.
+        The camera sees no colours: its three channels are one, the mean of those of a colour camera.
 
     Raises
     ------

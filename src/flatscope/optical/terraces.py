@@ -1,8 +1,9 @@
-"""Regions of uniform thickness: what the network marks, cut at terrace edges and measured."""
+"""Regions of uniform thickness: what the network marks as crystal, cut at the edges of terraces."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.filters import threshold_otsu
 
+from flatscope.inference.card import Card
 from flatscope.optical.regions import measure_contrasts
 
 Float = NDArray[np.float64]
@@ -18,35 +20,108 @@ Float32 = NDArray[np.float32]
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
+SPECK_SHARE = 0.25
+"""Specks below this share of the smallest area that counts are left out."""
 _SEED_PX = 6
-"""A terrace's inside smaller than this is a gap in the edge, not a terrace."""
+"""A smaller inside is a gap in the edge, not a terrace."""
 _STEP_SIGMA = 5.0
+"""A change of contrast over two pixels is a step if it exceeds the noise by this factor …"""
 _STEP_CONTRAST = 0.018
+"""… and this contrast …"""
 _STEP_RELATIVE = 0.035
-"""A change of contrast over two pixels is a step if it exceeds the noise so many times, this much, and this
-share of the contrast."""
+"""… and this share of the contrast itself."""
 _REACH_PX = 8
 """Edges are a few pixels wide; seeds grow at most this far into them."""
 _SAME_CONTRAST = 0.010
+"""Neighbours are one terrace if their contrasts differ by less than this …"""
 _SAME_RELATIVE = 0.035
-"""Neighbours whose contrasts differ by less, absolutely or relative to their contrast, are one terrace."""
+"""… or by less than this share of the larger one."""
 _SMOOTH_PX = 5
-_NARROW_PX, _NARROW_REST_PX = 5, 7
-"""What is narrower than this is the rim of a terrace, not one. What is left after a region was divided once has rims on
-both sides, and is divided again only into broader pieces."""
-_TWO_LEVELS, _TWO_LEVELS_RELATIVE, _TWO_LEVELS_SIGMA = 0.025, 0.13, 1.25
-"""Two terraces that a blurred step joins: their contrasts differ by this much, this share, so many times the noise of
-a pixel, of which 25 are averaged."""
+"""Two levels of a region are looked for in means over this many pixels squared."""
+_NARROW_PX = 5
+"""The rim of a terrace is narrower than this; a terrace is not."""
+_NARROW_REST_PX = 7
+"""What is left after a region was divided has rims on both sides: it is divided again into broader pieces only."""
+_TWO_LEVELS = 0.025
+"""A blurred step joins two terraces if their contrasts differ by this much …"""
+_TWO_LEVELS_RELATIVE = 0.13
+"""… by this share of the larger one …"""
+_TWO_LEVELS_SIGMA = 1.25
+"""… and by this multiple of a pixel's noise, where 25 pixels are averaged."""
 _SPECKS = 0.005
-"""This share of the pixels at either end is no terrace."""
-_TERRACE_PX, _TERRACE_SHARE = 40, 0.5
-"""Each of the two, without its rim, has so many pixels and this share of what it has with its rim."""
+"""This share of the pixels at either end is dust, not a terrace."""
+_TERRACE_PX = 40
+"""Smallest area of each of the two terraces without its rim …"""
+_TERRACE_SHARE = 0.5
+"""… and its smallest share of the area with its rim."""
 _BORDER_PX = 4
 """Borders move at most this far."""
-_MIXED_CONTRAST, _MIXED_RELATIVE = 0.015, 0.05
-"""A contrast that differs from a mixture of two others by less, absolutely or relative to itself, is one."""
+_MIXED_CONTRAST = 0.015
+"""A contrast is a mixture of two others if it lies closer than this to the line between them …"""
+_MIXED_RELATIVE = 0.05
+"""… or closer than this share of itself."""
 _BRIGHT = 0.6
-"""Above this contrast a crystal is thick, and its texture no terraces."""
+"""Above this contrast a crystal is thick: its texture is no terraces."""
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """A picture divided into regions.
+
+    Parameters
+    ----------
+    labels
+        Shape (rows, cols), int32: 1, 2, … without gaps, 0 on the substrate; crystals first, then foreign matter.
+    edge
+        Pixels on a boundary, shape (rows, cols).
+    crystals
+        Number of the regions that are crystals.
+    specks
+        Number of specks that were left out.
+    """
+
+    labels: Labels
+    edge: Mask
+    crystals: int
+    specks: int
+
+
+def divide_picture(
+    chances: Float32, contrast: Float32, card: Card, *, least_px: float, noise: Float
+) -> Division:
+    """Divide a picture into regions of uniform thickness, by what a network sees in it.
+
+    Parameters
+    ----------
+    chances
+        The network's probabilities, shape (outputs, rows, cols).
+    contrast
+        Shape (rows, cols, 3).
+    card
+        Names the network's outputs.
+    least_px
+        Smallest area that counts; specks far below it are left out.
+    noise
+        1-sigma noise of one pixel's contrast, shape (3,).
+    """
+    chance = dict(zip(card.outputs, chances, strict=True))
+    crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least_px)
+    edge = mark_steps(crystal, contrast, noise=noise)
+    edge |= chance["edge"] > card.thresholds.get("edge", 0.5)
+    labels = cut_regions(crystal, edge, contrast, noise=noise)
+    crystals = int(labels.max())
+    foreign, more = _drop_specks((chance["artefact"] > 0.5) & (labels == 0), least_px)
+    parts, _ = ndimage.label(foreign, output=np.int32)
+    labels = np.where(parts > 0, parts + crystals, labels).astype(np.int32)
+    return Division(labels, edge, crystals, specks + more)
+
+
+def _drop_specks(mask: Mask, least_px: float) -> tuple[Mask, int]:
+    """A mask without its specks, and their number."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3)), output=np.int32)
+    large = np.bincount(parts.ravel()) >= SPECK_SHARE * least_px
+    large[0] = False
+    return large[parts], count - int(large.sum())
 
 
 def mark_steps(flake: Mask, contrast: Float32, *, noise: Float) -> Mask:
@@ -120,8 +195,8 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
 
 
 def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
-    """Divide, in place, regions that hold two levels of contrast: a terrace out of focus has no step to mark."""
-    # Bright crystals are most of many pictures, and left alone.
+    """Divide, in place, regions with two levels of contrast: a terrace out of focus has no step to mark."""
+    # Bright crystals fill many pictures, and are left alone.
     flat = np.flatnonzero((labels > 0) & (contrast[..., 1] < _BRIGHT))
     owner, count = labels.ravel()[flat], int(labels.max())
     area = np.maximum(np.bincount(owner, minlength=count + 1), 1)
@@ -162,7 +237,7 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
 
 
 def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> tuple[Mask, Mask] | None:
-    """The insides of the brighter and the darker part of a region in one channel; None where it has one level only."""
+    """The insides of the brighter and the darker part of a region in one channel; None if it has one level only."""
     # Pixels outside must not colour the mean inside.
     weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
     level = ndimage.uniform_filter(contrast * own, _SMOOTH_PX) / weight
@@ -186,8 +261,8 @@ def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> t
 def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
     """Give rims to the region that they touch most.
 
-    A rim is narrow everywhere, and its colour is a mixture of those of two broad regions beside it, or of one and the
-    substrate: no terrace but a blurred border.
+    A rim is a blurred border: narrow everywhere, with a colour between those of two broad regions beside it, or of one
+    and the substrate.
     """
     count = int(labels.max())
     middle = np.concatenate([np.zeros((1, 3)), measure_contrasts(labels, contrast, edge)[0]])
@@ -211,10 +286,10 @@ def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
 
 
 def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
-    """Move the borders between regions to where the contrast is half way from one to the other.
+    """Move the border between two regions to where the contrast is half way from one to the other.
 
-    The optics blur a step evenly to both sides, so that half of its height is where it is. Where the colour of the
-    substrate is mixed in nothing moves.
+    The optics blur a step evenly to both sides: the step is where half of its height is reached. Nothing moves where
+    the colour of the substrate is mixed in.
     """
     middle = np.concatenate([np.zeros((1, 3)), measure_contrasts(labels, contrast, edge)[0]])
     free = np.pad(ndimage.minimum_filter(labels, _NARROW_PX) > 0, 1).ravel()
@@ -236,7 +311,7 @@ def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float)
         place[asked] = best
         asked = np.unique(moved + cross[:, None])
         asked = asked[free[asked]]
-    # single pixels that noise has put on the other side go back: most of nine decide
+    # Single pixels that noise put on the other side go back: the majority of nine decides.
     asked = np.flatnonzero(place)
     beside = place[asked + cross[:, None]]
     asked = asked[((beside != beside[0]) & (beside > 0)).any(0)]
@@ -263,7 +338,7 @@ def _label_terraces(mask: Mask) -> Labels:
 
 
 def _open(mask: Mask, narrow_px: int) -> Mask:
-    """A mask without what is narrower than so many pixels."""
+    """A mask without its parts narrower than this many pixels."""
     core = ndimage.minimum_filter(mask.view(np.uint8), narrow_px)
     return ndimage.maximum_filter(core, narrow_px).view(bool)
 
@@ -309,7 +384,7 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
         pairs, _ = _neighbours(labels)
         if len(pairs) == 0:
             break
-        # Most regions of a picture are specks without a neighbour: only the others need measuring.
+        # Most regions are specks without a neighbour: only the others need measuring.
         involved, pairs = np.unique(pairs, return_inverse=True)
         own = np.zeros(int(labels.max()) + 1, np.int32)
         own[involved] = np.arange(1, len(involved) + 1)

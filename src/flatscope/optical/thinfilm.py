@@ -1,10 +1,10 @@
 """The colour of N layers on a substrate: thin-film optics, lamp, aperture and camera.
 
-Light falls through the objective's aperture cone on air / flake / SiO2 / Si; each film's transfer matrix is
-folded, from the substrate up, into one reflection coefficient (the form that stays finite for thick absorbing
-films). What a camera channel sees is the reflectance weighted with lamp and sensitivity; what flatscope
-measures is the contrast I / I_substrate − 1. Method: Blake et al. 2007 (10.1063/1.2768624) for the contrast
-of graphene on oxide; aperture cone as in Saigal et al. 2016 (10.1063/1.4963133).
+Light falls through the objective's aperture cone on air / flake / SiO2 / Si. Films are folded, from the substrate up,
+into one reflection coefficient, a form that stays finite for thick absorbing films. A camera channel sees the
+reflectance weighted with lamp and sensitivity, and flatscope measures the contrast I / I_substrate − 1. Contrast of
+graphene on oxide: Blake et al. 2007 (doi:10.1063/1.2768624); aperture cone: Saigal et al. 2016
+(doi:10.1063/1.4963133).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ THICK_LAYERS = np.array(
 )
 """Layer numbers at which thick crystals are evaluated: dense where their colour still changes fast."""
 LAYER_GRID = np.concatenate([np.arange(1.0, 7.0), THICK_LAYERS])
-"""One to six layers, told apart, then the thick ones."""
+"""One to six layers, then the thick ones."""
 CAMERA_BANDS_NM = ((605.0, 70.0), (535.0, 80.0), (460.0, 70.0))
 """Centre and full width at half maximum of the red, green and blue bands of a typical colour camera."""
 

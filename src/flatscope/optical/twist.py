@@ -1,4 +1,4 @@
-"""The twist angle of stacked crystals: which layer lies on which, how both lie, and what can be said of the turn."""
+"""The twist angle of stacked crystals: which layer lies on which, how each is oriented, and the turn between them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ from flatscope.results import REJECTED_LABEL, TWIST_COLUMNS, FlakeTable, Provena
 
 Layers = NDArray[np.uint8]
 
-_SPECK_PX, _SPOT_PX = 12, 60
-"""Second layers below the first are wrong pixels of a segmentation; unknown spots below the second interrupt no
-outline."""
+_SPECK_PX = 12
+"""Smaller second layers are wrong pixels of a segmentation."""
+_SPOT_PX = 60
+"""Smaller unknown spots do not interrupt an outline."""
 _LARGEST_CAUTION_DEG = 3.7
-"""No angle is given with a larger `Orientation.caution_deg` of both layers together (chosen on drawn bilayers, seeds 2
-and 4; see docs/twist.md)."""
+"""No angle is given if `Orientation.caution_deg` of both layers together exceeds this (chosen on drawn bilayers, seeds
+2 and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15
-"""An outline of which more is hidden is called truncated or clipped, if there is no angle."""
+"""A missing angle is put down to a truncated or clipped outline if more than this share of it is hidden."""
 _CONVEX_SHARE = 0.9
-"""Of the convex hull: a flake that fills more of it is one crystal."""
-_SAME_PX, _AROUND_PX = 3, 10
-"""Outlines this close are one; crystals are looked at with so much around them."""
+"""A flake that fills more of its convex hull than this is one crystal."""
+_SEPARABLE = 1.2
+"""Smallest area of the first layer, relative to the second one on it, whose outline shows."""
+_SAME_PX = 3
+"""Outlines this close are one."""
+_AROUND_PX = 10
+"""Crystals are looked at with this margin."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class TwistParams:
     min_top_px
         Second layers smaller than this get no angle.
     method
-        How a layer's orientation is told: "edges" by its straight edges, "network" by a network that learned from
-        drawn crystals, "auto" by both, the surer one weighing more.
+        Way to find a layer's orientation: "edges" by its straight edges, "network" by a network that learned from drawn
+        crystals, "auto" by both, the surer one weighing more.
     """
 
     material: str = "MoS2"
@@ -92,7 +97,15 @@ def measure_twist(
 
     Returns
     -------
-    One row a second layer, the surest first; each without an angle has the reason.
+    TwistTable
+        One row a second layer, the surest first, with the columns `flatscope.results.TWIST_COLUMNS`: ``flake_id`` of
+        the crystal, the centre ``row_px``, ``col_px``; ``twist_deg`` in [0, 60], ``twist_fold30_deg`` in [0, 30], which
+        counts θ and 60° − θ as one, and the 1-sigma error of both, ``sigma_deg``; ``bottom_deg`` and ``top_deg``, the
+        direction of a corner of either layer in [0, 120), counter-clockwise as displayed; ``status`` ("accepted",
+        "uncertain" if only the folded angle is defined, "rejected" without an angle), ``reason`` and ``method``;
+        ``moire_nm`` with ``moire_sigma_nm``, the moiré period, and ``moire_phonon_per_nm``, the wave vector of its
+        phonon; ``area_1l_px`` and ``area_2l_px`` of the bare first and of the second layer, and the same in µm² with a
+        pixel size.
 
     Raises
     ------
@@ -101,9 +114,19 @@ def measure_twist(
 
     Notes
     -----
-    Angles come from the outlines: two crystals of the same composition whose edges end alike are taken to be turned
-    as their outlines are. Whether 0° is 3R and 60° is 2H holds only as far as both layers have the same kind of edge.
+    The angle is that between the outlines, which is the twist if both crystals have the same composition and the same
+    kind of edge. On the kind of edge it also depends whether 0° is 3R and 60° is 2H.
     Fails where a second layer's outline does not follow its lattice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flatscope import measure_twist
+    >>> from flatscope.optical.bilayers import draw_bilayer
+    >>> bilayer = draw_bilayer(np.random.default_rng(0))
+    >>> table = measure_twist(bilayer.layers)
+    >>> bool(abs(table.measured["twist_deg"] - bilayer.twist_deg).max() < 3 * table.measured["sigma_deg"].max())
+    True
     """
     if isinstance(layers, FlakeTable):
         calibration, image = layers.calibration, layers.provenance.image
@@ -142,7 +165,7 @@ class Stack:
     bottom, top
         Both layers, shape (rows, cols).
     border
-        Where an outline says nothing: beyond the picture, or next to what is unknown.
+        Where an outline means nothing: at the border of the picture, or beside an unknown area.
     seam
         The same for the lower layer, where another crystal goes on.
     end
@@ -166,7 +189,7 @@ def find_stacks(layers: Layers) -> Iterator[Stack]:
     smooth = Image.fromarray(layers).filter(ImageFilter.MedianFilter(_SAME_PX))
     clean = _fill_gaps(np.asarray(smooth))
     crystal = (clean > 0) & (clean < REJECTED_LABEL)
-    # A pixel at the border of the picture ends no crystal, nor does what nobody knows.
+    # Neither the border of the picture nor an unknown area is the end of a crystal.
     unknown = np.pad(clean, 1, constant_values=REJECTED_LABEL) == REJECTED_LABEL
     border = ndimage.binary_dilation(unknown, iterations=_SAME_PX + 1)[1:-1, 1:-1]
     flakes, _ = ndimage.label(crystal, structure=np.ones((3, 3)))
@@ -192,7 +215,7 @@ def find_stacks(layers: Layers) -> Iterator[Stack]:
 
 
 def _fill_gaps(layers: Layers) -> Layers:
-    """Give small unknown spots the layer number next to them."""
+    """Give small unknown spots the layer number beside them."""
     spots, _ = ndimage.label(layers == REJECTED_LABEL)
     small = np.bincount(spots.ravel()) < _SPOT_PX
     small[0] = False
@@ -222,7 +245,7 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
         "area_1l_px": stack.alone_px,
         "area_2l_px": area,
     }
-    if stack.bottom.sum() < 1.2 * area:
+    if stack.bottom.sum() < _SEPARABLE * area:
         return result | _reject("layers not separable", "hardly any monolayer around the second layer")
     if area < params.min_top_px:
         return result | _reject("too small", f"second layer of {area} px: an angle needs {params.min_top_px}")
@@ -261,7 +284,7 @@ def _reject(why: str, detail: str) -> dict[str, Any]:
 
 
 def _explain_missing(cut: float, clipped: float, why: str, *, area: int | None = None) -> dict[str, Any]:
-    """Why there is no angle: what hides most of the outline, else its size or roughness."""
+    """Why there is no angle: a hidden outline, else its size or roughness."""
     if max(cut, clipped) > _HIDDEN_SHARE:
         if cut >= clipped:
             return _reject(

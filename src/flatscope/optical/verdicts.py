@@ -1,4 +1,4 @@
-"""What is said of each region: how many layers it has, or why it does not count."""
+"""The verdict on each region: how many layers it has, or why it does not count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Float = NDArray[np.float64]
 BELOW_MINIMUM = "below minimum area"
 """Reason of regions that are listed without an outline."""
 ROOMY = 4
-"""Foreign matter of at least this many times the smallest area is looked at twice: its colour is well measured."""
+"""The colour of foreign matter is measured well enough to judge by from this multiple of the smallest area on."""
 _SURE = 0.7
 """A layer number at least this probable stands alone."""
 _ENOUGH = 0.9
@@ -34,7 +34,7 @@ _SURELY_CRYSTAL = 0.15
 _THINNEST = 3
 """… and belongs to at most this many layers with the probability `_ENOUGH`."""
 _DISPUTED = 0.9
-"""What is left of a probability where the network says residue and the colour says crystal: that often it is one."""
+"""Factor on the probability of a region that the network calls residue and its colour a crystal: so often it is one."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 _DARK_CONTRAST = -0.25
@@ -44,7 +44,7 @@ _NAMES = (*map(str, range(1, MOST_LAYERS + 1)), "thick")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one region.
+    """The verdict on one region.
 
     Parameters
     ----------
@@ -65,14 +65,14 @@ class Verdict:
 
 
 def reach_verdicts(regions: Regions, posterior: LayerPosterior, material: str) -> list[Verdict]:
-    """Say of every region how many layers it has, or why it does not count.
+    """State how many layers every region has, or why it does not count.
 
     Parameters
     ----------
     regions
         What was measured.
     posterior
-        Layer probabilities of all regions; those of regions below the smallest area are not looked at.
+        Layer probabilities of all regions; those of regions below the smallest area may be NaN.
     material
         Name of the crystal, for the reasons.
     """
@@ -122,7 +122,7 @@ def _dispute(verdict: Verdict) -> Verdict:
 
 
 def _could_be_thin_crystal(regions: Regions, posterior: LayerPosterior, index: int) -> bool:
-    """Whether foreign matter is large enough to tell, as even as a thin crystal, and of its colour.
+    """Whether foreign matter is large enough to judge, as even as a thin crystal, and of its colour.
 
     The network knows no material and no oxide; a faint monolayer and a film of glue look alike to it.
     """
