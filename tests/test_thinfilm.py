@@ -7,6 +7,7 @@ import pytest
 import tmm
 
 from flatscope.optical import materials
+from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, find_material, layer_index, read_index
 from flatscope.optical.setups import APERTURES, LATENTS, Prior
 from flatscope.optical.thinfilm import (
@@ -133,6 +134,11 @@ def test_every_index_file_names_its_paper() -> None:
         (lambda: Prior("phosphorene"), "unknown material 'phosphorene': flatscope knows graphene, hBN"),
         (lambda: Prior("MoS2", oxide_nm=900.0), "oxide of 900 nm lies outside"),
         (lambda: Prior("MoS2", gamma=9.0), "gamma of 9 lies outside"),
+        (lambda: Prior("MoS2", oxide_sigma_nm=np.inf), "oxide_sigma_nm of inf is no error: give 0 or more"),
+        (lambda: Prior("MoS2", oxide_sigma_nm=np.nan), "oxide_sigma_nm of nan is no error: give 0 or more"),
+        (lambda: Prior("MoS2", oxide_nm=np.nan), "oxide of nan nm lies outside"),
+        (lambda: FlakeParams(min_area_um2=np.inf), "min_area_um2 of inf is no area"),
+        (lambda: FlakeParams(light_order=9), "light_order of 9 lies outside 0 to 8"),
         (lambda: cone_reflectance([ONE, ONE], [], na=1.2), "numerical aperture 1.2"),
         (lambda: reflectance([ONE, ONE], [ONE], ONE, 0.0, polarisation="s"), "2 indices need 0 thicknesses"),
         (lambda: reflectance([ONE, ONE], [], ONE, 0.0, polarisation="x"), "polarisation 'x'"),

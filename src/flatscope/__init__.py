@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from flatscope.files.movie import read_movie
     from flatscope.files.read import find_pictures, read, read_stack
     from flatscope.micrograph import Calibration, Micrograph, MicrographError, Movie, Stack
-    from flatscope.optical.flakes import FlakeParams, find_flakes
+    from flatscope.optical.flakes import FlakeParams, find_flakes, find_regions, name_layers
+    from flatscope.optical.regions import Regions
     from flatscope.optical.twist import TwistParams, measure_twist
     from flatscope.results import ColumnTable, DefectTable, FlakeTable, TrackTable, TwistTable
 
@@ -44,7 +45,10 @@ _HOMES = {
     "Stack": "flatscope.micrograph",
     "MicrographError": "flatscope.micrograph",
     "find_columns": "flatscope.electron.columns",
+    "Regions": "flatscope.optical.regions",
     "find_flakes": "flatscope.optical.flakes",
+    "find_regions": "flatscope.optical.flakes",
+    "name_layers": "flatscope.optical.flakes",
     "find_pictures": "flatscope.files.read",
     "read": "flatscope.files.read",
     "read_stack": "flatscope.files.read",
@@ -61,6 +65,7 @@ __all__ = [
     "Micrograph",
     "MicrographError",
     "Movie",
+    "Regions",
     "Stack",
     "TrackParams",
     "TrackTable",
@@ -71,7 +76,9 @@ __all__ = [
     "find_defects",
     "find_flakes",
     "find_pictures",
+    "find_regions",
     "measure_twist",
+    "name_layers",
     "read",
     "read_movie",
     "read_stack",

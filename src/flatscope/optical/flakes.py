@@ -55,17 +55,23 @@ class FlakeParams:
     oxide_nm
         Nominal SiO2 thickness; None leaves 60 to 320 nm open.
     oxide_sigma_nm
-        How far the real oxide may be from the nominal one (1 sigma).
+        1-sigma error of the nominal oxide thickness.
     gamma
-        The camera's tone curve, 1 for a linear camera; None leaves 1 to 2.4 open.
+        Tone curve of the camera: it stores intensity to the power 1/gamma, and 1 is a linear camera. None leaves 1 to
+        2.4 open.
     min_area_um2
-        Regions below this are rejected; needs a pixel size. None: only `min_area_px` counts.
+        Smaller regions are rejected; needs a pixel size. None: only `min_area_px` counts.
     min_area_px
-        Regions below this are rejected.
+        Smaller regions are rejected.
     light_order
-        Order of the polynomial that follows uneven light; 0 takes the light as even.
+        Order of the polynomial that follows uneven light, 0 to 8; 0 is even light.
     known
         Regions with known layer number, measured on the same set-up.
+
+    Raises
+    ------
+    ValueError
+        For a setting outside its range.
     """
 
     material: str = "graphene"
@@ -81,13 +87,15 @@ class FlakeParams:
         self.prior()
         if self.min_area_px < 1:
             raise ValueError(f"min_area_px of {self.min_area_px}: a region has at least 1 px")
-        if self.min_area_um2 is not None and not self.min_area_um2 >= 0:
+        if self.min_area_um2 is not None and not 0 <= self.min_area_um2 < np.inf:
             raise ValueError(f"min_area_um2 of {self.min_area_um2} is no area: give 0 or more")
         if not 0 <= self.light_order <= 8:
-            raise ValueError(f"light_order of {self.light_order} lies outside 0 to 8")
+            raise ValueError(
+                f"light_order of {self.light_order} lies outside 0 to 8: leave it out for {LIGHT_ORDER}"
+            )
 
     def prior(self) -> Prior:
-        """What these settings say about the set-up."""
+        """The set-up as far as these settings know it."""
         return Prior(self.material, self.oxide_nm, self.oxide_sigma_nm, self.gamma)
 
 

@@ -162,7 +162,7 @@ class Prior:
                 f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, "
                 "the range flatscope knows: leave it out, or adapt"
             )
-        if not self.oxide_sigma_nm >= 0:
+        if not 0 <= self.oxide_sigma_nm < np.inf:
             raise ValueError(f"oxide_sigma_nm of {self.oxide_sigma_nm} is no error: give 0 or more")
         if self.gamma is not None and not 0.4 <= self.gamma <= 3.0:
             raise ValueError(
