@@ -1,8 +1,9 @@
 """Point defects of a monolayer in an ADF-STEM image: where, of which kind, and by what evidence.
 
-Every site of the lattice is judged against its own sublattice's neighbours: how bright it is in the residual that the
-repeating part of the image leaves, by a mixture of what usual sites, empty ones, halves of a pair and other elements
-look like. Which kind a defect is, a network says from a crop around the site that is turned as the lattice.
+Every site of the lattice is compared with its own sublattice's neighbours: how bright it is in the residual that the
+repeating part of the image leaves. A mixture of usual sites, empty ones, halves of a pair and other elements tells
+which sites are unusual (`flatscope.electron.mixture`). A network names the kind of each from a crop around it that is
+turned with the lattice.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ class _SublatticeVote:
 
     bond_reach: float = 1.35  # bond lengths to a neighbour; the second shell of a honeycomb begins at 1.73
     range_nm: float = 1.0  # 1-sigma range of a vote
-    weight: float = (
-        0.2  # of one vote: neighbours judge by the same pixels, so their votes are not independent
-    )
+    weight: float = 0.2  # of one vote: neighbours see the same pixels, so votes depend on each other
     cap: float = 3.0  # largest log-odds of one vote
     antisite: float = 0.06  # prior share of columns on the wrong sublattice
     tiny: float = 1e-3  # added to probabilities before their logarithm
@@ -130,7 +128,7 @@ def mark_columns(
 
     Returns
     -------
-    Shape (rows, cols, 3): class, or 255 where nobody could tell; pixels down and right to the middle.
+    Shape (rows, cols, 3): class, or 255 where it cannot be seen; pixels down and right to the middle.
     """
     truth = np.zeros((*shape, 3), np.float32)
     radius = _DISK_NM / pixel_nm
@@ -197,7 +195,7 @@ def read_columns(network: Network, images: Real, *, least_p: float = LEAST_PRESE
     down, right, log_sigma = logits[count:].astype(float)
     smooth = ndimage.gaussian_filter(1.0 - p[BACKGROUND], _SMOOTH_PX)
     tops = peak_local_max(smooth, min_distance=_APART_PX, threshold_abs=_FAINTEST, exclude_border=False)
-    # Every pixel about a top says where it thinks the middle is; the mean counts by how sure each is of a column.
+    # Every pixel about a top states where the middle is; they are averaged by how sure each is of a column.
     near = tops[:, None] + _NEAR
     rows, cols = (np.clip(near[..., axis], 0, side - 1) for axis, side in enumerate(smooth.shape))
     weight = (1.0 - p[BACKGROUND, rows, cols]) * np.exp(-2.0 * log_sigma[rows, cols])
@@ -232,9 +230,9 @@ def _drop_doubles(positions: Float, presence: Float, least_p: float) -> NDArray[
 def settle_sublattices(reading: Reading) -> tuple[NDArray[np.int64], Float]:
     """Sublattice of each column, and its kinds' probabilities given that neighbours alternate.
 
-    A network names each column by what is around it; in a honeycomb every column also tells what its neighbours are
-    not. Columns are coloured in turn from neighbour to neighbour. The network's opinions of all columns within two
-    nanometres decide which colour is which, so that it may change at a grain boundary.
+    A network names each column by what is around it; in a honeycomb, neighbours are on different sublattices. Columns
+    are coloured in turn from neighbour to neighbour. The network's opinions of all columns within two nanometres decide
+    which colour is which, so that it may change at a grain boundary.
 
     Parameters
     ----------

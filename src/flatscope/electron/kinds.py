@@ -166,7 +166,7 @@ def classify_columns(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:
 
     Returns
     -------
-    Shape (m,): places in `COLUMN_CLASSES`; `UNKNOWN` under dirt, and for lone light atoms, which nobody sees.
+    Shape (m,): places in `COLUMN_CLASSES`; `UNKNOWN` under dirt, and for lone light atoms, which cannot be seen.
     """
     first, second = crystal.species
     part = crystal.second[0] if crystal.is_dichalcogenide else ""

@@ -19,29 +19,26 @@ from skimage.restoration import unwrap_phase
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-_LEAST_PERIOD_PX, _LEAST_PERIODS = 2.3, 6
-"""Planes closer than the first are not resolved; an image must show so many."""
+_LEAST_PERIOD_PX = 2.3  # smallest resolved distance of lattice planes
+_LEAST_PERIODS = 6  # lattice planes that an image must show
 _LEAST_POWER = 60.0
 """A Bragg peak's power in one image over the median at its frequency; noise of a megapixel reaches about 20. In the
 mean of several images' spectra less is as unlikely."""
-_QUIET, _LEAST_SHARE = 0.2, 0.1
-"""So much of a ring of frequencies is taken for noise, which is at least this share of the mean power."""
-_LEAST_EXPECTED, _AS_EXPECTED = 25.0, 1.15
-"""Where the lattice constant is known, so much power is enough within this ratio of it."""
-_MOST_PEAKS = 200
-_ANGLE_DEG, _LENGTH_RATIO, _CLOSURE = 12.0, 1.2, 0.05
-"""How far two reciprocal vectors may be from 60° and from equal length, as scans distort; and their difference from a
-third peak, as a share of their length."""
-_SHORTEST = 1.15
-"""Of several hexagons of peaks, those up to this times as long as the shortest are looked at."""
-_WINDOW_CELLS, _STRAIN_CELLS = 1.5, 0.75
-"""Phases, and once more their slopes, are averaged over a Gaussian of this many lattice constants (1 sigma)."""
-_LEAST_STRENGTH = 0.35
-"""Where the lattice's amplitude is below this share of its median there is no crystal."""
-_CELL_BINS = 36
-_BLOCKS_A_SIGMA = 5.0
-"""Wide filters work on squares of pixels, so many to one sigma."""
-_ROUNDS = 12
+_QUIET = 0.2  # quantile of a ring of frequencies from which its noise is estimated
+_LEAST_SHARE = 0.1  # smallest noise, as a share of the mean power
+_LEAST_EXPECTED = 25.0  # power that is enough where the lattice constant is known
+_AS_EXPECTED = 1.15  # largest ratio to a known lattice constant
+_MOST_PEAKS = 200  # Bragg peaks that are compared
+_ANGLE_DEG = 12.0  # how far two reciprocal vectors may be from 60°, as scans distort
+_LENGTH_RATIO = 1.2  # largest ratio of their lengths
+_CLOSURE = 0.05  # largest distance of their difference from a third peak, as a share of their length
+_SHORTEST = 1.15  # of several hexagons of peaks, those up to this times as long as the shortest are compared
+_WINDOW_CELLS = 1.5  # Gaussian (1 sigma, lattice constants) that phases are averaged over
+_STRAIN_CELLS = 0.75  # Gaussian that their slopes are averaged over
+_LEAST_STRENGTH = 0.35  # amplitude over its median below which there is no crystal
+_CELL_BINS = 36  # side of the mean unit cell
+_BLOCKS_A_SIGMA = 5.0  # squares of pixels to one sigma, which wide filters work on
+_ROUNDS = 12  # of the search for the pixel of a lattice coordinate
 
 
 class NoLatticeError(ValueError):
@@ -200,7 +197,7 @@ def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice
 
 
 def _as_unlikely(power: float, count: int) -> float:
-    """What the mean of so many spectra of noise exceeds as rarely as one exceeds `power`; both over their medians."""
+    """Power over its median that the mean of `count` spectra of noise exceeds as rarely as one exceeds `power`."""
     return float(special.gammainccinv(count, 0.5**power) / special.gammaincinv(count, 0.5))
 
 

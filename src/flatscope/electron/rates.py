@@ -16,12 +16,11 @@ from flatscope.results import EVENT_COLUMNS
 Float = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
-_SAME_NM = 1e-3
-"""Places in a perfect lattice that differ by less are one site."""
-_PRIOR = 0.5
-"""Jeffreys' prior of a transition matrix."""
-_BOOTSTRAP = 500
+_SAME_NM = 1e-3  # places in a perfect lattice that differ by less are one site
+_PRIOR = 0.5  # Jeffreys' prior of a transition matrix
+_BOOTSTRAP = 500  # samples of tracks behind an interval
 GONE = "none"
+"""Kind of a defect that is gone one frame later."""
 
 
 def find_events(
@@ -95,7 +94,7 @@ def measure_rates(
 
     Returns
     -------
-    Columns `event`, `count`, `per_frame`, `low`, `high`, `per_s` (NaN where nobody knows the time of a frame).
+    Columns `event`, `count`, `per_frame`, `low`, `high`, `per_s` (NaN where the time of a frame is unknown).
     """
     # In the last frame nothing can happen any more.
     exposure = max(float((tracks["frame"] < frames[-1]).sum()), 1.0)

@@ -25,18 +25,15 @@ from flatscope.results import shortest_vectors
 
 Float = NDArray[np.float64]
 
-_OFF_SHARE, _WRONG_SHARE = 0.03, 0.45
-"""A pixel size off by more than the first is corrected with a note, by more than the second it is another material."""
-_REL_SIGMA = 0.01
-"""Of a pixel size by the lattice: scans are not calibrated the same along rows and columns."""
-_MUCH_BARE, _DISTORTED = 0.03, 1.05
-"""Share of a field without lattice, and a ratio of lattice vectors, that are worth a note."""
-_ALIKE = 0.8
-"""Sublattices whose mean peaks differ by less cannot be told apart by brightness alone."""
+_OFF_SHARE = 0.03  # error of a stated pixel size that is corrected with a note
+_WRONG_SHARE = 0.45  # error that means another material
+_REL_SIGMA = 0.01  # of a pixel size by the lattice: scans are calibrated differently along rows and columns
+_MUCH_BARE = 0.03  # share of a field without lattice that is worth a note
+_DISTORTED = 1.05  # ratio of lattice vectors that is worth a note
+_ALIKE = 0.8  # ratio of their mean peaks from which sublattices look alike
+_UNLIKELY = 0.6  # share of the expected ratio below which the image shows another material
 ALIKE = "both sublattices are about as bright, high angles tell which is which"
-_UNLIKELY = 0.6
-"""Sublattices whose brightness differs so much more than by their atoms are of another material."""
-SATURATED_SHARE = 0.01
+SATURATED_SHARE = 0.01  # saturated pixels that are worth a note
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,7 @@ class _DriftLimits:
     """When the phases of Bragg peaks tell how far two images of a series lie apart."""
 
     closure_rad: float = 0.6  # largest disagreement of three peaks
-    largest_cells: float = (
-        0.15  # lattice constants; doubled phases repeat beyond a quarter of a plane distance
-    )
+    largest_cells: float = 0.15  # largest shift; doubled phases repeat beyond a quarter of a plane distance
     weak_share: float = 0.27  # of the strongest peaks, below which a phase means nothing
 
 

@@ -32,22 +32,28 @@ CROP_PX = 24
 """Side of a crop."""
 STEP = 0.1
 """Its pixel, in lattice constants: it shows the six nearest sites of the same sublattice, and all nearer ones."""
-_LEVEL_CELLS, _CONTRAST_CELLS = 2.0, 4.0
-"""Background and contrast are levelled over Gaussians of so many lattice constants (1 sigma)."""
-_LEAST_CONTRAST = 0.3
-"""Contrast is levelled where it is more than this part of the median."""
-_MOST_FOR_MEDIAN = 800
-_WIDTH = 0.14
-"""Of the filter that columns are seen through, in lattice constants (1 sigma)."""
-_NEIGHBOURS = 30
-"""So many sites of the same sublattice tell what is usual."""
-_LEAST_HEIGHT, _LEAST_SIGMA = 0.3, 0.01
-"""Of the usual column, as a part of the median, and of the scatter of ratios."""
-_BESIDE, _CLEAR, _SPILL = 0.7, 4.0, 0.35
-"""A site that deviates by more than the second (sigmas) outshines those within the first (lattice constants): all that
-are brighter too, and those darker by less than the third of what it is."""
-_CLIP, _SURROGATES = 4.0, 3
-"""Residuals beyond this many sigmas are clipped before their phases are randomised, so many times."""
+_LEVEL_CELLS = 2.0  # Gaussian (1 sigma, lattice constants) that the background is smooth over
+_CONTRAST_CELLS = 4.0  # Gaussian that the contrast is smooth over
+_LEAST_CONTRAST = 0.3  # share of the median contrast below which it is not levelled any further
+_MOST_FOR_MEDIAN = 800  # sites whose crops make the usual one
+_WIDTH = 0.14  # Gaussian (1 sigma, lattice constants) that columns are seen through
+_NEIGHBOURS = 30  # nearest sites of the same sublattice that make the usual one
+_LEAST_HEIGHT = 0.3  # smallest height of the usual column, as a share of the median
+_LEAST_SIGMA = 0.01  # smallest scatter of ratios
+_CLIP = 4.0  # sigmas beyond which residuals are clipped before their phases are randomised
+_SURROGATES = 3  # images of randomised phases
+
+
+@dataclass(frozen=True)
+class _Spill:
+    """When a site deviates only because one beside it does."""
+
+    beside_cells: float = 0.7  # largest distance, in lattice constants
+    clear_z: float = 4.0  # sigmas by which the other one deviates
+    darker_share: float = 0.35  # of the other one's darkness, below which a dark site is its spill
+
+
+_SPILL = _Spill()
 
 
 @dataclass(frozen=True)
@@ -295,12 +301,12 @@ def measure_sites(levelled: Float, sites: Sites) -> Readings:
 def _find_outshone(sites: Sites, excess: Float, z: Float) -> NDArray[np.int64]:
     """Sites that deviate only because one beside them does: columns are wider than the filter, and a heavy atom between
     two sites is one atom."""
-    reach = _BESIDE * sites.phases.lattice.constant_px
+    reach = _SPILL.beside_cells * sites.phases.lattice.constant_px
     pairs = cKDTree(sites.positions).query_pairs(reach, output_type="ndarray")
     order = np.argsort(np.abs(excess[pairs]), axis=1)
     less, more = np.take_along_axis(pairs, order, axis=1).T
-    alike = (excess[less] * excess[more] > 0.0) & (z[more] > _CLEAR)
-    spilled = (excess[more] > 0.0) | (np.abs(excess[less]) < _SPILL * np.abs(excess[more]))
+    alike = (excess[less] * excess[more] > 0.0) & (z[more] > _SPILL.clear_z)
+    spilled = (excess[more] > 0.0) | (np.abs(excess[less]) < _SPILL.darker_share * np.abs(excess[more]))
     return np.unique(less[alike & spilled])
 
 

@@ -28,11 +28,9 @@ Real = NDArray[np.float32]
 
 _DEFECTS = {"one": 0.02, "both": 0.005, "oxygen": 0.02, "dopant": 0.03}
 """Shares of sites with each kind of defect in drawn images."""
-_METALS = ("Ti", "V", "Nb", "Mo", "W", "Re")
-_LEAST_CHANGE = 0.15
-"""Dopants, and by how much an atomic number must differ from the host's to be told from it."""
-_FEW = 4
-"""Images that are not worth a process."""
+_METALS = ("Ti", "V", "Nb", "Mo", "W", "Re")  # dopants
+_LEAST_CHANGE = 0.15  # relative difference of atomic numbers from which a dopant is seen
+_FEW = 4  # images that are not worth a process
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def draw_few_defects(
     Parameters
     ----------
     dopants
-        One of them is chosen; if there is none, of all that can be told from the host.
+        One of them is chosen; if there is none, of all that differ visibly from the host.
     """
     crystal = find_crystal(material)
     host = NUMBERS[crystal.first[0]]
@@ -225,6 +223,6 @@ def scan_again(rng: np.random.Generator, drawn: Drawn, look: Look) -> Real:
 
 
 def change_dose(drawn: Drawn, image: NDArray[np.floating], times: float) -> Real:
-    """An image that was made of a drawn one, as it would be with so many times the electrons: what was added to the
-    drawn one is weaker by their root."""
+    """An image that was made of a drawn one, as it would be with `times` the electrons: what was added to the drawn one
+    is weaker by their root."""
     return np.asarray(drawn.image + (image - drawn.image) / np.sqrt(times), np.float32)

@@ -20,12 +20,11 @@ from flatscope.electron.sites import Sites, find_axes
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 
-_FLAT_CELLS = 2.0
-"""Background is levelled over a Gaussian of so many lattice constants (1 sigma)."""
-_SHOWN, _MULTIPLE, _LEAST_PX = 2.0, 8, 24
-"""A crop shows so many lattice constants; its side is a multiple of so many pixels, and not smaller."""
-_MARK = 0.25
-"""Radius of a mark, in lattice constants: below half of the distance between neighbours."""
+_FLAT_CELLS = 2.0  # Gaussian (1 sigma, lattice constants) that the background is smooth over
+_SHOWN = 2.0  # lattice constants that a crop shows
+_MULTIPLE = 8  # pixels of which its side is a multiple, as networks halve it three times
+_LEAST_PX = 24  # smallest side
+_MARK = 0.25  # radius of a mark, in lattice constants: below half of the distance between neighbours
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet,
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
 
 Float = NDArray[np.float64]
-_RIM_NM = 0.6
-"""The crystal goes on so far beyond a frame."""
+_RIM_NM = 0.6  # how far the crystal goes on beyond a frame
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,21 @@ from flatscope.parallel import map_in_order
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 
-_LEAST_CROPS = 64
-"""Crops that half an image must hold."""
-_TRIED, _TUNED, _CELLS = 60, 0.3, 6
-"""So many microscopes are tried, and that share of them tuned; unit cells a side that they are tried on."""
-_MATCHED, _WORSE = 6, 3.0
-"""So many microscopes are kept, none of them so many times further off than the best."""
-_INNER_MRAD, _OUTER_MRAD = (40.0, 100.0), 200.0
+_LEAST_CROPS = 64  # crops that half an image must hold
+_TRIED = 60  # microscopes that are tried
+_TUNED = 0.3  # share of them that are tuned
+_CELLS = 6  # unit cells a side that they are tried on
+# Keep at most six microscopes, none more than three times worse than the best.
+_MATCHED = 6
+_WORSE = 3.0
+_INNER_MRAD = (40.0, 100.0)  # range of the detector's inner angle
+_OUTER_MRAD = 200.0  # its outer angle
 _STEPS = (2.0, 2.0, 1.0, 1.0, 200.0, 200.0, 200.0, 200.0, 0.02)
 """What makes about the same difference: nm of defocus, µm of spherical aberration, nm of astigmatism, coma and trefoil
 along their axes, and nm of blur."""
-_TUNINGS, _TUNING_STEP, _UNSEEN = 12, 1e-3, 3.0
-"""Rounds of tuning, its differences, and the difference to an image in which no lattice is seen."""
+_TUNINGS = 12  # rounds of tuning
+_TUNING_STEP = 1e-3  # relative step of its differences
+_UNSEEN = 3.0  # difference to an image in which no lattice is seen
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,14 @@ def _tune_microscope(job: tuple[Look, Real, ScanParams]) -> tuple[float, ScanPar
     look, usual, start = job
     steps = np.array(_STEPS)
 
-    def judge(values: Float) -> Float:
+    def measure_misfit(values: Float) -> Float:
         """What is left, and how far from usual the microscope is."""
         left = _compare_usual(look, usual, _set_aberrations(start, values * steps))
         return np.concatenate([left.ravel(), values])
 
-    fit = least_squares(judge, _list_aberrations(start) / steps, diff_step=_TUNING_STEP, max_nfev=_TUNINGS)
+    fit = least_squares(
+        measure_misfit, _list_aberrations(start) / steps, diff_step=_TUNING_STEP, max_nfev=_TUNINGS
+    )
     return 2.0 * float(fit.cost) / usual.size, _set_aberrations(start, fit.x * steps)
 
 

@@ -21,16 +21,13 @@ from scipy import fft, ndimage, optimize, signal
 Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
 
-_HIGH = 0.35
-"""Beyond this frequency (cycles a pixel) a resolved image is noise."""
-_NARROW = 0.05
-"""Half width of the strips of frequencies along either axis."""
-_BRAGG = 12.0
-"""Frequencies with this many times the noise about them belong to the lattice."""
-_BINS, _LEAST_IN_BIN = 12, 50
-_ROUNDS = 3
-_HALF_OF_SQUARES = 0.455
-"""Median of the square of a normal number."""
+_HIGH = 0.35  # frequency (cycles a pixel) beyond which a resolved image is noise
+_NARROW = 0.05  # half width of the strips of frequencies along either axis
+_BRAGG = 12.0  # power over the noise around it from which a frequency belongs to the lattice
+_BINS = 12  # of frequencies, and of brightness
+_LEAST_IN_BIN = 50  # frequencies in a bin that counts
+_ROUNDS = 3  # of the search for the place where the beam meets a site
+_HALF_OF_SQUARES = 0.455  # median of the square of a normal number
 
 
 SPOILS = ("gaussian", "s&p", "speckle", "mixed")

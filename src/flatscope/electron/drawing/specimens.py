@@ -22,17 +22,20 @@ Real: TypeAlias = NDArray[np.float32]
 Draw: TypeAlias = Callable[..., Real]
 
 RIM_NM = 0.7
-"""The crystal and the wave go on so far beyond the image."""
-_VOLTAGES = ((50.0, 0.5), (60.0, 0.25), (80.0, 0.25))
-DEFOCUS_NM, STEP_NM = (-6.0, 10.0), (4.0, 6.0)
-"""Ranges of the middle image's defocus, and of the step between images."""
-_TEMPERATURES_K = (150.0, 700.0)
-"""Wider than samples are, since potentials differ in how far atoms move."""
-_METALS, _OTHER_ENOUGH = ("Ti", "V", "Cr", "Fe", "Nb", "Mo", "Ta", "W", "Re"), 0.1
-"""Dopants on metal sites, and by how much an atomic number must differ from the host's to be seen."""
-_COMA_NM, _TREFOIL_NM = 300.0, 150.0
-"""Of a corrector that has drifted (1 sigma along either axis)."""
-_DOPANTS, _SECOND_DOPANTS, _ADATOMS = ("W", "V", "Re", "Nb"), ("O", "Se"), ("C", "C", "O", "Mo")
+"""How far the crystal and the wave go on beyond the image."""
+_VOLTAGES = ((50.0, 0.5), (60.0, 0.25), (80.0, 0.25))  # kV of focal series, and their shares
+DEFOCUS_NM = (-6.0, 10.0)
+"""Range of the middle image's defocus."""
+STEP_NM = (4.0, 6.0)
+"""Range of the step between images."""
+_TEMPERATURES_K = (150.0, 700.0)  # wider than samples are, since potentials differ in how far atoms move
+_METALS = ("Ti", "V", "Cr", "Fe", "Nb", "Mo", "Ta", "W", "Re")  # dopants on metal sites of scans
+_OTHER_ENOUGH = 0.1  # relative difference of atomic numbers from which a dopant is seen
+_COMA_NM = 300.0  # of a corrector that has drifted (1 sigma along either axis)
+_TREFOIL_NM = 150.0
+_DOPANTS = ("W", "V", "Re", "Nb")  # on metal sites of focal series
+_SECOND_DOPANTS = ("O", "Se")  # on their chalcogen sites
+_ADATOMS = ("C", "C", "O", "Mo")  # on top of them
 
 
 @dataclass(frozen=True)

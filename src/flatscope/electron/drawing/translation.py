@@ -2,7 +2,7 @@
 
 References
 ----------
-Ke et al. 2024, doi:10.1021/acs.nanolett.4c02654 (simulated unit crops made realistic by a single image).
+Ke et al. 2024, doi:10.1021/acs.nanolett.4c02654 (simulated unit cells made realistic by a single image).
 """
 
 from __future__ import annotations
@@ -27,15 +27,11 @@ Real = NDArray[np.float32]
 
 TASK = "realism"
 MOVED_NM = 0.010
-"""A column that translation moves by more has been moved."""
-_DRAWS = 8
-"""Translations with other noise whose mean is looked at: what is left is the network's, not chance."""
-_VANISHED = 0.5
-"""A defect that keeps less of its contrast against a perfect site has vanished."""
-_SEEN = 0.1
-"""A defect of which a clean image shows less is not looked for."""
-_BATCH = 64
-"""Crops that are translated at once."""
+"""A column that translation shifts by more than this counts as moved."""
+_DRAWS = 8  # translations of one image with other noise; their mean shows the network's doing, not chance
+_VANISHED = 0.5  # share of its contrast against a perfect site below which a defect has vanished
+_SEEN = 0.1  # contrast below which a clean image does not show a defect
+_BATCH = 64  # crops translated at once
 
 
 def translate(rng: np.random.Generator, drawn: Drawn, network: Network) -> Real:

@@ -21,10 +21,11 @@ from flatscope.electron.physics.crystals import NUMBERS
 Float: TypeAlias = NDArray[np.float64]
 
 REST_KEV = 510.99895
-_HC_KEV_NM = 1.23984198
-"""Planck's constant times the speed of light."""
-SPLAT_PX, _REACH_PX = 0.9, 5
-"""Atoms are put on the grid as Gaussians of this width (1 sigma), taken out again in Fourier space."""
+"""Rest energy of the electron."""
+_HC_KEV_NM = 1.23984198  # Planck's constant times the speed of light
+SPLAT_PX = 0.9
+"""Width (1 sigma) of the Gaussians that atoms are put on the grid as; it is taken out again in Fourier space."""
+_REACH_PX = 5  # half side of the square that such a Gaussian is drawn on
 
 
 def find_wavelength(voltage_kv: float) -> float:

@@ -25,12 +25,10 @@ _VACANCIES = ("first", "one", "both")
 _GAPS_NM = {True: 0.615, False: 0.335}
 """From a sheet to the next one below, of dichalcogenides (Böker et al. 2001, doi:10.1103/PhysRevB.64.235305) and of
 graphene and hBN."""
-_ADATOM_NM, _SUPPORT_NM = 0.15, 0.34
-"""A lone atom's height over the topmost ones, and the distance to a support (van der Waals)."""
-_CARBON_PER_NM3 = 100.0
-"""Amorphous carbon of 2 g/cm³."""
-_CLOSEST = 0.45
-"""Sites of two grains are no closer than this share of the lattice constant."""
+_ADATOM_NM = 0.15  # height of a lone atom over the topmost ones
+_SUPPORT_NM = 0.34  # distance to a support (van der Waals)
+_CARBON_PER_NM3 = 100.0  # atoms in amorphous carbon of 2 g/cm³
+_CLOSEST = 0.45  # smallest distance of sites of two grains, in lattice constants
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from flatscope.electron.physics.beam import find_phase, find_wavelength
 Float: TypeAlias = NDArray[np.float64]
 Wave: TypeAlias = NDArray[np.complex128]
 
-_BOX_NM, _MARGIN = 2.4, 1.25
-"""An atom's field, and how far its frequencies go beyond the detector's rim."""
+_BOX_NM = 2.4  # field of one atom
+_MARGIN = 1.25  # largest frequency over that of the detector's rim
 
 
 @dataclass(frozen=True)

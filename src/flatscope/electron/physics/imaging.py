@@ -29,12 +29,10 @@ Float: TypeAlias = NDArray[np.float64]
 Real: TypeAlias = NDArray[np.float32]
 Waves = TypeVar("Waves", Float, Real)
 
-_WAVE_NM, _BAND = 0.02, 1.0 / 3.0
-"""Largest pixel of the wave in HRTEM, and its largest frequency in cycles a pixel: its square still fits the grid."""
-_PLANE_NM = 0.05
-"""Atoms whose heights differ by less scatter from one plane."""
-_SAME_COLUMN_NM = 0.03
-"""Atoms so close to each other, seen from above, are one column."""
+_WAVE_NM = 0.02  # largest pixel of the wave in HRTEM
+_BAND = 1.0 / 3.0  # its largest frequency, cycles a pixel: its square still fits the grid
+_PLANE_NM = 0.05  # atoms whose heights differ by less scatter from one plane
+_SAME_COLUMN_NM = 0.03  # atoms closer than this, seen from above, are one column
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from scipy import fft
 from flatscope.electron.physics.crystals import Sheet
 from flatscope.electron.physics.imaging import Float, Real, ScanParams, SeriesParams, fit_grid, sample_image
 
-_SLICE_NM, _VACUUM_NM = 0.1, 0.2
-"""Thickness of a slice, and of the empty space above and below the sheet."""
+_SLICE_NM = 0.1  # thickness of a slice
+_VACUUM_NM = 0.2  # empty space above and below the sheet
 
 
 class MultisliceError(RuntimeError):

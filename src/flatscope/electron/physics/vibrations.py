@@ -22,10 +22,8 @@ Float: TypeAlias = NDArray[np.float64]
 
 TABLE_K = 300.0
 """Temperature of the table."""
-_REACH = 1.2
-"""Atoms up to this many bond lengths apart are neighbours."""
-_CARBON = "graphene"
-"""What tells how carbon moves in a crystal without it: a support, or dirt."""
+_REACH = 1.2  # bond lengths up to which atoms are neighbours
+_CARBON = "graphene"  # crystal whose carbon stands for that of a support or of dirt
 
 
 @dataclass(frozen=True)
