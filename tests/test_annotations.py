@@ -21,7 +21,7 @@ from flatscope.files.annotations import (
     write_outlines,
 )
 from flatscope.micrograph import Calibration, MicrographError
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
 
 # A ring: a square of 10 px with a hole of 2 px, its corners on pixel centres.
 RING = shapely.Polygon([(3, 4), (13, 4), (13, 14), (3, 14)], holes=[[(7, 8), (7, 10), (9, 10), (9, 8)]])
@@ -171,16 +171,16 @@ def test_values_json_does_not_know_become_null_or_plain(tmp_path: Path) -> None:
 
 
 def test_a_flake_table_gives_its_outlines_in_its_order() -> None:
-    frame = pd.DataFrame([dict.fromkeys(FLAKE_COLUMNS, 0.0) for _ in range(3)])
+    frame = pd.DataFrame([dict.fromkeys(column_names(FLAKE_COLUMNS), 0.0) for _ in range(3)])
     frame["region_id"] = [5, 2, 9]
     other = shapely.Polygon([(0, 0), (5, 0), (5, 5)])
     calibration = Calibration((100.0, 100.0), "user")
     table = FlakeTable(
         frame,
-        np.zeros((20, 20), np.int32),
-        {2: other, 5: RING},  # region 9 is a failed picture, which has no outline
+        Marks.outlines({2: other, 5: RING}, (20, 20)),  # region 9 has no outline
         calibration,
-        Provenance("0", "a.jpg", "", "", "", {}),
+        Provenance("a.jpg", "", {}),
+        np.zeros((20, 20), np.int32),
     )
     first, second = collect_outlines(table)
     assert (first.properties["region_id"], second.properties["region_id"]) == (5, 2)

@@ -26,7 +26,7 @@ from flatscope.files.annotations import read_outlines
 from flatscope.inference.card import KEY, Card
 from flatscope.optical import flakes
 from flatscope.optical.flakes import FlakeParams
-from flatscope.results import FLAKE_COLUMNS
+from flatscope.results import FLAKE_COLUMNS, column_names
 
 SUBSTRATE = np.array([150.0, 120.0, 160.0])
 GRAPHENE_90NM = {1: (-0.138, -0.139, -0.068), 2: (-0.251, -0.262, -0.147)}
@@ -131,7 +131,7 @@ def test_one_picture_gives_every_file_and_true_numbers(tmp_path: Path, command: 
         "a.layers.png", "a.overlay.png", "flakes.csv", "flakes.geojson", "report.html", "run.json",
     ]  # fmt: skip
     rows = rows_of(out)
-    assert tuple(rows[0]) == FLAKE_COLUMNS
+    assert tuple(rows[0]) == column_names(FLAKE_COLUMNS)
     first, second = rows[:2]
     assert [row["layers"].split("|")[0] for row in (first, second)] == ["1", "2"]
     assert float(first["area_um2"]) == pytest.approx(36**2 * 0.25, rel=0.03)

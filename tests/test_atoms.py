@@ -38,7 +38,7 @@ from flatscope.evaluation.columns import evaluate_labels, evaluate_localisation,
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical.materials import MATERIALS
-from flatscope.results import COLUMN_COLUMNS
+from flatscope.results import COLUMN_COLUMNS, column_names
 
 PIXEL_NM, SIDE = 0.02, 200
 
@@ -291,7 +291,7 @@ def inner(points: np.ndarray, rim: float = 20.0) -> np.ndarray:
 def test_places_and_sublattices(material: str) -> None:
     crystal = sheet(material)
     table = find_columns(as_micrograph(picture(crystal)), ColumnParams(material))
-    assert list(table.frame.columns) == list(COLUMN_COLUMNS)
+    assert list(table.frame.columns) == list(column_names(COLUMN_COLUMNS))
     true = crystal.sites_nm / PIXEL_NM
     found = table.found[["row_px", "col_px"]].to_numpy(float)
     pairs = [(i, j) for i, j in match_points(found, true, 3.0) if inner(true[j][None])[0]]
@@ -498,7 +498,7 @@ def test_atoms_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     ):
         assert sum(name in line and words in line for line in said.err.splitlines()) == 1, said.err
     frame = pd.read_csv(tmp_path / "o" / "columns.csv", keep_default_na=False)
-    assert list(frame.columns) == list(COLUMN_COLUMNS) and set(frame["image"]) == {"good.npy"}
+    assert list(frame.columns) == list(column_names(COLUMN_COLUMNS)) and set(frame["image"]) == {"good.npy"}
     assert (
         json.loads((tmp_path / "o" / "run.json").read_text())["good.npy"]["settings"]["columns"]["material"]
         == "WSe2"

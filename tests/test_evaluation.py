@@ -27,7 +27,7 @@ from flatscope.evaluation.metrics import (
     score_histogram,
     vote_regions,
 )
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
 
 
 def test_overlaps_of_two_label_images() -> None:
@@ -73,12 +73,12 @@ def test_bulk_is_found_but_not_held_against_the_finder() -> None:
     true[5:15, 5:15], true[5:15, 25:35] = 1, 2
     labels = true.copy()
     labels[25:35, 5:15], labels[25:35, 40:70] = 3, 4
-    frame = pd.DataFrame(columns=list(FLAKE_COLUMNS), index=range(4))
+    frame = pd.DataFrame(columns=list(column_names(FLAKE_COLUMNS)), index=range(4))
     frame["region_id"] = [1, 2, 3, 4]
     frame["layers"] = ["2", "thick", "1", "thick"]
     frame["layers_low"], frame["layers_high"] = [2.0, 7.0, 1.0, 60.0], [2.0, 10.0, 1.0, 200.0]
     frame["status"] = "accepted"
-    table = FlakeTable(frame, labels, {}, None, Provenance("0", "a.png", "", "", "", {}))
+    table = FlakeTable(frame, Marks.none(labels.shape), None, Provenance("a.png", "", {}), labels)
     counts = score_picture(table, true, layer_nm=0.335)
     assert counts == (2, 2, 3, 2, 2, 1, 200, 300)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from flatscope.report.figures import (
     to_display,
 )
 from flatscope.report.page import PictureEntry, RunRecord, build_page
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
 
 RECORD = RunRecord("Flakes", "today", {"material": "graphene"}, {"flatscope": "0"}, {"network_s": 0.1})
 SUBSTRATE = (140, 110, 150)
@@ -44,7 +45,7 @@ def make_table(
     for region, (layers, status, (row, col, height, width)) in enumerate(regions, start=1):
         labels[row : row + height, col : col + width] = region
         outlines[region] = box(col - 0.5, row - 0.5, col + width - 0.5, row + height - 0.5)
-        values = dict.fromkeys(FLAKE_COLUMNS, 0.25)
+        values = dict.fromkeys(column_names(FLAKE_COLUMNS), 0.25)
         if layers:
             values[f"p_{layers.split('|')[0]}"] = 0.9
         rows.append(
@@ -64,9 +65,11 @@ def make_table(
                 "touches_edge": False,
             }
         )
-    frame = pd.DataFrame(rows, columns=list(FLAKE_COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(column_names(FLAKE_COLUMNS)))
     calibration = None if um_per_px is None else Calibration((um_per_px * 1e3,) * 2, "user")
-    return FlakeTable(frame, labels, outlines, calibration, Provenance("0", "a.jpg", "", "", "", {}))
+    return FlakeTable(
+        frame, Marks.outlines(outlines, labels.shape), calibration, Provenance("a.jpg", "", {}), labels
+    )
 
 
 def make_picture(shape: tuple[int, int] = (300, 400)) -> Micrograph:
@@ -293,5 +296,5 @@ def test_page_for_a_hundred_noisy_pictures_stays_small() -> None:
 
 def test_an_uncertain_region_is_drawn_as_its_likeliest_number() -> None:
     table = make_table([("1|2", "uncertain", (10, 10, 9, 9))])
-    table.frame[["p_1", "p_2"]] = 0.3, 0.6
+    table = replace(table, frame=table.frame.assign(p_1=0.3, p_2=0.6))
     assert table.layer_image()[12, 12] == 2

@@ -20,7 +20,7 @@ from flatscope.optical import twist
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, BilayerParams, cut_triangle, draw_bilayer
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.twist import TwistParams, measure_twist, moire_period_nm
-from flatscope.results import TWIST_COLUMNS
+from flatscope.results import TWIST_COLUMNS, column_names
 
 SIZE = (400, 400)
 
@@ -39,7 +39,7 @@ def paint(
 
 def only_row(layers: np.ndarray, **settings: Any) -> pd.Series:
     frame = measure_twist(layers, TwistParams(**settings)).frame
-    assert len(frame) == 1 and list(frame.columns) == list(TWIST_COLUMNS)
+    assert len(frame) == 1 and list(frame.columns) == list(column_names(TWIST_COLUMNS))
     return frame.iloc[0]
 
 
@@ -132,7 +132,7 @@ def test_pictures_without_a_second_layer() -> None:
         paint((150.0, 20.0, 0.0, (200, 200))),
     ):
         table = measure_twist(layers)
-        assert len(table) == 0 and list(table.frame.columns) == list(TWIST_COLUMNS)
+        assert len(table) == 0 and list(table.frame.columns) == list(column_names(TWIST_COLUMNS))
     with pytest.raises(ValueError, match="layers are"):
         measure_twist(np.zeros((4, 4)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="min_top_px of 1"):
@@ -244,7 +244,7 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr()
     assert "label 77 is no layer number" in said.err and said.err.count("\n") == 1
     frame = pd.read_csv(tmp_path / "out" / "twist.csv")
-    assert list(frame.columns) == list(TWIST_COLUMNS)
+    assert list(frame.columns) == list(column_names(TWIST_COLUMNS))
     assert frame["twist_deg"].tolist() == pytest.approx([25.0], abs=0.2)
     assert frame["area_2l_um2"][0] == pytest.approx(0.01 * frame["area_2l_px"][0], rel=1e-4)
     overlay = np.asarray(Image.open(tmp_path / "out" / "a.twist.png"))

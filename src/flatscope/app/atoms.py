@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from flatscope.app import show
 from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
-from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns, share_sites
+from flatscope.electron.columns import ColumnParams, find_brighter, find_columns, share_sites
 from flatscope.electron.physics.crystals import CRYSTALS
 from flatscope.files.read import find_pictures, read, read_stack
 from flatscope.files.structures import to_cif, to_xyz
@@ -157,13 +157,11 @@ def _list_series(paths: list[Path], um_per_px: float | None) -> list[tuple[str, 
 def _answer(load: Load, params: ColumnParams, *, name: str, stem: str, out: Path) -> _Answer:
     """Find the columns of one image or series and write what belongs to it alone."""
     image = load()
-    table = find_columns(image, params)
-    table.frame["image"] = name
+    table = find_columns(image, params).renamed(name)
     overlay = encode_png(draw_columns(image, table))
     write_atomic(out / f"{stem}.columns.png", overlay)
-    model = build_model(table, params, shape=image.shape)
-    write_atomic(out / f"{stem}.xyz", to_xyz(model, comment=f"flatscope, {name}, {params.material}"))
-    write_atomic(out / f"{stem}.cif", to_cif(model, name=stem))
+    write_atomic(out / f"{stem}.xyz", to_xyz(table.model, comment=f"flatscope, {name}, {params.material}"))
+    write_atomic(out / f"{stem}.cif", to_cif(table.model, name=stem))
     return _Answer(stem, table, overlay, load)
 
 
@@ -195,7 +193,7 @@ def _write(out: Path, answers: dict[str, _Answer]) -> None:
     frames = [table.to_csv() for table in tables.values()]
     head = frames[0].split("\n", 1)[0] + "\n"
     write_atomic(out / "columns.csv", head + "".join(text.split("\n", 1)[1] for text in frames))
-    record = {name: asdict(table.provenance) for name, table in tables.items()}
+    record = {name: table.provenance.to_dict() for name, table in tables.items()}
     write_atomic(out / "run.json", json.dumps(record, indent=2, default=str))
     notes = [f"{name}: {note}" for name, table in tables.items() for note in table.provenance.notes]
     notes.append(

@@ -23,7 +23,7 @@ from flatscope.optical import flakes
 from flatscope.optical.flakes import FlakeParams
 from flatscope.parallel import worker_processes
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance, failed_frame
 from flatscope.units import um_from_nm
 
 
@@ -204,7 +204,7 @@ def analyse(job: Job, bench: Bench, network: Network) -> Answer:
         detail = " ".join(str(error).split())[:200]
         return fail(job, f"unexpected {type(error).__name__} ({detail}): please report it with the picture")
     drawn_from = time.perf_counter()
-    table.frame["image"] = job.image
+    table = table.renamed(job.image)
     display = to_display(micrograph)
     write_atomic(bench.out / f"{job.stem}.layers.png", encode_png(table.layer_image()))
     overlay = draw_overlay(display, table)
@@ -255,8 +255,7 @@ def fail(job: Job, reason: str) -> Answer:
     # The path stands in its own column already.
     for prefix in (f"{job.path}: ", f"{job.path} "):
         reason = reason.removeprefix(prefix)
-    row = {**dict.fromkeys(FLAKE_COLUMNS), "image": job.image, "status": "failed", "reason": reason}
-    return Answer(job, pd.DataFrame([row], columns=list(FLAKE_COLUMNS)), failure=reason)
+    return Answer(job, failed_frame(FLAKE_COLUMNS, job.image, reason), failure=reason)
 
 
 def analyse_all(

@@ -49,6 +49,7 @@ from flatscope.results import (
     TRACK_COLUMNS,
     DefectTable,
     TrackTable,
+    column_names,
     count_densities,
 )
 from flatscope.units import um_from_nm
@@ -217,7 +218,7 @@ def _read_image(path: Path, um_per_px: float | None) -> Micrograph:
 def _answer_image(
     micrograph: Micrograph, table: DefectTable, name: str, stem: str, *, out: Path, run: _Run
 ) -> None:
-    table.frame["image"] = name
+    table = table.renamed(name)
     constant = np.sqrt(2.0 / np.sqrt(3.0) * table.cell_nm2) / table.calibration.pixel_size_nm[0]
     overlay = encode_png(draw_defects(micrograph.pixels, table, constant_px=float(constant)))
     write_atomic(out / f"{stem}.defects.png", overlay)
@@ -229,12 +230,11 @@ def _answer_image(
     run.rows.append(_summarise(name, table))
     run.add_table(f"{name}: densities per nm²", table.densities())
     run.notes += [f"{name}: {note}" for note in table.provenance.notes]
-    run.record[name] = asdict(table.provenance) | {"densities": table.densities().to_dict("records")}
+    run.record[name] = table.provenance.to_dict() | {"densities": table.densities().to_dict("records")}
 
 
 def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out: Path, run: _Run) -> None:
-    for frame in (table.frame, table.events):
-        frame["image"] = name
+    table = table.renamed(name)
     frames = table.drift["frame"].to_numpy(int)
     run.frames.append(_as_defects(table))
     run.tracks.append(table.frame)
@@ -244,7 +244,7 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
     transitions = count_transitions(table.frame, frames, left=left)
     rates = measure_rates(table.events, table.frame, frames, frame_s=table.frame_s)
     spread = measure_diffusion(table.frame)
-    run.record[name] = asdict(table.provenance) | {
+    run.record[name] = table.provenance.to_dict() | {
         "rates": rates.to_dict("records"),
         "transitions": transitions.to_dict("records"),
         "dwell": measure_dwell(table.frame, frames).to_dict("records"),
@@ -289,7 +289,7 @@ def _as_defects(table: TrackTable) -> pd.DataFrame:
     ):
         frame.loc[rows, "status"], frame.loc[rows, "reason"] = "uncertain", reason
     frame["defect_id"] = np.arange(1, len(frame) + 1)
-    return frame[list(DEFECT_COLUMNS)]
+    return frame[list(column_names(DEFECT_COLUMNS))]
 
 
 def _summarise(name: str, table: DefectTable) -> dict[str, str]:
@@ -329,10 +329,10 @@ def _round_mean(counts: pd.DataFrame) -> dict[str, int]:
 
 
 def _write(out: Path, run: _Run) -> None:
-    write_atomic(out / "defects.csv", _to_csv(run.frames, DEFECT_COLUMNS))
+    write_atomic(out / "defects.csv", _to_csv(run.frames, column_names(DEFECT_COLUMNS)))
     if run.tracks:
-        write_atomic(out / "tracks.csv", _to_csv(run.tracks, TRACK_COLUMNS))
-        write_atomic(out / "events.csv", _to_csv(run.events, EVENT_COLUMNS))
+        write_atomic(out / "tracks.csv", _to_csv(run.tracks, column_names(TRACK_COLUMNS)))
+        write_atomic(out / "events.csv", _to_csv(run.events, column_names(EVENT_COLUMNS)))
     write_atomic(out / "run.json", json.dumps(run.record, indent=2, default=str))
     page = make_study_page("Defects", run.rows, run.figures, notes=[*run.notes, _EXPLAIN], more=run.tables)
     write_atomic(out / "report.html", page)

@@ -22,7 +22,7 @@ from flatscope.files.annotations import write_outlines
 from flatscope.files.write import write_atomic
 from flatscope.optical.flakes import sort_by_interest
 from flatscope.report.page import PictureEntry, RunRecord, build_page
-from flatscope.results import FLAKE_COLUMNS
+from flatscope.results import FLAKE_COLUMNS, column_names
 
 _SAVE_EVERY_S = 10.0
 _WHOLE_NUMBERS = ("flake_id", "region_id", "area_px")
@@ -91,8 +91,10 @@ class RunFiles:
             rows.append(sort_by_interest(pd.concat(regions, ignore_index=True)))
         rows += [answer.frame for answer in answers if answer.failure]
         if not rows:
-            return pd.DataFrame(columns=list(FLAKE_COLUMNS))
-        whole = pd.concat([part.astype(object) for part in rows], ignore_index=True)[list(FLAKE_COLUMNS)]
+            return pd.DataFrame(columns=list(column_names(FLAKE_COLUMNS)))
+        whole = pd.concat([part.astype(object) for part in rows], ignore_index=True)[
+            list(column_names(FLAKE_COLUMNS))
+        ]
         for name in whole.columns:
             whole[name] = whole[name].infer_objects()
         for name in _WHOLE_NUMBERS:

@@ -7,7 +7,7 @@ series are read by `flatscope.electron.series`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-import flatscope
 from flatscope.electron.fitting import (
     LARGEST_SHIFT,
     REACH_SIGMA,
@@ -28,11 +27,12 @@ from flatscope.electron.fitting import (
 from flatscope.electron.kinds import FOREIGN, NOTHING
 from flatscope.electron.lattice import Phases, measure_strain
 from flatscope.electron.physics.crystals import Crystal, find_crystal
-from flatscope.electron.scans import ALIKE, Scan, mark, open_scan
+from flatscope.electron.scans import ALIKE, Scan, open_scan
 from flatscope.electron.series import find_in_series
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, Stack
-from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Provenance
+from flatscope.results import COLUMN_COLUMNS, Atoms, ColumnTable, Marks, Provenance, column_names, mark
+from flatscope.results.view import make_preview
 
 Float = NDArray[np.float64]
 
@@ -136,20 +136,20 @@ def find_columns(
     ['S2', 'W']
     """
     crystal = find_crystal(params.material)
-    notes = list(getattr(image, "notes", ()))
+    notes: list[str] = []
     if isinstance(image, Stack):
         network = network or Network.load(params.weights, task="columns")
         read = find_in_series(image, crystal, network, notes, defocus_nm=params.defocus_nm)
-        record = _record(image, params, notes, network)
-        return _finish(read.rows, read.phases, record, calibration=read.calibration, sure=True)
+        record = Provenance.of(image, params, network=network, notes=tuple(notes))
+        return _finish(image, read.rows, read.phases, record, calibration=read.calibration, sure=True)
     if not isinstance(image, Micrograph):
         raise TypeError(
             f"find_columns wants a Micrograph or a Stack, not {type(image).__name__}: see flatscope.read"
         )
     scan = open_scan(image, crystal.name, notes, brighter=params.brighter)
     frame = _find_in_scan(scan, crystal, notes)
-    record = _record(image, params, notes)
-    return _finish(frame, scan.sites.phases, record, calibration=scan.calibration, sure=scan.sure)
+    record = Provenance.of(image, params, notes=tuple(notes))
+    return _finish(image, frame, scan.sites.phases, record, calibration=scan.calibration, sure=scan.sure)
 
 
 def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFrame:
@@ -164,22 +164,14 @@ def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFram
     return frame
 
 
-def _record(
-    image: Micrograph | Stack, params: ColumnParams, notes: list[str], network: Network | None = None
-) -> Provenance:
-    return Provenance(
-        flatscope.__version__,
-        image.name,
-        image.sha256,
-        network.card.name if network else "",
-        network.sha256 if network else "",
-        {"columns": asdict(params)},
-        notes=tuple(notes),
-    )
-
-
 def _finish(
-    frame: pd.DataFrame, phases: Phases, provenance: Provenance, *, calibration: Calibration, sure: bool
+    image: Micrograph | Stack,
+    frame: pd.DataFrame,
+    phases: Phases,
+    provenance: Provenance,
+    *,
+    calibration: Calibration,
+    sure: bool,
 ) -> ColumnTable:
     """Rows from top to bottom, with their place in nm and a number, and what is known of the lattice."""
     frame["image"] = provenance.image
@@ -188,9 +180,18 @@ def _finish(
     frame["sigma_nm"] = frame["sigma_px"] * pixel_nm
     frame = frame.sort_values(["row_px", "col_px"], ignore_index=True)
     frame["column_id"] = np.arange(1, len(frame) + 1)
-    strain = measure_strain(phases)
+    found = frame[frame["status"] != "rejected"]
+    crystal = find_crystal(str(provenance.settings["material"]))
     return ColumnTable(
-        frame[list(COLUMN_COLUMNS)], phases.lattice.vectors, strain, sure, calibration, provenance
+        frame[list(column_names(COLUMN_COLUMNS))],
+        Marks.points(frame["column_id"], frame["row_px"], frame["col_px"], image.shape),
+        calibration,
+        provenance,
+        phases.lattice.vectors,
+        measure_strain(phases),
+        sure,
+        build_model(found, crystal, calibration, shape=image.shape),
+        preview=make_preview(image),
     )
 
 
@@ -209,7 +210,7 @@ def find_brighter(table: ColumnTable, sure: ColumnTable) -> str:
     _, nearest = cKDTree(places[1]).query(places[0])
     theirs = sure.frame["sublattice"].to_numpy()[nearest]
     swapped = float(np.mean(theirs != table.frame["sublattice"].to_numpy())) > 0.5
-    crystal = find_crystal(str(table.provenance.settings["columns"]["material"]))
+    crystal = find_crystal(str(table.provenance.settings["material"]))
     return crystal.sublattices[1 - crystal.brighter if swapped else crystal.brighter]
 
 
@@ -317,28 +318,31 @@ def _weigh_species(
     return np.array(list(density))[p.argmax(0)], p.max(0)
 
 
-def build_model(table: ColumnTable, params: ColumnParams, *, shape: tuple[int, int]) -> Atoms:
-    """The atoms that stand in the columns found.
+def build_model(
+    found: pd.DataFrame, crystal: Crystal, calibration: Calibration, *, shape: tuple[int, int]
+) -> Atoms:
+    """Build the atoms that stand in the columns found.
 
     Parameters
     ----------
-    table
-        See `find_columns`.
-    params
+    found
+        Rows of a column table that count.
+    crystal
         The material.
+    calibration
+        Pixel size.
     shape
-        Of the image.
+        Rows and columns of the image.
 
     Notes
     -----
     An image tells nothing of heights: pairs stand where the perfect crystal has them, and a lone atom of a pair on the
     side of the source. Other species are "X".
     """
-    crystal = find_crystal(params.material)
     half = 0.5 * crystal.pair_nm
     symbols, places = [], []
-    width, height = (side * table.calibration.pixel_size_nm[0] for side in (shape[1], shape[0]))
-    for row in table.found.to_dict("records"):
+    width, height = (side * calibration.pixel_size_nm[0] for side in (shape[1], shape[0]))
+    for row in found.to_dict("records"):
         kind = crystal.sublattices.index(str(row["sublattice"]))
         element, atoms = (crystal.first, crystal.second)[kind]
         levels = (

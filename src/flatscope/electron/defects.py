@@ -8,7 +8,7 @@ turned with the lattice.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 from scipy.spatial import cKDTree
 
-import flatscope
 from flatscope.electron.kinds import CONTAMINATION, DISORDER, GROUPS, HOLE, SITE_KINDS, Kind, list_kinds
 from flatscope.electron.mixture import ELSE, fit_mixture, steady
 from flatscope.electron.physics.crystals import NUMBERS, Crystal, find_crystal
-from flatscope.electron.scans import ALIKE, Scan, mark, open_scan
+from flatscope.electron.scans import ALIKE, Scan, open_scan
 from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
-from flatscope.results import DEFECT_COLUMNS, DefectTable, Provenance
+from flatscope.results import DEFECT_COLUMNS, DefectTable, Marks, Provenance, column_names, mark
+from flatscope.results.view import make_preview
 
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -141,7 +141,7 @@ def find_defects(
     ['V_W']
     """
     crystal = find_crystal(params.material)
-    notes = list(micrograph.notes)
+    notes: list[str] = []
     scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
     network = load_network(params, network)
     levelled = level(scan.image, scan.sites.phases.lattice.constant_px)
@@ -154,25 +154,18 @@ def find_defects(
     frame = _finish(extended.rows, image=micrograph.name, pixel_nm=pixel_nm)
     shown = frame["place"].to_numpy(int)
     counts = [int((scan.sites.sublattice == index).sum()) for index in (0, 1)]
-    provenance = Provenance(
-        flatscope.__version__,
-        micrograph.name,
-        micrograph.sha256,
-        network.card.name if network else "",
-        network.sha256 if network else "",
-        {"defects": asdict(params)},
-        notes=tuple(notes),
-    )
     return DefectTable(
-        frame[list(DEFECT_COLUMNS)],
+        frame[list(column_names(DEFECT_COLUMNS))],
+        Marks.points(frame["defect_id"], frame["row_px"], frame["col_px"], micrograph.shape),
+        scan.calibration,
+        Provenance.of(micrograph, params, network=network, notes=tuple(notes)),
         float((~extended.mask).sum() * np.prod(scan.calibration.pixel_size_nm)),
         crystal.lattice_nm**2 * np.sqrt(0.75),
         dict(zip(crystal.sublattices, counts, strict=True)),
         readings.residual,
         _take(crops, shown),
         _take(evidence, shown),
-        scan.calibration,
-        provenance,
+        preview=make_preview(micrograph),
     )
 
 

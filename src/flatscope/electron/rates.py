@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from flatscope.results import EVENT_COLUMNS
+from flatscope.results import EVENT_COLUMNS, column_names
 
 Float = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -66,7 +66,7 @@ def find_events(
             step = last["time_s"] / last["frame"] if last["frame"] else np.nan
             frame = int(after[last["frame"]])
             rows.append(_event(name, last, last["kind"], "") | {"frame": frame, "time_s": step * frame})
-    events = pd.DataFrame(rows, columns=list(EVENT_COLUMNS))
+    events = pd.DataFrame(rows, columns=list(column_names(EVENT_COLUMNS)))
     return events.sort_values(["frame", "track_id"], ignore_index=True)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from flatscope.electron.lattice import (
@@ -167,15 +165,6 @@ def calibrate(
             f"the stated pixel size {stated:.5f} nm is off by {off:+.0%}: {size:.5f} nm by the lattice is used{other}"
         )
     return Calibration((size, size), "lattice", _REL_SIGMA)
-
-
-def mark(frame: pd.DataFrame, where: Any, *, status: str, reason: str) -> pd.DataFrame:
-    """A table whose rows `where` have another status and reason."""
-    where = np.asarray(where, bool)
-    return frame.assign(
-        status=np.where(where, status, frame["status"].to_numpy(object)),
-        reason=np.where(where, reason, frame["reason"].to_numpy(object)),
-    )
 
 
 def warn_of_lattice(phases: Phases, crystal: Crystal, notes: list[str]) -> None:

@@ -22,9 +22,10 @@ from flatscope.electron.focal import (
 from flatscope.electron.kinds import FIRST, FOREIGN, OTHER, SECOND
 from flatscope.electron.lattice import Lattice, NoLatticeError, Phases, find_lattice, map_phases
 from flatscope.electron.physics.crystals import Crystal
-from flatscope.electron.scans import SATURATED_SHARE, calibrate, mark, warn_of_lattice
+from flatscope.electron.scans import SATURATED_SHARE, calibrate, warn_of_lattice
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, MicrographError, Stack
+from flatscope.results import mark
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-import flatscope
 from flatscope.electron.defects import DefectParams, load_network
 from flatscope.electron.movie_lattice import Drift, MovieLattice, learn_lattice, take_first
 from flatscope.electron.occupancy import Appearance, FrameSites, learn_appearance, read_sites, trace_sites
@@ -31,7 +30,8 @@ from flatscope.electron.rates import find_events
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError, Movie
 from flatscope.parallel import stream
-from flatscope.results import TRACK_COLUMNS, Provenance, TrackTable
+from flatscope.results import TRACK_COLUMNS, Marks, Provenance, TrackTable, column_names
+from flatscope.results.view import make_preview
 
 _HOP_CELLS = 1.3  # farthest move between frames, in lattice constants: one step on a sublattice
 _MEMORY = 2  # frames for which a defect may be missed
@@ -121,7 +121,7 @@ def track_defects(
     ['V_S']
     """
     crystal = find_crystal(params.material)
-    notes = list(movie.notes)
+    notes: list[str] = []
     network = load_network(params, network)
     first = np.stack(take_first(movie)).astype(float)
     lattice, calibration = learn_lattice(first, movie, crystal, notes, brighter=params.brighter)
@@ -143,14 +143,18 @@ def track_defects(
     cell_nm2 = float(abs(np.linalg.det(lattice.lattice.vectors))) * pixel_nm**2
     return TrackTable(
         tracks,
+        Marks.paths(
+            tracks["track_id"], tracks["row_px"], tracks["col_px"], (usable.shape[0], usable.shape[1])
+        ),
+        calibration,
+        Provenance.of(movie, params, network=network, notes=tuple(notes)),
         find_events(tracks, numbers, shape=usable.shape, margin_px=edge_px),
         _tabulate_drift(drift, numbers, pixel_nm),
         0.5 * float(np.median([one.inner.sum() for one in frames])) * cell_nm2,
         cell_nm2,
         lattice.sure,
         movie.frame_s,
-        calibration,
-        _record(movie, params, network, notes),
+        preview=make_preview(first[0]),
     )
 
 
@@ -209,24 +213,12 @@ def _finish(tracks: pd.DataFrame, numbers: NDArray[np.int64], movie: Movie) -> p
     frame = numbers[tracks["frame"].to_numpy(int)]
     time_s = frame * movie.frame_s if movie.frame_s else np.nan
     tracks = tracks.assign(frame=frame, time_s=time_s, image=movie.name)
-    return tracks.sort_values(["track_id", "frame"], ignore_index=True)[list(TRACK_COLUMNS)]
+    return tracks.sort_values(["track_id", "frame"], ignore_index=True)[list(column_names(TRACK_COLUMNS))]
 
 
 def _tabulate_drift(drift: Drift, numbers: NDArray[np.int64], pixel_nm: float) -> pd.DataFrame:
     row_nm, col_nm = (np.array(drift.px) * pixel_nm).T
     return pd.DataFrame({"frame": numbers, "row_nm": row_nm, "col_nm": col_nm})
-
-
-def _record(movie: Movie, params: TrackParams, network: Network | None, notes: list[str]) -> Provenance:
-    return Provenance(
-        flatscope.__version__,
-        movie.name,
-        movie.sha256,
-        network.card.name if network else "",
-        network.sha256 if network else "",
-        {"tracks": asdict(params)},
-        notes=tuple(notes),
-    )
 
 
 def link_points(table: pd.DataFrame, reach: float, *, columns: tuple[str, str], memory: int) -> pd.DataFrame:

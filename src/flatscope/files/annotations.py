@@ -168,8 +168,9 @@ def write_labels(path: Path | str, labels: NDArray[np.integer[Any]]) -> Path:
 def collect_outlines(table: FlakeTable) -> list[Outline]:
     """Take the outlines out of a flake table, in its order, each with its row as properties."""
     outlines = []
+    polygons = dict(table.marks)
     for row in table.frame.to_dict("records"):
-        polygon = table.outlines.get(row["region_id"])
+        polygon = polygons.get(row["region_id"])
         if polygon is not None:
             properties = {str(name): value for name, value in row.items()}
             outlines.append(Outline(polygon, properties, table.calibration))

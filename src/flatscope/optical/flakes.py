@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from flatscope.optical.regions import Measured, Regions, Weights, mark_seams, me
 from flatscope.optical.setups import Prior
 from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
+from flatscope.results.table import as_plain
+from flatscope.results.view import make_preview
 
 Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
@@ -342,7 +344,8 @@ def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
         "calibration": micrograph.calibration,
         "image": micrograph.name,
         "sha256": micrograph.sha256,
-        "weights": Weights(f"{card.name} {card.version}", network.sha256, card.material, card.known),
+        "preview": make_preview(micrograph),
+        "weights": Weights(card.name, card.version, network.sha256, card.material, card.known),
     }
 
 
@@ -391,16 +394,18 @@ def _tabulate(regions: Regions, posterior: LayerPosterior, params: FlakeParams) 
     clock.lap("outlines_s")
     timings = {**regions.timings_s, **clock.timings}
     provenance = Provenance(
-        flatscope.__version__,
         regions.image,
         regions.sha256,
+        as_plain(params),
         regions.weights.name,
+        regions.weights.version,
         regions.weights.sha256,
-        asdict(params),
-        {**timings, "total_s": round(sum(timings.values()), 4)},
+        flatscope.__version__,
         (*regions.notes, *_note_material(regions, params.material)),
+        {**timings, "total_s": round(sum(timings.values()), 4)},
     )
-    return FlakeTable(frame, labels, outlines, regions.calibration, provenance)
+    marks = Marks.outlines(outlines, regions.shape)
+    return FlakeTable(frame, marks, regions.calibration, provenance, labels, preview=regions.preview)
 
 
 def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> pd.DataFrame:
@@ -431,7 +436,7 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
         "layers_low": posterior.low,
         "layers_high": posterior.high,
     }
-    return pd.DataFrame(columns, columns=list(FLAKE_COLUMNS))
+    return pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
 
 
 def _note_picture(

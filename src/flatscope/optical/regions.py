@@ -70,13 +70,14 @@ class Weights:
 
     Parameters
     ----------
-    name, sha256
-        Name with version, and digest of its file.
+    name, version, sha256
+        Its name and version, and the digest of its file.
     material, known
         Of weights adapted to one set-up: the material, and regions known there as (layers, red, green, blue contrast).
     """
 
     name: str
+    version: str
     sha256: str
     material: str = ""
     known: tuple[tuple[float, ...], ...] = ()
@@ -123,6 +124,8 @@ class Regions:
         The network that found the regions.
     notes
         What a user should know, one line each.
+    preview
+        A small JPEG of the picture.
     timings_s
         Seconds that each stage took; not stored.
     """
@@ -145,7 +148,8 @@ class Regions:
     sha256: str
     weights: Weights
     notes: tuple[str, ...] = ()
-    timings_s: dict[str, float] = field(default_factory=dict)
+    preview: bytes = field(default=b"", repr=False)
+    timings_s: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.foreign)

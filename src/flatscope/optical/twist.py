@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,7 +21,16 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration
 from flatscope.optical.materials import find_material
 from flatscope.optical.orientation import METHODS, Mask, orient
-from flatscope.results import REJECTED_LABEL, TWIST_COLUMNS, FlakeTable, Provenance, TwistTable
+from flatscope.results import (
+    REJECTED_LABEL,
+    TWIST_COLUMNS,
+    FlakeTable,
+    Marks,
+    Provenance,
+    TwistTable,
+    column_names,
+)
+from flatscope.results.table import as_plain
 
 Layers = NDArray[np.uint8]
 
@@ -128,22 +138,31 @@ def measure_twist(
     >>> bool(abs(table.measured["twist_deg"] - bilayer.twist_deg).max() < 3 * table.measured["sigma_deg"].max())
     True
     """
+    digest, preview = "", b""
     if isinstance(layers, FlakeTable):
         calibration, image = layers.calibration, layers.provenance.image
+        digest, preview = layers.provenance.image_sha256, layers.preview
         layers = layers.layer_image()
     if layers.ndim != 2 or layers.dtype != np.uint8:
         raise ValueError(f"layers are (rows, cols) of uint8, not {layers.shape} of {layers.dtype}")
     network = network or _shipped_network()
     rows = [{"image": image, **_measure(stack, params, network)} for stack in find_stacks(layers)]
-    frame = pd.DataFrame(rows, columns=list(TWIST_COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(column_names(TWIST_COLUMNS)))
     if calibration is not None:
         for layer in ("1l", "2l"):
             frame[f"area_{layer}_um2"] = frame[f"area_{layer}_px"] * calibration.pixel_area_um2
     frame = frame.sort_values(["sigma_deg", "area_2l_px"], ascending=[True, False], ignore_index=True)
-    weights = f"{network.card.name} {network.card.version}"
-    settings = {"twist": asdict(params)}
-    provenance = Provenance(flatscope.__version__, image, "", weights, network.sha256, settings)
-    return TwistTable(frame, calibration, provenance)
+    provenance = Provenance(
+        image,
+        digest or hashlib.sha256(np.ascontiguousarray(layers).tobytes()).hexdigest(),
+        as_plain(params),
+        network.card.name,
+        network.card.version,
+        network.sha256,
+        flatscope.__version__,
+    )
+    marks = Marks.points(frame["flake_id"], frame["row_px"], frame["col_px"], layers.shape)
+    return TwistTable(frame, marks, calibration, provenance, preview=preview)
 
 
 def moire_period_nm(twist_deg: float, lattice_nm: float) -> float:

@@ -109,8 +109,9 @@ def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None 
     letter = min(max(13, round(min(size) / 45)), 40)
     line = max(2, round(min(size) / 500))
     records = table.frame.to_dict("records")
+    outlines = dict(table.marks)
     for record in reversed(records):  # the best last, so that it lies on top
-        outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
+        outline = outlines.get(int(record["region_id"]))
         if outline is not None:
             for ring in _rings(outline, scale):
                 _trace(draw, ring, record, width=line)
@@ -141,9 +142,10 @@ def draw_thumbnails(
     """
     whole = Image.fromarray(display.pixels)
     thumbnails: dict[int, Image.Image] = {}
+    outlines = dict(table.marks)
     thin = table.found[table.found["layers"] != "thick"]
     for record in thin.head(most).to_dict("records"):
-        outline = table.outlines.get(int(record["region_id"]))
+        outline = outlines.get(int(record["region_id"]))
         if outline is None:
             continue
         left, top, right, bottom = outline.bounds
@@ -277,8 +279,9 @@ def _write_labels(
     """Region number and layers inside the best regions, or the layers alone, or nothing, as fits."""
     font = load_font(letter)
     left = _MOST_LABELS
+    outlines = dict(table.marks)
     for record in records:
-        outline = table.outlines.get(int(record["region_id"])) if record["status"] != "failed" else None
+        outline = outlines.get(int(record["region_id"]))
         if outline is None or record["status"] == "rejected" or str(record["layers"]) == "thick":
             continue
         x0, y0, x1, y1 = (scale * side for side in outline.bounds)

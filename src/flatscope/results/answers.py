@@ -1,0 +1,430 @@
+"""The answer of each verb: its columns, declared once, and what only that verb knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from flatscope.micrograph import Calibration
+from flatscope.results.table import Column, Table, conform, freeze_frames
+
+_IMAGE = Column("image", "text", "Name of the picture, unique within a run.")
+_STATUS = Column("status", "text", "accepted, uncertain (counts, with a doubt), rejected, or failed.")
+_REASON = Column("reason", "text", "Why the row is not simply accepted.")
+_ROW = Column(
+    "row_px", "number", "Row of the centre, from the upper edge; whole numbers at pixel centres.", "px"
+)
+_COL = Column("col_px", "number", "Column of the centre, from the left edge.", "px")
+_X = Column("x_nm", "number", "To the right of the centre of the first pixel.", "nm")
+_Y = Column("y_nm", "number", "Below the centre of the first pixel.", "nm")
+_SUBLATTICE = Column("sublattice", "text", "Name of the sublattice: metal or chalcogen, a or b.")
+_FRAME = Column("frame", "count", "Frame of a movie, from 0; empty for an image.")
+
+_LAYER_CHANCES = tuple(
+    Column(f"p_{n}", "number", f"Probability of {n} layer{'s' * (n > 1)}.") for n in range(1, 7)
+)
+
+FLAKE_COLUMNS = (
+    _IMAGE,
+    Column("flake_id", "count", "One connected crystal; its regions share the number."),
+    Column("region_id", "count", "A part of one thickness; its label in the label image."),
+    Column("layers", "text", '"1" to "6", "thick" (more than six), or "1|2" where several numbers fit.'),
+    Column(
+        "layers_p", "number", "Probability that this is right (for several numbers: that one of them is)."
+    ),
+    *_LAYER_CHANCES[:4],
+    Column("p_thick", "number", "Probability of more than six layers."),
+    _STATUS,
+    _REASON,
+    Column("area_um2", "number", "Area; empty where the pixel size is unknown.", "µm²"),
+    Column("area_px", "count", "Area.", "px"),
+    _ROW,
+    _COL,
+    Column("touches_edge", "flag", "The region touches the edge of the picture: its true area is larger."),
+    *(
+        Column(f"contrast_{channel[0]}", "number", f"I / I_substrate − 1 in {channel}.")
+        for channel in ("red", "green", "blue")
+    ),
+    Column("oxide_nm", "number", "SiO2 thickness that explains the colours of the set-up best.", "nm"),
+    Column("oxide_sigma_nm", "number", "Its 1-sigma error.", "nm"),
+    *_LAYER_CHANCES[4:],
+    Column("layers_low", "number", "Lower end of the 95 % interval of the layer number."),
+    Column(
+        "layers_high", "number", "Upper end of it, for thick regions too where the optics can still tell."
+    ),
+)
+
+TWIST_COLUMNS = (
+    _IMAGE,
+    Column("flake_id", "count", "The crystal, by size within the picture."),
+    _ROW,
+    _COL,
+    Column(
+        "twist_deg", "number", "Angle between the layers in [0, 60]: 0 where both point the same way.", "°"
+    ),
+    Column("sigma_deg", "number", "Its 1-sigma error.", "°"),
+    Column("twist_fold30_deg", "number", "The angle with θ and 60° − θ counted as one, in [0, 30].", "°"),
+    Column(
+        "bottom_deg",
+        "number",
+        "Direction of a corner of the first layer in [0, 120), counter-clockwise.",
+        "°",
+    ),
+    Column("top_deg", "number", "Direction of a corner of the second layer.", "°"),
+    _STATUS,
+    _REASON,
+    Column("method", "text", "How the orientation was measured: edges, network, or both."),
+    Column("moire_nm", "number", "Period of the moiré pattern.", "nm"),
+    Column("area_1l_px", "count", "Area of the first layer.", "px"),
+    Column("area_2l_px", "count", "Area of the second layer.", "px"),
+    Column("area_1l_um2", "number", "Area of the first layer; empty where the pixel size is unknown.", "µm²"),
+    Column("area_2l_um2", "number", "Area of the second layer.", "µm²"),
+    Column("moire_sigma_nm", "number", "1-sigma error of the moiré period.", "nm"),
+    Column("moire_phonon_per_nm", "number", "Wave number of the moiré phonon.", "1/nm"),
+)
+
+COLUMN_COLUMNS = (
+    _IMAGE,
+    Column("column_id", "count", "Number of the column, from top to bottom."),
+    _ROW,
+    _COL,
+    _X,
+    _Y,
+    Column("sigma_nm", "number", "1-sigma error of either coordinate.", "nm"),
+    Column(
+        "species", "text", 'Atoms of the column: "W", "Se2", "Se" where one of two lacks, "other", "none".'
+    ),
+    Column("species_p", "number", "Probability of the species."),
+    Column("intensity", "number", "Height over that of the usual column of its sublattice."),
+    _SUBLATTICE,
+    _STATUS,
+    _REASON,
+    Column("intensity_sigma", "number", "1-sigma error of the intensity."),
+    Column("sigma_px", "number", "1-sigma error of either coordinate.", "px"),
+)
+
+DEFECT_COLUMNS = (
+    _IMAGE,
+    _FRAME,
+    Column("defect_id", "count", "Number of the row, from top to bottom."),
+    Column(
+        "kind",
+        "text",
+        "V_W, V_Se, V_Se2, W_Se2, Se_W, O_Se …; X_W for a dopant of unknown element; hole, contamination or disorder "
+        "for what is larger than a point.",
+    ),
+    Column("kind_p", "number", "Probability of the kind."),
+    _ROW,
+    _COL,
+    _X,
+    _Y,
+    _SUBLATTICE,
+    Column("z_score", "number", "How far the site's brightness deviates, in units of the usual scatter."),
+    Column("intensity_ratio", "number", "Brightness of the site over the usual one."),
+    Column("track_id", "count", "The track the row belongs to; empty outside movies."),
+    _STATUS,
+    _REASON,
+)
+
+TRACK_COLUMNS = (
+    _IMAGE,
+    Column("track_id", "count", "The same number for the same defect in all frames."),
+    _FRAME,
+    Column("time_s", "number", "Time since the first frame; empty where nobody knows it.", "s"),
+    Column("kind", "text", "As in a defect table."),
+    Column("kind_p", "number", "Probability of the kind."),
+    _ROW,
+    _COL,
+    Column("x_nm", "number", "In the specimen as the first frame shows it, drift removed.", "nm"),
+    Column("y_nm", "number", "In the specimen as the first frame shows it, drift removed.", "nm"),
+    _SUBLATTICE,
+    Column("intensity_ratio", "number", "Brightness of the site over the usual one."),
+    Column("site", "text", "The lattice site: two cell numbers and the sublattice, the same in all frames."),
+)
+
+EVENT_COLUMNS = (
+    _IMAGE,
+    Column(
+        "event",
+        "text",
+        "appearance, disappearance, hop, transformation, or entered and left at the border of the field.",
+    ),
+    Column("track_id", "count", "The track it happened to."),
+    Column("frame", "count", "The first frame after it."),
+    Column("time_s", "number", "Time of that frame; empty where nobody knows it.", "s"),
+    Column("kind", "text", "The defect before the event."),
+    Column("kind_after", "text", "The defect after it."),
+    _X,
+    _Y,
+    Column("distance_nm", "number", "Length of a hop.", "nm"),
+)
+
+EXTENDED_KINDS = ("hole", "contamination", "disorder")
+"""Kinds of defect that are larger than a point."""
+
+THICK_LABEL = 254  # of a layer image: more than six layers
+REJECTED_LABEL = 255  # of a layer image: a region that was left out
+
+
+def column_names(columns: Sequence[Column]) -> tuple[str, ...]:
+    """The names of declared columns, in their order."""
+    return tuple(column.name for column in columns)
+
+
+@dataclass(frozen=True)
+class FlakeTable(Table):
+    """The flakes of one light micrograph, the thin, large and sure ones first; see `Table` for the first fields.
+
+    Parameters
+    ----------
+    labels
+        Shape (rows, cols), int32: `region_id` of each pixel, 0 on the substrate.
+    """
+
+    NAME: ClassVar[str] = "flakes"
+    COLUMNS: ClassVar[tuple[Column, ...]] = FLAKE_COLUMNS
+    ROW_ID: ClassVar[str] = "region_id"
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        *("flake_id", "region_id", "layers", "layers_p"),
+        *("status", "reason", "area_um2", "area_px"),
+    )
+
+    labels: NDArray[np.int32] = field(repr=False)
+
+    def headline(self) -> str:
+        """Number of regions, and the unit of areas."""
+        unit = "µm²" if self.calibration else "px (pixel size unknown: pass um_per_px)"
+        return f"{len(self.found)} regions, {len(self.rejected)} rejected; areas in {unit}"
+
+    def layer_image(self) -> NDArray[np.uint8]:
+        """Layer number of every pixel.
+
+        Returns
+        -------
+        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest one if uncertain), 254 thick, 255 rejected.
+        """
+        frame = self.frame
+        lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
+        chances = frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
+        values = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)
+        for region, status, p in zip(frame["region_id"], frame["status"], chances, strict=True):
+            lookup[region] = REJECTED_LABEL if status == "rejected" else values[p.argmax()]
+        return lookup[self.labels]
+
+
+@dataclass(frozen=True)
+class TwistTable(Table):
+    """The twist angles of one picture, one row a second layer, the surest first."""
+
+    NAME: ClassVar[str] = "twist"
+    COLUMNS: ClassVar[tuple[Column, ...]] = TWIST_COLUMNS
+    ROW_ID: ClassVar[str] = "flake_id"
+    SHOWN: ClassVar[tuple[str, ...]] = (
+        *("flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg"),
+        *("moire_nm", "status", "reason"),
+    )
+
+    def headline(self) -> str:
+        """Number of second layers with an angle."""
+        return f"{len(self.accepted)} of {len(self)} second layers have an angle"
+
+
+def shortest_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Lengths of the three shortest vectors of a lattice, given two; equal in a hexagonal one."""
+    first, second = vectors
+    return np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
+
+
+@dataclass(frozen=True)
+class ColumnTable(Table):
+    """The atomic columns of one image, from top to bottom; see `Table` for the first fields.
+
+    Parameters
+    ----------
+    vectors_px
+        Lattice vectors, shape (2, 2), each (rows, cols) in pixels.
+    strain
+        Percent against the mean lattice: along columns, along rows, shear. Shape (3, rows, cols), NaN where there is
+        no crystal. A scan's distortions are in it.
+    sublattices_sure
+        Whether brightness tells the sublattices apart, or the user did.
+    model
+        The atoms as a box of atoms with heights, for XYZ and CIF.
+    """
+
+    NAME: ClassVar[str] = "columns"
+    COLUMNS: ClassVar[tuple[Column, ...]] = COLUMN_COLUMNS
+    ROW_ID: ClassVar[str] = "column_id"
+
+    calibration: Calibration
+    vectors_px: NDArray[np.float64]
+    strain: NDArray[np.float64] = field(repr=False)
+    sublattices_sure: bool
+    model: Atoms = field(repr=False)
+
+    @property
+    def lattice_px(self) -> float:
+        """Mean length of the three shortest lattice vectors."""
+        return float(shortest_vectors(self.vectors_px).mean())
+
+    def headline(self) -> str:
+        """Number of columns of each species."""
+        counts = self.found["species"].value_counts()
+        return f"{len(self.found)} columns: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+@dataclass(frozen=True)
+class DefectTable(Table):
+    """The defects of one image, from top to bottom; see `Table` for the first fields.
+
+    Parameters
+    ----------
+    area_nm2
+        Of the crystal that was examined.
+    cell_nm2
+        Of a unit cell.
+    sites
+        Number of sites examined on each sublattice.
+    residual
+        Shape (rows, cols): what the repeating part of the image leaves, in units of its noise.
+    crops
+        Shape (n, 24, 24): the surroundings of each row's site, turned so that a neighbour lies below it.
+    evidence
+        Shape (n, rows, cols): what in the crop speaks for the row's kind; NaN where brightness alone decided.
+    """
+
+    NAME: ClassVar[str] = "defects"
+    COLUMNS: ClassVar[tuple[Column, ...]] = DEFECT_COLUMNS
+    ROW_ID: ClassVar[str] = "defect_id"
+
+    calibration: Calibration
+    area_nm2: float
+    cell_nm2: float
+    sites: dict[str, int]
+    residual: NDArray[np.float64] = field(repr=False)
+    crops: NDArray[np.float64] = field(repr=False)
+    evidence: NDArray[np.float64] = field(repr=False)
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """The point defects that count: accepted and uncertain."""
+        counted = super().found
+        return counted[~counted["kind"].isin(EXTENDED_KINDS)]
+
+    def densities(self) -> pd.DataFrame:
+        """Number of each kind, and per nm² with the exact 95 % interval of a Poisson count."""
+        return count_densities(self.found["kind"].value_counts().to_dict(), self.area_nm2)
+
+    def headline(self) -> str:
+        """Number of defects of each kind."""
+        said = ", ".join(f"{row['count']} {row['kind']}" for row in self.densities().to_dict("records"))
+        return f"{len(self.found)} defects: {said}"
+
+
+@dataclass(frozen=True)
+class TrackTable(Table):
+    """The defects of a movie by track; `len` counts tracks; see `Table` for the first fields.
+
+    Parameters
+    ----------
+    events
+        What happened, by frame: columns `EVENT_COLUMNS`.
+    drift
+        Of the specimen in the image since the first frame: columns `frame`, `row_nm`, `col_nm`.
+    area_nm2
+        Of the crystal in a frame.
+    cell_nm2
+        Of a unit cell.
+    sublattices_sure
+        Whether brightness tells the sublattices apart, or the user did; else every kind is uncertain.
+    frame_s
+        Time from one frame to the next, or None.
+    """
+
+    NAME: ClassVar[str] = "tracks"
+    COLUMNS: ClassVar[tuple[Column, ...]] = TRACK_COLUMNS
+    ROW_ID: ClassVar[str] = "track_id"
+
+    calibration: Calibration
+    events: pd.DataFrame
+    drift: pd.DataFrame
+    area_nm2: float
+    cell_nm2: float
+    sublattices_sure: bool
+    frame_s: float | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_events", conform(self.events, EVENT_COLUMNS))
+
+    def renamed(self, image: str) -> Self:
+        """The same answer under another picture name."""
+        return replace(super().renamed(image), events=self.events.assign(image=image))
+
+    def __len__(self) -> int:
+        return int(self.frame["track_id"].nunique())
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """All rows: tracks hold what counts."""
+        return self.frame
+
+    def headline(self) -> str:
+        """Number of tracks and of each event."""
+        counts = self.events["event"].value_counts().items()
+        return f"{len(self)} tracks; {', '.join(f'{count} {name}' for name, count in counts)}"
+
+
+freeze_frames(TrackTable, "events", "drift")
+
+TABLES: tuple[type[Table], ...] = (FlakeTable, TwistTable, ColumnTable, DefectTable, TrackTable)
+"""The answers there are."""
+
+
+def count_densities(counts: dict[str, int], area_nm2: float) -> pd.DataFrame:
+    """Count kinds per area with Garwood's exact 95 % interval (doi:10.1093/biomet/28.3-4.437).
+
+    Returns
+    -------
+    Rows `kind`, `count`, `per_nm2`, `low`, `high`.
+    """
+    rows = []
+    for kind, count in sorted(counts.items()):
+        low = special.gammaincinv(count, 0.025) if count else 0.0
+        high = special.gammaincinv(count + 1, 0.975)
+        rows.append((kind, count, *(value / max(area_nm2, 1e-12) for value in (count, low, high))))
+    return pd.DataFrame(rows, columns=["kind", "count", "per_nm2", "low", "high"])
+
+
+ABOVE_NM = 1.0  # empty space above and below a sheet of atoms
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """Atoms in a box.
+
+    Parameters
+    ----------
+    symbols
+        Elements, "X" where nobody knows.
+    positions_nm
+        Shape (n, 3): x to the right, y up, z towards the beam's source.
+    box_nm
+        Width and height of the field.
+    """
+
+    symbols: Sequence[str]
+    positions_nm: NDArray[np.float64]
+    box_nm: tuple[float, float]
+
+    @property
+    def cell_nm(self) -> tuple[float, float, float]:
+        """The box with empty space above and below."""
+        thickness = float(np.ptp(self.positions_nm[:, 2])) if len(self.symbols) else 0.0
+        return (*self.box_nm, thickness + 2.0 * ABOVE_NM)
