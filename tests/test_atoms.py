@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import fft, ndimage
 
 from flatscope.app.cli import run
-from flatscope.electron.columns import ColumnParams, build_model, find_brighter, find_columns
+from flatscope.electron.columns import ColumnParams, find_brighter, find_columns
 from flatscope.electron.fitting import fit_columns
 from flatscope.electron.lattice import (
     NoLatticeError,
@@ -457,9 +457,8 @@ def test_errors_reach_the_oracle_and_are_as_stated() -> None:
 
 def test_the_model_has_two_atoms_for_a_pair_and_one_where_one_lacks() -> None:
     crystal = sheet("WSe2", vacancies={"one": 0.05})
-    params = ColumnParams("WSe2")
-    table = find_columns(as_micrograph(picture(crystal)), params)
-    model = build_model(table, params, shape=(SIDE, SIDE))
+    table = find_columns(as_micrograph(picture(crystal)), ColumnParams("WSe2"))
+    model = table.model
     counts = table.found["species"].value_counts()
     assert model.symbols.count("Se") == 2 * counts["Se2"] + counts["Se"]
     assert model.symbols.count("W") == counts["W"]
