@@ -31,10 +31,11 @@ from flatscope.training.nets.unet import YangUNet
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 
-WIDTHS = (16, 32, 64, 128)
-_LR, _BATCH, _CROPS_AT_ONCE = 2e-3, 64, 256
-THRESHOLDS = np.linspace(0.05, 0.95, 19)
-"""Probabilities that are tried."""
+WIDTHS = (16, 32, 64, 128)  # channels a level
+THRESHOLDS = np.linspace(0.05, 0.95, 19)  # probabilities that are tried
+_LR = 2e-3
+_BATCH = 64  # crops a step
+_CROPS_AT_ONCE = 256  # crops that are read together, for the memory that this takes
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,17 @@ class Marked:
 
 @dataclass(frozen=True)
 class Detector:
-    """A trained network, the side of its crops, and from which probability on a site is called a defect."""
+    """A trained network and how to read it.
+
+    Parameters
+    ----------
+    net
+        In eval mode.
+    side_px
+        Side of its crops.
+    threshold
+        A site counts as a defect from this probability on.
+    """
 
     net: nn.Module
     side_px: int
@@ -78,20 +89,22 @@ def train(
     checkpoint: Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Detector:
-    """Train a detector.
+    """Train a U-Net on the crops of marked images, and choose its threshold on others.
 
     Parameters
     ----------
     images
-        Learned from.
+        Images to learn from.
     held
         Others of the same look, which decide on the threshold.
     side
-        Of crops, see `flatscope.electron.drawing.appearance.Look`.
+        Side of the crops, see `flatscope.electron.drawing.appearance.Look`.
     steps
-        Of 64 crops each.
-    checkpoint
-        File to go on from.
+        Steps of 64 crops each.
+    seed
+        Seeds the first weights and the order.
+    checkpoint, on_progress
+        See `engine.train`.
     """
     crops, marks = _cut(images, side)
     net = supervised.seeded(YangUNet, seed=seed, outputs=len(MARKS), channels=1, widths=WIDTHS)
@@ -103,12 +116,12 @@ def train(
 
 
 def detect(detector: Detector, image: NDArray[np.floating], sites: Sites) -> NDArray[np.int64]:
-    """What stands on each site of an image, as a place in `flatscope.electron.kinds.MARKS`."""
+    """Name what stands on each site of an image, as a place in `flatscope.electron.kinds.MARKS`."""
     return name(read(detector.net, image, sites, side=detector.side_px), detector.threshold)
 
 
 def read(net: nn.Module, image: NDArray[np.floating], sites: Sites, *, side: int) -> Float:
-    """Probabilities of all kinds on every site, shape (n, kinds); those that its sublattice excludes are 0."""
+    """Read the probabilities of all kinds on every site, shape (n, kinds); kinds of the other sublattice have 0."""
     cells = cut_around(np.asarray(image, np.float32), sites.positions, side=side, clip=True)
     maps = []
     with torch.inference_mode():
@@ -124,7 +137,7 @@ def read(net: nn.Module, image: NDArray[np.floating], sites: Sites, *, side: int
 
 
 def name(p: Float, threshold: float) -> NDArray[np.int64]:
-    """What stands on each site by its probabilities: a defect, the likeliest, from a threshold on."""
+    """Name each site by its probabilities: the likeliest defect if one is at least as likely as the threshold."""
     return np.where(p[:, 0] < 1.0 - threshold, 1 + p[:, 1:].argmax(1), 0)
 
 

@@ -19,8 +19,9 @@ from flatscope.training.recipes.sections import Flakes
 SUBSTRATE, THIN, THICK, ARTEFACT = range(4)
 Example: TypeAlias = tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.uint8]]
 """What the network sees (3, rows, cols), the class and the edge of every pixel."""
-_VISIBLE = 0.012
-"""A flake whose contrast stays below this in every channel is neither taught nor held against the network."""
+_VISIBLE = 0.012  # contrast; a flake below it in every channel is ignored in training and validation
+_SUBSTRATE_SIGMA = 0.008  # 1-sigma relative error of the substrate's estimated brightness
+_CORNER_SHARE = 0.08  # of the scenes whose light falls off in a corner
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,17 @@ def draw_example(
     density = float(rng.uniform(0.3, 1.6))
     scene = draw_scene(rng, SceneParams(shape=(side, side), density=density, microscope=microscope))
     contrast = scene.pixels / (
-        np.float32(255.0) * np.maximum(_misjudge(rng, scene.bare), np.float32(1e-3))
+        np.float32(255.0) * np.maximum(_disturb(rng, scene.bare), np.float32(1e-3))
     ) - np.float32(1.0)
     seen = np.arcsinh(contrast / np.float32(scale)).transpose(2, 0, 1).astype(np.float16)
     return seen, classify(scene), mark_edges(scene.regions)
 
 
-def _misjudge(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np.float32]:
+def _disturb(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np.float32]:
     """The substrate as `estimate_background` would give it: a little off, a little sloped."""
     rows = np.linspace(-1.0, 1.0, bare.shape[0], dtype=np.float32)[:, None, None]
     cols = np.linspace(-1.0, 1.0, bare.shape[1], dtype=np.float32)[None, :, None]
-    sigma = 0.008 * rng.choice([0.3, 1.0, 2.5])
+    sigma = _SUBSTRATE_SIGMA * rng.choice([0.3, 1.0, 2.5])
     tilt = rng.normal(0.0, sigma, (6, 3)).astype(np.float32)
     error = (
         tilt[0]
@@ -102,7 +103,7 @@ def _misjudge(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np
         + tilt[4] * rows**2
         + tilt[5] * cols**2
     )
-    if rng.random() < 0.08:
+    if rng.random() < _CORNER_SHARE:
         # Corners that fall off faster than a polynomial follows.
         corner = rng.choice([-1.0, 1.0], 2)
         distance = np.sqrt((rows - corner[0]) ** 2 + (cols - corner[1]) ** 2)
@@ -113,8 +114,8 @@ def _misjudge(rng: np.random.Generator, bare: NDArray[np.float32]) -> NDArray[np
 
 
 def classify(scene: Scene) -> NDArray[np.uint8]:
-    """Class of every pixel: substrate, thin, thick (much brighter than the substrate), artefact; 255 where
-    nobody could tell.
+    """Class of every pixel: substrate, thin, thick (much brighter than the substrate), artefact; 255 where a flake is
+    invisible.
 
     Returns
     -------

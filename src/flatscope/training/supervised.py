@@ -26,7 +26,7 @@ from flatscope.training.recipes import Recipe
 Pixels = NDArray[Any]
 Truth = NDArray[Any]
 Augment = Callable[[np.random.Generator, Pixels, Truth], tuple[Pixels, Truth]]
-"""(rng, picture (rows, cols, channels), its truth) to another pair of the size that all of a batch have."""
+"""(rng, picture (rows, cols, channels), its truth) to another such pair; all of a batch must have one size."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Plan:
 
     Parameters
     ----------
-    optimiser
-        "adam", or "sgd" with `momentum`.
     lr
-        Learning rate; that which the warm-up reaches.
+        Highest learning rate.
     steps, batch
         Steps in all, pictures a step.
+    optimiser
+        "adam", or "sgd" with `momentum`.
+    weight_decay
+        Of the optimiser.
     schedule, warmup, final_lr
-        Course of the learning rate, see `engine.Schedule`; here `warmup` counts steps.
+        How the learning rate changes, see `engine.Schedule`; here `warmup` counts steps.
     class_weights
         Weights in the cross entropy; None is the plain one.
     auxiliary
@@ -69,7 +71,7 @@ class Plan:
     seed: int = 0
 
     def rates(self) -> Schedule:
-        """The course of the learning rate."""
+        """How the learning rate changes."""
         return Schedule(self.schedule, self.lr, self.warmup / self.steps, self.final_lr)
 
 
@@ -109,8 +111,8 @@ def fit(
     Parameters
     ----------
     net
-        Takes float32 pictures in 0 to 1. What it gives is judged by its own method `loss(answers, truth)`, else as
-        logits of the pixels' classes; with a method `with_auxiliary` it also trains a second head.
+        Takes float32 pictures in 0 to 1. Its own method `loss(answers, truth)` says how wrong it is; without one its
+        answers are logits of the pixels' classes. With a method `with_auxiliary` a second head is trained too.
     pictures, truth
         Shapes (n, rows, cols, channels) and (n, rows, cols): classes of the pixels; or what `loss` compares with.
     plan
@@ -195,7 +197,7 @@ def fit_by(
 
 
 def read_schedule(recipe: Recipe[Any]) -> Schedule:
-    """The course of the learning rate that a recipe asks for."""
+    """How the learning rate changes by a recipe."""
     return Schedule(recipe.schedule, recipe.lr, recipe.warmup, recipe.final_lr)
 
 
@@ -312,8 +314,8 @@ def _draw_batch(
 def _loss(net: nn.Module, x: Tensor, target: Tensor, plan: Plan) -> Tensor:
     both, own = getattr(net, "with_auxiliary", None), getattr(net, "loss", None)
     if own is not None:
-        judged: Tensor = own(net(x), target)
-        return judged
+        loss: Tensor = own(net(x), target)
+        return loss
     if both is None:
         return cross_entropy(net(x), target, weights=plan.class_weights)
     logits, second = both(x)

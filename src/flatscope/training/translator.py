@@ -124,8 +124,8 @@ def train(
         rate = schedule.rate(at)
         loss, made = _sum_generator_losses(players, *batch)
         generated = engine.descend(generators, loss, rate=rate, step=at.step)
-        judgement = _sum_discriminator_losses(players, *batch, made)
-        discriminated = engine.descend(discriminators, judgement, rate=rate, step=at.step)
+        loss = _sum_discriminator_losses(players, *batch, made)
+        discriminated = engine.descend(discriminators, loss, rate=rate, step=at.step)
         engine.follow(average, players.to_real, decay=_EMA, count=at.step)
         return {"generators": generated, "discriminators": discriminated}
 
@@ -228,7 +228,7 @@ def _sum_discriminator_losses(
 
 
 def _compare(discriminators: nn.ModuleList, crops: Tensor, wanted: float) -> Tensor:
-    """Mean squares of what the discriminators say against what they should, places and attention alike."""
+    """Sum of the mean squared differences between the discriminators' logits and the wanted value."""
     total = crops.new_zeros(())
     for discriminator in discriminators:
         for logits in discriminator(crops):

@@ -9,8 +9,11 @@ from torch.nn import functional
 from flatscope.electron.kinds import COLUMN_CLASSES
 from flatscope.training.losses import IGNORE
 
-_PLACE_WEIGHT = 0.1
-_LOG_SIGMA = (-4.0, 2.0)
+_PLACE_WEIGHT = 0.1  # of the distances in the loss, over that of the classes
+_LOG_SIGMA = (
+    -4.0,
+    2.0,
+)  # bounds of the logarithm of the stated 1-sigma error in px, so that the loss stays finite
 
 
 class ColumnNet(nn.Module):

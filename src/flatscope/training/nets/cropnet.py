@@ -27,7 +27,7 @@ class CropNet(nn.Module):
     outputs
         Number of classes.
     groups
-        Classes that exclude each other: (first, last + 1) of each group; a crop is judged within its own.
+        Classes that exclude each other: (first, last + 1) of each group; only those of a crop's own group count.
     channels
         Of the crop.
     widths
@@ -87,8 +87,11 @@ class CropNet(nn.Module):
 
     @torch.no_grad()
     def balance(self, counts: Tensor) -> None:
-        """Answer as if all classes of a group were equally frequent, given how many crops (outputs,) it learned from
-        had each: what is frequent in an image is for the image to say."""
+        """Answer as if all classes of a group were equally frequent.
+
+        How frequent a kind is, the image itself shows. `counts`, shape (outputs,), says how many training crops had
+        each class.
+        """
         assert self.head.bias is not None
         for first, end in self.groups:
             share = counts[first:end].clamp(min=1.0)

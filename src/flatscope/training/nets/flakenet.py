@@ -27,8 +27,13 @@ CLASSES = ("substrate", "thin", "thick", "artefact")
 MAPS = ("edge",)
 """Channels that stand alone (sigmoid), after the classes: a region's boundary, terrace steps included."""
 WIDTHS = (16, 32, 64, 128)
-_PRIORS = (0.85, 0.06, 0.06, 0.03, 0.08)
-"""About how often each class and an edge occur in scenes; only where training starts from."""
+_PRIORS = (
+    0.85,
+    0.06,
+    0.06,
+    0.03,
+    0.08,
+)  # rough share of each class and of edges in scenes; training starts from it
 
 
 class FlakeNet(nn.Module):

@@ -45,9 +45,10 @@ _STAGES = (
     _Stage(5, 960, 160, True, True, dilation=2),
     _Stage(5, 960, 160, True, True, dilation=2),
 )
-_FIRST, _LAST, _WIDTH = 16, 960, 128
-_LOW_STAGE = 3
-"""The first stage at an eighth of the resolution."""
+_FIRST = 16  # channels before the first stage
+_LAST = 960  # channels after the last stage
+_WIDTH = 128  # channels of the head
+_LOW_STAGE = 3  # the first stage at an eighth of the resolution
 
 
 class LRASPP(nn.Module):

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-MIDDLE_CHANNELS, LAST_CHANNELS = 1024, 2048
-_BLOCKS = (3, 4, 6, 3)
+MIDDLE_CHANNELS = 1024  # after the third stage of ResNet-50
+LAST_CHANNELS = 2048  # after its last stage
+_BLOCKS = (3, 4, 6, 3)  # bottlenecks of its stages
 
 
 class ResNet50(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
-_SMALL = 1e-5
+_SMALL = 1e-5  # added to variances before they divide
 
 
 class LayerInstanceNorm(nn.Module):
@@ -80,14 +80,14 @@ class _Attention(nn.Module):
 
     def __init__(self, width: int, *, bounded: bool = False) -> None:
         super().__init__()
-        judges = [nn.Linear(width, 1, bias=False) for _ in range(2)]
-        self.of_mean, self.of_top = map(_bounded, judges) if bounded else judges
+        layers = [nn.Linear(width, 1, bias=False) for _ in range(2)]
+        self.of_mean, self.of_top = map(_bounded, layers) if bounded else layers
         self.merge = nn.Conv2d(2 * width, width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted maps, (n, width, rows, cols), and both logits, (n, 2)."""
         logits = torch.cat([self.of_mean(x.mean((2, 3))), self.of_top(x.amax((2, 3)))], dim=1)
-        maps = torch.cat([x * judge.weight[..., None, None] for judge in (self.of_mean, self.of_top)], dim=1)
+        maps = torch.cat([x * layer.weight[..., None, None] for layer in (self.of_mean, self.of_top)], dim=1)
         return self.merge(maps), logits
 
 
