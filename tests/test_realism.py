@@ -634,7 +634,7 @@ def test_train_and_simulate_with_the_look_of_an_image(
     )
     # Fewer microscopes and translations are tried than by default.
     monkeypatch.setattr("flatscope.electron.drawing.translation._DRAWS", 2)
-    monkeypatch.setattr("flatscope.app.train.learn_look", partial(learn_look, tried=3))
+    monkeypatch.setattr("flatscope.app.commands.train.learn_look", partial(learn_look, tried=3))
     options = ["--image", str(image), "--material", "MoS2", "--workers", "1", "--out", str(tmp_path / "w")]
     assert run(["train", str(recipe), *options]) == 0
     printed = capsys.readouterr().out

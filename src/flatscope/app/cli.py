@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ _COMMANDS = {
     "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
     "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),
     "evaluate": ("flatscope.app.commands.evaluate:evaluate", "Measure how good the answers are."),
-    "train": ("flatscope.app.train:train", "Train a network by a recipe (extra: train)."),
+    "train": ("flatscope.app.commands.train:train", "Train a network by a recipe (extra: train)."),
     "benchmark": (
         "flatscope.app.commands.benchmark:benchmark",
         "Measure how fast networks run here (extra: train).",
@@ -121,6 +122,19 @@ def run(args: Sequence[str] | None = None) -> int:
             return EXIT_BUG
         return _complain(str(error))
     return code if isinstance(code, int) else EXIT_FINE
+
+
+def require_training() -> None:
+    """Say what is missing, where the extra `train` is not installed.
+
+    Raises
+    ------
+    click.ClickException
+        With the way out.
+    """
+    for package in ("torch", "onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
 def _complain(message: str) -> int:

@@ -7,10 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.observations import KnownRegion
+
+if TYPE_CHECKING:
+    from flatscope.electron.defects import DefectParams
 
 DEFAULT_WEIGHTS = "flakes"
 Settings = TypeVar("Settings")
@@ -153,6 +156,24 @@ def checked(kind: Callable[..., Settings], **values: Any) -> Settings:
         return kind(**values)
     except ValueError as error:
         raise SettingsError(str(error)) from None
+
+
+def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
+    """The crystal of an image whose look is learned.
+
+    Raises
+    ------
+    SettingsError
+        The material is unknown or no dichalcogenide.
+    """
+    # imported late: settings of light micrographs need no electrons
+    from flatscope.electron.defects import DefectParams
+    from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
+
+    known = checked(DefectParams, material=material, dopants=dopants)
+    if not find_crystal(known.material).is_dichalcogenide:
+        raise SettingsError(f"--material {material}: a look is learned of {', '.join(DICHALCOGENIDES)}")
+    return known
 
 
 def as_plain(params: FlakeParams, run: RunParams) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import click
 
 from flatscope.app import show
-from flatscope.app.train import require_training
+from flatscope.app.cli import require_training
 
 
 @click.group()

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from flatscope.app import show
+from flatscope.app.cli import require_training
 from flatscope.app.flakes import choose_light, gather, settings_options
 from flatscope.app.settings import checked
-from flatscope.app.train import require_training
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.evaluation.metrics import Score

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from flatscope.app import show
-from flatscope.app.train import choose_crystal, require_training
+from flatscope.app.cli import require_training
+from flatscope.app.settings import choose_crystal
 from flatscope.evaluation.papers import IN_THEIR_SETTING, SETTINGS, SIZES, STUDIES
 from flatscope.evaluation.papers import reproduce as run_study
 from flatscope.files.read import read

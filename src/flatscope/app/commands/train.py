@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flatscope.app import show
-from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED
-from flatscope.app.settings import checked
+from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED, require_training
+from flatscope.app.settings import checked, choose_crystal
 from flatscope.electron.columns import ColumnParams
-from flatscope.electron.defects import DefectParams
 from flatscope.electron.drawing.appearance import draw_clean
 from flatscope.electron.drawing.microscopes import learn_look
-from flatscope.electron.physics.crystals import DICHALCOGENIDES, find_crystal
+from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.scans import open_scan
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
@@ -149,14 +147,6 @@ def _train_drawn(
     return EXIT_FINE
 
 
-def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
-    """The crystal of an image whose look is learned."""
-    known = checked(DefectParams, material=material, dopants=dopants)
-    if not find_crystal(known.material).is_dichalcogenide:
-        raise MicrographError(f"--material {material}: a look is learned of {', '.join(DICHALCOGENIDES)}")
-    return known
-
-
 def _learn_look(
     recipe: Recipe[Any], out: Path, *, workers: int, no_resume: bool = False, **given: Any
 ) -> int:
@@ -224,19 +214,6 @@ def _adapt(recipe: Recipe[Any], out: Path, **given: Any) -> int:
     click.echo(f"kept: {outcome.chosen}")
     _print_weights(outcome.weights, ", for --weights")
     return EXIT_SOME_FAILED if problems else EXIT_FINE
-
-
-def require_training() -> None:
-    """Say what is missing, where the extra `train` is not installed.
-
-    Raises
-    ------
-    click.ClickException
-        With the way out.
-    """
-    for package in ("torch", "onnx"):
-        if importlib.util.find_spec(package) is None:
-            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
 def _print_scores(card: Card) -> None:
