@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 import signal
 import threading
 import time
@@ -452,7 +451,9 @@ def _flatten(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+    except OSError:
+        raise
+    except Exception:  # torch raises an error of another kind for each way in which a file is none of its own
         state = None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise RecipeError(
