@@ -385,7 +385,7 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
         ),
         (
             ["train", "flakes-quick", *masks, "--images", str(few), *out],
-            "--images belongs to layers-adapt, not to flakes-quick",
+            "--masks belongs to layers-adapt, not to flakes-quick",
         ),
         (["train", "layers-adapt", "--images", str(few), *masks, *out], "adapting takes at least 3"),
         (
