@@ -16,10 +16,18 @@ from shapely.geometry import Polygon
 import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
-from flatscope.optical.background import LIGHT_ORDER, Background, estimate_background
+from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.layers import LayerPosterior, count_layers
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
-from flatscope.optical.regions import Measured, Regions, Weights, mark_seams, measure, number_flakes
+from flatscope.optical.regions import (
+    Regions,
+    Weights,
+    is_metallic,
+    mark_saturated,
+    mark_seams,
+    measure,
+    number_flakes,
+)
 from flatscope.optical.setups import Prior
 from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
@@ -27,7 +35,6 @@ from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, colu
 from flatscope.results.table import as_plain
 from flatscope.results.view import make_preview
 
-Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -36,12 +43,6 @@ Labels = NDArray[np.int32]
 _WORKING_PX = 1.9e6
 """Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
 finer than it needs, and the network was trained on edges a pixel or two wide."""
-_GOLD_CONTRAST = 0.4
-"""Gold is brighter than the substrate by this contrast in the red, and less bright in the blue."""
-_DIMMEST_WHITE = 0.85
-"""A camera that stops counting does so above this share of the full scale."""
-_NEAR_WHITE = 0.93
-"""A region within this share of where the camera stops is saturated."""
 REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
 """The fields of `FlakeParams` that matter to `find_regions`; the others matter to `name_layers` only."""
 
@@ -213,7 +214,7 @@ def find_regions(
     division = divide_picture(chances, contrast, network.card, least_px=least, noise=background.noise)
     measured = measure(division.labels, contrast, division.edge)
     foreign = np.arange(len(measured.area_px)) >= division.crystals
-    metal = foreign & _is_gold(measured.contrast) & (measured.area_px >= ROOMY * least)
+    metal = foreign & is_metallic(measured.contrast) & (measured.area_px >= ROOMY * least)
     found = Regions(
         division.labels,
         measured,
@@ -221,7 +222,7 @@ def find_regions(
         metal=metal,
         beside_metal=mark_seams(division.labels, metal),
         flake_id=number_flakes(division.labels, len(foreign)),
-        saturated=_is_saturated(measured, rgb, background),
+        saturated=mark_saturated(measured, rgb, background),
         noise=background.noise,
         step=background.step,
         least_px=least,
@@ -318,21 +319,6 @@ def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> 
     if params.min_area_um2 is not None and micrograph.calibration is not None:
         least = max(least, params.min_area_um2 / micrograph.calibration.pixel_area_um2)
     return least / factor**2
-
-
-def _is_gold(contrast: Float) -> Bools:
-    """Metal is much brighter than the substrate and yellowish."""
-    return (contrast[..., 0] > _GOLD_CONTRAST) & (contrast[..., 0] > contrast[..., 2])
-
-
-def _is_saturated(measured: Measured, rgb: Float32, background: Background) -> Bools:
-    """Which channels of which regions lie where the camera stops, shape (regions, 3).
-
-    Many cameras stop short of the full scale: the brightest pixels of the picture show where.
-    """
-    brightness = (1.0 + measured.contrast) * background.at(measured.centre, rgb.shape[:2])
-    white = np.maximum(np.percentile(rgb[::8, ::8].reshape(-1, 3), 99.9, axis=0), _DIMMEST_WHITE)
-    return np.asarray(brightness > _NEAR_WHITE * white)
 
 
 def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from flatscope.micrograph import Calibration
+from flatscope.optical.background import Background
 
 Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
@@ -30,6 +31,12 @@ _SEAM_PX = 6
 """A region beside a gold mark is the mark's blurred seam if it lies within this distance of it …"""
 _SEAM_SHARE = 0.3
 """… with at least this share of its area."""
+_GOLD_CONTRAST = 0.4
+"""Gold is brighter than the substrate by this contrast in the red, and less bright in the blue."""
+_DIMMEST_WHITE = 0.85
+"""A camera that stops counting does so above this share of the full scale."""
+_NEAR_WHITE = 0.93
+"""A region within this share of where the camera stops is saturated."""
 _FORMAT = 1
 """Version of what `Regions.to_bytes` writes."""
 _ABOUT = "about"
@@ -295,6 +302,30 @@ def _medians(owner: Ints | Labels, values: Float32 | Float, count: int) -> Float
         ordered = values[np.lexsort((values[:, column], owner)), column]
         result[:, column] = 0.5 * (ordered[start + (sizes - 1) // 2] + ordered[start + sizes // 2])
     return result
+
+
+def is_metallic(contrast: Float) -> Bools:
+    """Regions much brighter than the substrate and yellowish, from their contrasts, shape (regions, 3)."""
+    return (contrast[..., 0] > _GOLD_CONTRAST) & (contrast[..., 0] > contrast[..., 2])
+
+
+def mark_saturated(measured: Measured, rgb: Float32, background: Background) -> Bools:
+    """Which channels of which regions lie where the camera stops, shape (regions, 3).
+
+    Many cameras stop short of the full scale: the brightest pixels of the picture show where.
+
+    Parameters
+    ----------
+    measured
+        The regions.
+    rgb
+        The picture, shape (rows, cols, 3), fractions of full scale.
+    background
+        Its substrate.
+    """
+    brightness = (1.0 + measured.contrast) * background.at(measured.centre, rgb.shape[:2])
+    white = np.maximum(np.percentile(rgb[::8, ::8].reshape(-1, 3), 99.9, axis=0), _DIMMEST_WHITE)
+    return np.asarray(brightness > _NEAR_WHITE * white)
 
 
 def mark_seams(labels: Labels, metal: Bools) -> Bools:
