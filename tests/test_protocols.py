@@ -184,15 +184,15 @@ def test_translation_there_and_back_is_learned_from_the_cycle_loss(
         scenes_train=1,
         scene_px=128,
         widths=(4, 8),
-        batch=4,
+        batch=8,
         epochs=1,
-        lr=2e-3,
+        lr=3e-3,
         weight_decay=0.0,
         max_minutes=None,
     )
     x = torch.from_numpy(crops[:, None])
     errors = []
-    for epochs in (1, 7):
+    for epochs in (1, 5):
         made.clear()
         home.train(
             recipe.change(epochs=epochs), teacher, out=tmp_path / str(epochs), fourier=False, workers=1
