@@ -9,7 +9,7 @@ import tmm
 from flatscope.optical import materials
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, find_material, layer_index, read_index
-from flatscope.optical.setups import APERTURES, LATENTS, Prior
+from flatscope.optical.setups import APERTURES, LATENTS, Prior, store
 from flatscope.optical.thinfilm import (
     LAYER_GRID,
     channel_weights,
@@ -149,5 +149,20 @@ def test_errors_say_what_is_wrong(call: object, words: str) -> None:
         call()  # type: ignore[operator]
 
 
-def test_apertures_lie_in_the_documented_range() -> None:
-    assert all(0.0 < na <= 0.95 for na in APERTURES)
+def test_every_set_up_sees_through_its_own_objective_oxide_and_index() -> None:
+    """Contrasts of one layer, against 24 angles of each set-up's own cone."""
+    latent = np.random.default_rng(5).standard_normal((40, LATENTS))
+    setups = Prior("WSe2").setups(latent)
+    assert set(setups.aperture) == set(range(len(APERTURES)))
+    assert set(setups.variant) == set(range(len(MATERIALS["WSe2"].variants)))
+    weights, contrasts = setups.weights(), setups.contrasts()
+    oxide, silicon = read_index("SiO2", "Malitson"), read_index("Si", "Schinke")
+    for row in range(len(setups)):
+        index = layer_index(find_material("WSe2"), int(setups.variant[row]), np.array([1.0]))[0]
+        films = [np.array(find_material("WSe2").layer_nm), np.array(setups.oxide_nm[row])]
+        na = APERTURES[setups.aperture[row]]
+        bare = cone_reflectance([np.ones(1, complex), oxide, silicon], films[1:], na=na, nodes=24)
+        flake = cone_reflectance([np.ones(1, complex), index, oxide, silicon], films, na=na, nodes=24)
+        linear = contrast(bare[None], flake[None, None], weights[row : row + 1])
+        stored = store(linear, setups.gamma[row : row + 1], setups.flare[row : row + 1])
+        np.testing.assert_allclose(contrasts[row, 0], stored[0, 0], atol=3e-3)
