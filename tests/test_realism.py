@@ -390,11 +390,22 @@ def test_frechet_distance_of_two_normal_clouds() -> None:
     assert find_frechet(one, other) == pytest.approx(16.0 + 4.0, rel=0.03)
 
 
-def test_features_and_power_of_white_noise() -> None:
-    crops = np.random.default_rng(0).normal(size=(300, 24, 24)).astype(np.float32)
+def test_features_of_white_noise_are_those_of_a_normal_distribution_without_a_direction() -> None:
+    """Quantiles and scatter of the pixels, then mean and scatter of four wavelengths in six directions."""
+    rng = np.random.default_rng(0)
+    crops = rng.normal(size=(300, 24, 24)).astype(np.float32)
     assert find_power(crops)[2:-2, 2:-2].mean() == pytest.approx(1.0, rel=0.05)
-    features = describe(crops)
-    assert features.shape == (300, 56) and np.isfinite(features).all()
+    rows = rng.normal(size=(300, 24, 1)).astype(np.float32)
+    quiet, louder, striped = (describe(made).mean(0) for made in (crops, 2.0 * crops, crops + rows))
+    assert quiet[[1, 3, 5, 7]] == pytest.approx([-1.645, 0.0, 1.645, 1.0], abs=0.06)
+    seen, scatter = quiet[8::2].reshape(4, 6), quiet[9::2].reshape(4, 6)
+    assert np.ptp(seen, axis=1).max() < 0.12 and np.ptp(scatter, axis=1).max() < 0.12
+    # Twice as loud: logarithms of amplitudes grow by log 2, and scatter as before.
+    np.testing.assert_allclose(louder[:8], 2.0 * quiet[:8], atol=1e-5)
+    np.testing.assert_allclose(louder[8::2], quiet[8::2] + np.log(2.0), atol=0.03)
+    np.testing.assert_allclose(louder[9::2], quiet[9::2], atol=0.03)
+    # The first direction lies across, the fourth down.
+    assert ((striped[8::2].reshape(4, 6) - seen).argmax(1) == 3).all()
 
 
 def test_the_least_dose_is_where_counts_tell_in_nine_of_ten_cases() -> None:
