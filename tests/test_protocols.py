@@ -107,11 +107,12 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> defectfinder2018.Stu
 
 
 def test_defectfinder_by_copy_leaks_and_by_sheet_does_not(remembered: defectfinder2018.Study) -> None:
-    """The published split tests on turned copies of training windows: memory is enough there, and chance elsewhere."""
-    assert remembered.by_copy.value > 0.95  # of a few windows no copy was trained on
-    assert remembered.by_sheet.value == pytest.approx(1.0 / len(KINDS))
-    trained, held = np.array(list(remembered.grid.values())).T
-    assert trained == pytest.approx(1.0) and held == pytest.approx(1.0 / len(KINDS))
+    """Turned copies of training windows are tested by copy: memory is enough there, and chance elsewhere."""
+    chance = 1.0 / len(KINDS)
+    assert remembered.by_copy.value > 0.9
+    assert remembered.by_sheet.value == pytest.approx(chance)
+    for trained, held in remembered.grid.values():
+        assert trained == 1.0 and held == pytest.approx(chance)
 
 
 def test_defectfinder_shows_the_map_of_each_windows_own_kind(remembered: defectfinder2018.Study) -> None:

@@ -403,7 +403,7 @@ def test_features_of_white_noise_are_those_of_a_normal_distribution_without_a_di
     # Twice as loud: logarithms of amplitudes grow by log 2, and scatter as before.
     np.testing.assert_allclose(louder[:8], 2.0 * quiet[:8], atol=1e-5)
     np.testing.assert_allclose(louder[8::2], quiet[8::2] + np.log(2.0), atol=0.03)
-    np.testing.assert_allclose(louder[9::2], quiet[9::2], atol=0.03)
+    np.testing.assert_allclose(louder[9::2], quiet[9::2], atol=0.05)
     # The first direction lies across, the fourth down.
     assert ((striped[8::2].reshape(4, 6) - seen).argmax(1) == 3).all()
 
