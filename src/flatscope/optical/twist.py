@@ -135,7 +135,8 @@ def measure_twist(
     >>> from flatscope.optical.bilayers import draw_bilayer
     >>> bilayer = draw_bilayer(np.random.default_rng(0))
     >>> table = measure_twist(bilayer.layers)
-    >>> bool(abs(table.measured["twist_deg"] - bilayer.twist_deg).max() < 3 * table.measured["sigma_deg"].max())
+    >>> angles = table.accepted
+    >>> bool(abs(angles["twist_deg"] - bilayer.twist_deg).max() < 3 * angles["sigma_deg"].max())
     True
     """
     digest, preview = "", b""
