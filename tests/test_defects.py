@@ -31,6 +31,7 @@ from flatscope.electron.kinds import (
     SITE_CLASSES,
     SITE_KINDS,
     classify_sites,
+    find_codes,
     find_kind,
     list_kinds,
 )
@@ -54,6 +55,7 @@ from flatscope.files.movie import check_frame, read_movie, write_movie
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Movie
 from flatscope.parallel import stream
+from flatscope.report.defects import choose_styles
 from flatscope.results import DEFECT_COLUMNS, EVENT_COLUMNS, TRACK_COLUMNS, column_names, count_densities
 
 QUIET = NoiseParams(gain=1.0)
@@ -161,6 +163,17 @@ def test_a_name_leads_back_to_its_kind(material: str) -> None:
             assert find_kind(name, crystal) == kind
     assert find_kind("vanadium_" + crystal.species[0], crystal) is D_M
     assert find_kind("Xx_" + crystal.species[0], crystal) is None and find_kind("", crystal) is None
+
+
+@pytest.mark.parametrize(
+    ("material", "dopant"), [("WSe2", "Ti"), ("WS2", "V"), ("graphene", "Si"), ("hBN", "")]
+)
+def test_every_kind_has_a_mark_of_its_own(material: str, dopant: str) -> None:
+    crystal = find_crystal(material)
+    kinds = [kind for sublattice in (0, 1) for kind in list_kinds(crystal, sublattice)[1:]]
+    names = {kind.name_in(crystal, dopant) for kind in kinds}
+    styles = choose_styles(find_codes(names, crystal))
+    assert set(styles) == names and len(set(styles.values())) == len(names)
 
 
 def test_the_names_that_users_know() -> None:

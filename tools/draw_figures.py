@@ -28,7 +28,8 @@ from flatscope.electron.drawing.hopping import HoppingParams, draw_hopping
 from flatscope.electron.drawing.microscopes import learn_look
 from flatscope.electron.drawing.noise import NoiseParams
 from flatscope.electron.drawing.specimens import draw_scanned, draw_specimen
-from flatscope.electron.physics.crystals import SheetParams
+from flatscope.electron.kinds import find_codes
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
 from flatscope.evaluation.defects import as_movie
@@ -40,7 +41,7 @@ from flatscope.optical.bilayers import PUBLISHED, RAGGED, draw_bilayer
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
 from flatscope.report.atoms import draw_columns
-from flatscope.report.defects import draw_broom, draw_defects, draw_examples
+from flatscope.report.defects import choose_styles, draw_broom, draw_defects, draw_examples
 from flatscope.report.figures import Display, draw_overlay, to_display
 from flatscope.report.study import draw_grays
 from flatscope.report.twist import draw_twist
@@ -281,10 +282,12 @@ def draw_defects_found() -> None:
     size = flatscope.Calibration((optics.pixel_nm,) * 2, "user")
     scan = flatscope.Micrograph(drawn.image, full_scale=float(drawn.image.max()), calibration=size)
     table = flatscope.find_defects(scan, flatscope.DefectParams("MoS2", dopants="W"))
-    marked = draw_defects(scan.pixels, table, constant_px=0.316 / optics.pixel_nm)
+    styles = choose_styles(find_codes(table.found["kind"], find_crystal("MoS2")))
+    marked = draw_defects(scan.pixels, table, styles, constant_px=0.316 / optics.pixel_nm)
     params = HoppingParams(frames=40, vacancies=0.015, hop=0.15)
     movie = as_movie(draw_hopping(np.random.default_rng(2), params), params)
-    broom = draw_broom(flatscope.track_defects(movie, flatscope.TrackParams("WS2")))
+    tracks = flatscope.track_defects(movie, flatscope.TrackParams("WS2"))
+    broom = draw_broom(tracks, choose_styles(find_codes(tracks.frame["kind"], find_crystal("WS2"))))
     high = 620
     tiles = [marked, Image.open(io.BytesIO(broom)).convert("RGB")]
     tiles = [tile.resize((round(tile.width * high / tile.height), high)) for tile in tiles]

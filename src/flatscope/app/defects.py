@@ -19,6 +19,7 @@ from flatscope.app.batch import name_apart
 from flatscope.app.cli import EXIT_BAD_INPUT, EXIT_FINE, EXIT_INTERRUPTED, EXIT_SOME_FAILED
 from flatscope.app.settings import checked
 from flatscope.electron.defects import SURE_P, UNSURE, find_defects
+from flatscope.electron.kinds import find_codes
 from flatscope.electron.physics.crystals import CRYSTALS, find_crystal
 from flatscope.electron.rates import (
     count_kinds,
@@ -35,6 +36,8 @@ from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError, Movie
 from flatscope.report.defects import (
+    Style,
+    choose_styles,
     draw_broom,
     draw_counts,
     draw_defects,
@@ -220,7 +223,8 @@ def _answer_image(
 ) -> None:
     table = table.renamed(name)
     constant = np.sqrt(2.0 / np.sqrt(3.0) * table.cell_nm2) / table.calibration.pixel_size_nm[0]
-    overlay = encode_png(draw_defects(micrograph.pixels, table, constant_px=float(constant)))
+    styles = _style_kinds(table.found, table)
+    overlay = encode_png(draw_defects(micrograph.pixels, table, styles, constant_px=float(constant)))
     write_atomic(out / f"{stem}.defects.png", overlay)
     run.frames.append(table.frame)
     run.figures[f"{name}: defects"] = overlay
@@ -264,8 +268,9 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
     ]
     run.rows.append(_summarise_movie(name, table, counts))
     if len(table):
-        run.figures[f"{name}: defects against time"] = draw_counts(counts, frame_s=table.frame_s)
-        run.figures[f"{name}: tracks in space and time"] = draw_broom(table)
+        styles = _style_kinds(table.frame, table)
+        run.figures[f"{name}: defects against time"] = draw_counts(counts, styles, frame_s=table.frame_s)
+        run.figures[f"{name}: tracks in space and time"] = draw_broom(table, styles)
         constant = np.sqrt(2.0 / np.sqrt(3.0) * table.cell_nm2) / table.calibration.pixel_size_nm[0]
         good = set(frames)
         shown = (
@@ -275,9 +280,15 @@ def _answer_movie(movie: Movie, table: TrackTable, name: str, stem: str, *, out:
         )
         write_movie(
             out / f"{stem}.defects.mp4",
-            map(np.asarray, draw_frames(shown, table, constant_px=float(constant))),
+            map(np.asarray, draw_frames(shown, table, styles, constant_px=float(constant))),
             frame_s=table.frame_s,
         )
+
+
+def _style_kinds(frame: pd.DataFrame, table: DefectTable | TrackTable) -> dict[str, Style]:
+    """Colour and shape of each kind of defect among some rows of a table."""
+    crystal = find_crystal(str(table.provenance.settings["material"]))
+    return choose_styles(find_codes(frame["kind"], crystal))
 
 
 def _as_defects(table: TrackTable) -> pd.DataFrame:

@@ -7,6 +7,7 @@ cards; the order of their classes is `SITE_CLASSES`, `COLUMN_CLASSES` and `MARKS
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,6 +135,12 @@ def find_kind(name: str, crystal: Crystal) -> Kind | None:
     if host in crystal.species and element in (*NUMBERS, "vanadium"):
         return (D_M, D_X2)[crystal.species.index(host)]
     return None
+
+
+def find_codes(names: Iterable[str], crystal: Crystal) -> dict[str, str]:
+    """Name to code of every kind of point defect among `names`."""
+    kinds = {name: find_kind(name, crystal) for name in sorted(set(names))}
+    return {name: kind.code for name, kind in kinds.items() if kind is not None}
 
 
 def classify_sites(sheet: Sheet, crystal: Crystal) -> NDArray[np.int64]:

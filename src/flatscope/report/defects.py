@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,20 @@ from flatscope.report.figures import Colour
 from flatscope.report.study import make_panels, to_png
 from flatscope.results import EXTENDED_KINDS, DefectTable, TrackTable
 
+Style: TypeAlias = tuple[Colour, str]
+"""Colour and shape of a mark."""
+
 # Okabe and Ito's colours, told apart by the colour-blind too; shapes say the same again.
-_STYLES: tuple[tuple[Colour, str], ...] = (
-    ((230, 159, 0), "circle"),
-    ((86, 180, 233), "square"),
-    ((0, 158, 115), "diamond"),
-    ((213, 94, 0), "cross"),
-    ((204, 121, 167), "circle"),
-    ((0, 114, 178), "diamond"),
-    ((240, 228, 66), "triangle"),
-)
+_STYLES: dict[str, Style] = {
+    "V_M": ((230, 159, 0), "circle"),
+    "V_X": ((86, 180, 233), "square"),
+    "V_X2": ((0, 158, 115), "diamond"),
+    "O_X": ((213, 94, 0), "cross"),
+    "M_X2": ((204, 121, 167), "circle"),
+    "X_M": ((0, 114, 178), "diamond"),
+    "D_M": ((240, 228, 66), "triangle"),
+    "D_X2": ((240, 228, 66), "square"),
+}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle": "^", "cross": "x"}
 _FAINT: Colour = (150, 150, 150)
 _LEAST_SIDE_PX, _MOVIE_SIDE_PX = 1200, 640
@@ -31,22 +35,10 @@ _EXAMPLES = 4
 _LEGEND_PX, _FONT_PX = 34, 20
 
 
-def choose_styles(kinds: Sequence[str]) -> dict[str, tuple[Colour, str]]:
-    """Colour and shape of each kind, the same in every picture."""
-    return {kind: _STYLES[_class_of(kind)] for kind in sorted(set(kinds))}
-
-
-def _class_of(kind: str) -> int:
-    """Vacancy of a metal, of one chalcogen, of a pair, oxygen, metal on a pair, chalcogen on metal, dopant."""
-    head, _, host = kind.partition("_")
-    chalcogens = ("S", "Se", "Te")
-    if head == "V":
-        return 2 if host.endswith("2") else int(host in chalcogens)
-    if head == "O":
-        return 3
-    if host.endswith("2"):
-        return 4
-    return 5 if head in chalcogens else 6
+def choose_styles(codes: Mapping[str, str]) -> dict[str, Style]:
+    """Colour and shape of each kind, the same in every picture; `codes` leads from its name to its code, such as "V_W"
+    to "V_M" (see `flatscope.electron.kinds`)."""
+    return {name: _STYLES[code] for name, code in sorted(codes.items())}
 
 
 def to_gray(pixels: NDArray[Any], limits: tuple[float, float] | None = None) -> NDArray[np.uint8]:
@@ -56,7 +48,9 @@ def to_gray(pixels: NDArray[Any], limits: tuple[float, float] | None = None) -> 
     return np.clip((pixels - low) / max(float(high - low), 1e-12) * 255.0, 0.0, 255.0).astype(np.uint8)
 
 
-def draw_defects(pixels: NDArray[Any], table: DefectTable, *, constant_px: float) -> Image.Image:
+def draw_defects(
+    pixels: NDArray[Any], table: DefectTable, styles: dict[str, Style], *, constant_px: float
+) -> Image.Image:
     """An image with a mark around each defect, one colour and shape a kind; thin gray where rejected, and the names
     below.
 
@@ -66,16 +60,22 @@ def draw_defects(pixels: NDArray[Any], table: DefectTable, *, constant_px: float
         Shape (rows, cols) or (rows, cols, 3).
     table
         What was found in it.
+    styles
+        See `choose_styles`.
     constant_px
         Lattice constant: the size of the marks.
     """
-    frame = table.frame
-    styles = choose_styles(list(table.found["kind"]))
-    return _draw_marks(to_gray(pixels), frame, styles, radius=0.4 * constant_px, least_side=_LEAST_SIDE_PX)
+    return _draw_marks(
+        to_gray(pixels), table.frame, styles, radius=0.4 * constant_px, least_side=_LEAST_SIDE_PX
+    )
 
 
 def draw_frames(
-    frames: Iterator[tuple[int, NDArray[Any]]], table: TrackTable, *, constant_px: float
+    frames: Iterator[tuple[int, NDArray[Any]]],
+    table: TrackTable,
+    styles: dict[str, Style],
+    *,
+    constant_px: float,
 ) -> Iterator[Image.Image]:
     """Frames of a movie, each with its defects and their track numbers.
 
@@ -85,10 +85,11 @@ def draw_frames(
         Number and image of each.
     table
         What was followed.
+    styles
+        See `choose_styles`.
     constant_px
         Lattice constant.
     """
-    styles = choose_styles(list(table.frame["kind"]))
     rows = dict(tuple(table.frame.groupby("frame")))
     limits: tuple[float, float] | None = None
     for number, pixels in frames:
@@ -104,7 +105,7 @@ def draw_frames(
 def _draw_marks(
     gray: NDArray[np.uint8],
     frame: pd.DataFrame,
-    styles: dict[str, tuple[Colour, str]],
+    styles: dict[str, Style],
     *,
     radius: float,
     least_side: int,
@@ -215,10 +216,9 @@ def draw_windows(
     return to_png(figure)
 
 
-def draw_counts(counts: pd.DataFrame, *, frame_s: float | None) -> bytes:
+def draw_counts(counts: pd.DataFrame, styles: dict[str, Style], *, frame_s: float | None) -> bytes:
     """Number of defects of each kind against time, as a PNG file."""
     figure, (axis,) = make_panels(1)
-    styles = choose_styles(list(counts.columns))
     time = counts.index.to_numpy(float) * (frame_s or 1.0)
     for kind in counts.columns:
         colour, shape = styles[kind]
@@ -238,13 +238,12 @@ def draw_counts(counts: pd.DataFrame, *, frame_s: float | None) -> bytes:
     return to_png(figure)
 
 
-def draw_broom(table: TrackTable) -> bytes:
+def draw_broom(table: TrackTable, styles: dict[str, Style]) -> bytes:
     """All tracks in space and time, one colour a kind, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axis = figure.add_subplot(projection="3d")
-    styles = choose_styles(list(table.frame["kind"]))
     step = table.frame_s or 1.0
     for _, track in table.frame.groupby("track_id"):
         axis.plot(track["x_nm"], track["y_nm"], track["frame"] * step, color="0.75", linewidth=0.6)
