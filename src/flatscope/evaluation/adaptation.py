@@ -40,18 +40,18 @@ _TOLD = FlakeParams("MoS2", min_area_px=monolayers.PARAMS.min_area_px)
 
 @dataclass(frozen=True)
 class RegionErrors:
-    """What is wrong with the answers on labelled pictures, in regions of the smallest area that counts or more.
+    """Errors on labelled pictures, counted in regions of at least the smallest area that counts.
 
     Parameters
     ----------
     regions
         Labelled regions.
     wrong
-        Of these, most pixels have another layer number.
+        Labelled regions most of whose pixels get another layer number.
     missed
-        Of these, most pixels are called substrate or rejected.
+        Labelled regions most of whose pixels are called substrate or rejected.
     false
-        Regions found where less than half is labelled.
+        Found regions less than half of which is labelled.
     """
 
     regions: int = 0
@@ -72,7 +72,7 @@ class RegionErrors:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What adapting came to, judged on pictures that were held out.
+    """What adapting reached on pictures that were held out.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def adapt(
 ) -> Adaptation:
     """Adapt `base` to labelled pictures, and keep the outcome only if it is better on those held out.
 
-    A quarter of the pictures, one at least, is held out: it is not trained on and chooses among default, measured
+    A quarter of the pictures, at least one, is held out from training and chooses among default, measured
     colours and fine-tuned weights. What is kept remembers the colours of all pictures.
 
     Parameters
@@ -235,7 +235,7 @@ def _judge(pictures: Sequence[LabelledPicture], params: FlakeParams, network: Ne
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the learning curve: a method after so many pictures of one set-up.
+    """One point of the learning curve: a method trained on some pictures of one set-up.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ class Point:
     errors
         By picture, in regions of all layer numbers; none for the U-Net, which knows one and two only.
     minutes
-        Training took so long.
+        Time that training took.
     """
 
     method: str
@@ -279,7 +279,7 @@ def measure_learning_curve(
     seed: int = 11,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Point]:
-    """How default, adapted finder and a U-Net trained from scratch compare after so many labelled pictures.
+    """Measure how default, adapted finder and a U-Net trained from scratch learn with labelled pictures.
 
     Every set-up is drawn by `draw_unseen`; all methods see the same pictures, and twelve others of the same set-up test
     them. The U-Net is a small one of Saito's kind (8 to 128 channels, weighted loss, changed contrast, 600 steps), as
@@ -381,7 +381,7 @@ def _train_from_scratch(
 
 @dataclass(frozen=True)
 class CurveRow(Score):
-    """A method after so many labelled pictures, all set-ups together; None where it does not apply.
+    """A method trained on some labelled pictures, all set-ups together; None where a score does not apply.
 
     `errors` are wrong, missed and false regions of all layer numbers over the labelled ones. `accuracy` is the mean
     pixel accuracy of substrate and thicker, monolayer and bilayer; `vote` the share of monolayer and bilayer regions

@@ -96,9 +96,9 @@ def time_layer_networks(
 ) -> list[Speed]:
     """Time every network on pictures of 512×512, one at a time, all networks in turn in every round.
 
-    Each lives in a process of its own, as it does in use: what memory one leaves behind spares or costs another page
-    faults. In its turn each takes two pictures, and the second is timed. Weights are random: they do not change the
-    time.
+    Each lives in a process of its own, as it does in use: the memory that one leaves behind would change the page
+    faults of the next. In its turn each takes two pictures, and the second is timed. Weights are random: they do not
+    change the time.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ class LabelScores(Score):
 
     `classical_f1` is that of a Laplacian-of-Gaussian blob detector whose scale and threshold were tuned on these very
     labels. `sublattice` is the share of the matched columns on the right one. `shift_px` is the rms distance of the
-    matched ones; labels are whole pixels, which alone makes 0.41.
+    matched ones; labels are whole pixels, which alone gives 0.41 px.
     """
 
     f1: Interval
@@ -163,7 +163,7 @@ def _tile_of(points: Float, low: Float, high: Float) -> NDArray[np.int64]:
 
 
 def _classical_f1(micrograph: Micrograph, true: Float, reach: float) -> float:
-    """The best that blobs of one scale above one threshold reach, tuned on the labels."""
+    """The best F1 of blobs of one scale above one threshold, both tuned on the labels: an oracle."""
     image = np.asarray(micrograph.pixels, float)
     best = 0.0
     for sigma in (0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0):
@@ -184,7 +184,7 @@ class Localisation(Score):
     """Errors of positions on drawn images, of one dose and one sublattice, rms along either axis in pm.
 
     `oracle_pm` is that of the same joint fit started from the truth, `bound_pm` the Cramér–Rao bound for counting
-    noise with all columns and the background known but the column's own height and place. `stated_pm` is the rms of the
+    noise if everything is known except the column's own height and place. `stated_pm` is the rms of the
     stated sigma.
     """
 

@@ -37,12 +37,12 @@ BULK_NM = 4.0
 class MaskScores(Score):
     """Scores against instance masks, at an overlap (IoU) of at least one half.
 
-    `recall` is the share of marked regions that some found region covers, whatever its layer number. `precision` is
-    the share of found regions that cover a marked one; thick regions that are likelier thicker than `BULK_NM` are left
-    out of it, as bulk is left out of the masks. `recall_thin` and `precision_thin` count only regions stated as one
-    to six layers. `union_iou` compares the pixels behind `precision` with those of the masks. `counts` has a row a
-    picture: name, marked, matched by any, found and matched (without bulk), found and matched (six layers or fewer),
-    pixels in both, in either.
+    `recall` is the share of marked regions that some found region covers, whatever its layer number. `precision` is the
+    share of found regions that cover a marked one; thick regions that are probably thicker than `BULK_NM` do not count,
+    since masks leave bulk out. `recall_thin` and `precision_thin` count only regions stated as one to six layers.
+    `union_iou` compares the pixels behind `precision` with those of the masks. `counts` has a row a picture: name,
+    marked, matched by any, found and matched (without bulk), found and matched (six layers or fewer), pixels in both,
+    in either.
     """
 
     recall: Interval
@@ -140,10 +140,11 @@ def score_picture(table: FlakeTable, true: NDArray[np.int32], *, layer_nm: float
 class SceneScores(Score):
     """Scores on drawn scenes, over true regions of at least 300 px.
 
-    `found` is the share with a region that overlaps by half; of those found, `right` have the true layer
-    number stated or among those named, `ambiguous` are declared so. `crystal` is the share of all regions of at least
-    300 px in the answer that lie on a crystal and not on residue or bare substrate. `confusion` counts true (rows, 1 to
-    6 and thick) against stated likeliest layer number; `reliability` lists stated probability, share right and number.
+    `found` is the share with a region that overlaps by half; of those found, `right` is the share whose true layer
+    number is among those named, `ambiguous` the share with more than one. `crystal` is the share of all regions of at
+    least 300 px in the answer that lie on a crystal and not on residue or bare substrate. `confusion` counts true
+    (rows, 1 to 6 and thick) against stated likeliest layer number; `reliability` lists stated probability, share right
+    and number.
     """
 
     found: Interval
@@ -168,7 +169,7 @@ def evaluate_scenes(
 ) -> SceneScores:
     """Score layer numbers on scenes from the whole range of set-ups.
 
-    The finder is told the material and a nominal oxide, off from the true one by `oxide_sigma_nm` (1 sigma).
+    The finder is given the material and a nominal oxide that is off from the true one by `oxide_sigma_nm` (1 sigma).
     The seed keeps these scenes apart from those that a network was trained on.
     """
     network = network or Network.load("flakes")
@@ -220,7 +221,7 @@ def evaluate_scenes(
 
 @dataclass(frozen=True)
 class Answer:
-    """A true region and what was said of it: layer numbers 1 to 6, 7 for thick; `named` is empty if it was
+    """A true region and its answer: layer numbers 1 to 6, 7 for thick; `named` is empty if it was
     not found."""
 
     true: int

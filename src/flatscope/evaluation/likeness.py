@@ -1,4 +1,4 @@
-"""How near drawn crops come to real ones, and what a defect's crop can tell at best.
+"""How near drawn crops come to those of an experimental image.
 
 References
 ----------
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
 Way = Callable[[np.random.Generator, Drawn], Real]
-"""Gives a drawn image another look."""
+"""Makes of a drawn image one with another appearance."""
 
 RINGS = 8  # of frequency, from 0 to half a cycle a pixel
 VALUES = np.linspace(-4.0, 8.0, 49)
@@ -53,13 +53,13 @@ class Likeness:
     spectrum
         Power over that of real crops, in rings of frequency from the lowest to the highest, shape (`RINGS`,).
     rows
-        Power from row to row over that along rows, both at high frequencies; of real crops it tells of scan noise.
+        Power from row to row over that along rows, both at high frequencies; in real crops it measures scan noise.
     histogram
         Largest difference of the cumulative distributions of pixel values (Kolmogorov and Smirnov).
     values
         Shares of the pixels in each of `VALUES`, shape (48,).
     moved, vanished
-        Shares of columns moved and of defects vanished, see `translation.Honesty`; None where nobody knows.
+        Shares of columns moved and of defects vanished, see `translation.Honesty`; None for an experimental image.
     """
 
     frechet: float
@@ -140,8 +140,9 @@ def list_ways(teacher: Teacher, network: Network) -> dict[str, Way]:
 
 
 def compare_ways(teacher: Teacher, ways: Mapping[str, Way], images: Sequence[Drawn]) -> dict[str, Likeness]:
-    """How near drawn images come to the held half of an experimental one, each way of giving them its look. Beside them
-    stands its other half, than which nothing drawn can be expected to be nearer.
+    """Measure how near each way of drawing comes to the held-out half of an experimental image.
+
+    The other half of the image stands beside them: it is the practical lower bound.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def describe(crops: Real) -> Float:
     """Features of crops, shape (n, 56): mean and scatter of what oriented filters of four wavelengths see, by
     quadrature, and quantiles of the pixels' values.
 
-    Crops are taken as periodic after a window, so that borders say nothing.
+    A window takes the crops' borders out, after which they count as periodic.
     """
     side = crops.shape[1]
     window = np.outer(np.hanning(side + 2)[1:-1], np.hanning(side + 2)[1:-1])
@@ -190,7 +191,7 @@ def describe(crops: Real) -> Float:
 
 
 def find_frechet(one: Float, other: Float) -> float:
-    """Fréchet distance of two clouds of features (n, k) and (m, k), taken for normal."""
+    """Fréchet distance of two clouds of features (n, k) and (m, k), taken as normal."""
     gap = one.mean(0) - other.mean(0)
     covariances = [np.cov(cloud.T) + _RIDGE * np.eye(cloud.shape[1]) for cloud in (one, other)]
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real

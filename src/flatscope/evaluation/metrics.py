@@ -24,16 +24,17 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@dataclass(frozen=True)
 class Score:
-    """A frozen dataclass of scores, as numbers and in words."""
+    """What scores have in common: they stand as numbers in JSON and in words in a table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
-        return asdict(self)  # type: ignore[call-overload]
+        return asdict(self)
 
     def to_words(self) -> dict[str, str]:
         """A row of a table, by its heads."""
-        values = {entry.name.replace("_", " "): getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        values = {entry.name.replace("_", " "): getattr(self, entry.name) for entry in fields(self)}
         return {
             name: f"{value:.3f}" if isinstance(value, float) else str(value)
             for name, value in values.items()
@@ -43,7 +44,7 @@ class Score:
     def to_text(self) -> str:
         """Every score on a line, and every list as a small table below its name."""
         words = self.to_words()
-        names = [entry.name.replace("_", " ") for entry in fields(self)]  # type: ignore[arg-type]
+        names = [entry.name.replace("_", " ") for entry in fields(self)]
         width = max(map(len, names))
         lines = []
         for name in names:

@@ -1,4 +1,4 @@
-"""How well monolayer and bilayer are told apart in drawn pictures of MoS2, pixel by pixel and region by region."""
+"""Monolayer and bilayer in drawn pictures of MoS2: how well they are distinguished by pixel and by region."""
 
 from __future__ import annotations
 

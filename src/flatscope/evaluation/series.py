@@ -55,7 +55,7 @@ class Counts:
     placed
         Found ones within 0.05 nm of a true one.
     found, true
-        All of them, those that nobody can tell and those at the border left out.
+        All of them, without those that nobody can identify and those at the border.
     part_right, part_found, part_true
         The same of columns that lack one atom of a pair.
     squared_nm2, stated_nm2
@@ -98,7 +98,7 @@ def score(
     sigma_nm
         Stated errors, if there are any.
     other
-        Whether columns that are none of the material's count; else they are left out like those under dirt.
+        Whether columns of other atoms than the material's count; else they are left out, like those under dirt.
     """
     side = np.array(specimen.images.shape[1:]) * specimen.optics.pixel_nm
     classes = classify_columns(specimen.sheet, crystal)
@@ -246,10 +246,10 @@ def expose(rng: np.random.Generator, specimen: Specimen, dose_e_per_a2: float) -
 
 
 def find_detectability(specimen: Specimen, material: str) -> float:
-    """How far a pair is from one of its atoms in units of counting noise, at 1 electron per Å² in the series.
+    """Measure how far a pair is from one of its atoms in units of counting noise, at 1 electron per Å² in the series.
 
-    The difference of both mean images, squared and summed over all pixels and images: what an observer has who knows
-    the microscope and every other atom. Infinite for materials without pairs.
+    The difference of both mean images, squared and summed over all pixels and images: all the evidence of an observer
+    who knows the microscope and every other atom. Infinite for materials without pairs.
     """
     crystal = find_crystal(material)
     if not crystal.is_dichalcogenide:
@@ -295,7 +295,7 @@ def bound_single(detectability: float, dose_e_per_a2: float, share: float) -> fl
 def find_columns_in(
     specimen: Specimen, params: ColumnParams, network: Network
 ) -> tuple[Float, NDArray[np.int64], Float]:
-    """Positions (nm), classes and stated errors (nm) that the whole way from images to table gives."""
+    """Positions (nm), classes and stated errors (nm) by the whole route from images to table."""
     pixel_nm = specimen.optics.pixel_nm
     stack = Stack(specimen.images, Calibration((pixel_nm, pixel_nm), "user"))
     try:

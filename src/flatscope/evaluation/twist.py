@@ -59,10 +59,10 @@ class TwistScores(Score):
 
     `coverage` is the share of bilayers with a defined twist (corners of both layers cut at less than 0.27 of the side,
     second layer of 400 px or more) that get an angle; `mean_error`, `p95_error` and `max_error` are those of all angles
-    under the flag ok; `in_one_sigma` and `in_two_sigma` the shares within the stated error. `folded_error` is the mean
-    over all angles folded to [0, 30]°, of hexagonal crystals too. `bound` is the mean error that the edges' roughness
-    and length allow, nothing hidden (none is known for micrographs). `constant_error` always says 30°; `moment_error`
-    compares the third moments of both layers, whatever they look like.
+    that are accepted; `in_one_sigma` and `in_two_sigma` the shares within the stated error. `folded_error` is the mean
+    over all angles folded to [0, 30]°, of hexagonal crystals too. `bound` is the mean error that the roughness and
+    length of the edges allow if none is hidden (unknown for micrographs). `constant_error` always says 30°;
+    `moment_error` compares the third moments of both layers, whatever they look like.
     """
 
     coverage: Interval
@@ -96,9 +96,9 @@ def evaluate_twist(
     count
         How many are drawn, about six in each micrograph; those with a second layer below 400 px do not count.
     seed
-        Settings were chosen on seeds 2 and 4; keep it apart.
+        Not 2 or 4, on which settings were chosen.
     method
-        How a layer's orientation is told, see `TwistParams`.
+        How a layer's orientation is measured, see `TwistParams`.
     """
     read = _read_micrographs if mix == "micrographs" else _read_masks
     truths: list[Bilayer] = []
@@ -138,7 +138,7 @@ def evaluate_twist(
 
 
 def fold(twist_deg: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Angles in [0, 30]: θ and 60° − θ are one."""
+    """Fold angles to [0, 30]°: θ and 60° − θ become the same."""
     return np.minimum(twist_deg, 60.0 - twist_deg)
 
 
@@ -152,7 +152,7 @@ def _ratio(sums: NDArray[np.float64]) -> float:
 
 
 def top_area_px(layers: Layers) -> int:
-    """Area of a drawn second layer; single wrong pixels all over the picture are none of it."""
+    """Area of a drawn second layer, without single wrong pixels elsewhere in the picture."""
     smooth = Image.fromarray(layers).filter(ImageFilter.MedianFilter(3))
     return int(((np.asarray(smooth) == 2) & (layers == 2)).sum())
 
@@ -170,7 +170,7 @@ def _largest(frame: pd.DataFrame) -> Reading:
 
 
 def read_by_moments(layers: Layers) -> Reading:
-    """Difference of the orientations that third moments give: a triangle's points at a corner."""
+    """Difference of the orientations by third moments, which in a triangle point to a corner."""
     turns = []
     for least in (1, 2):
         row, col = np.nonzero(ndimage.median_filter(layers, 3) >= least)

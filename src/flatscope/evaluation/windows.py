@@ -1,4 +1,4 @@
-"""Windows of six kinds of point defect, named under noise, and how well they could be named at best."""
+"""Windows of six kinds of point defect, named under noise, and the best accuracy that noise allows."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def draw_windows(
     noise: str = "none",
     misaligned: float = 0.0,
 ) -> Windows:
-    """Windows of WS2 around defects of six kinds, from so many sheets, each with its own microscope and orientation.
+    """Draw windows of WS2 around defects of six kinds, from sheets with their own microscope and orientation.
 
     Parameters
     ----------
     count
-        Sheets; each gives some fifteen windows.
+        Sheets; each gives about fifteen windows.
     seed
         Sheet i has the random stream (seed, i).
     electrons_per_px
@@ -171,7 +171,7 @@ def _misalign(optics: ScanParams, strength: float, *, seed: int) -> ScanParams:
 
 
 def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
-    """Places in `KINDS` by flatscope's network; which sublattice a defect is on, the lattice knows."""
+    """Name windows by flatscope's network, as places in `KINDS`; the lattice gives the sublattice of each defect."""
     wanted = np.array([SITE_KINDS.index(kind) for kind in KINDS])
     group = np.array([kind.sublattice for kind in KINDS])
     logits = network.run(windows.crops).mean((2, 3))[:, wanted]
@@ -182,7 +182,7 @@ def classify_windows(windows: Windows, network: Network) -> NDArray[np.int64]:
 def find_best_accuracy(
     noise: str, electrons_per_px: float | None, *, misaligned: float = 0.0
 ) -> float | None:
-    """Share of windows that could be named right if all but the kind were known: by the largest likelihood.
+    """Find the share of windows that the largest likelihood names right if everything except the kind is known.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def classify_counts(counts: Float, templates: Float) -> NDArray[np.int64]:
 
 
 def _draw_kinds(rng: np.random.Generator, optics: ScanParams) -> Float:
-    """A perfect crystal but for one site, which holds each of `KINDS`, shape (6, 128, 128)."""
+    """Images of a crystal whose middle site holds each of `KINDS`, all others perfect, shape (6, 128, 128)."""
     side = 2 * WINDOW_PX
     field = (side * optics.pixel_nm,) * 2
     sheet = build_sheet(rng, SheetParams(MATERIAL, field, turn_deg=float(rng.uniform(0.0, 360.0))))
@@ -296,7 +296,7 @@ def evaluate_windows(
     Parameters
     ----------
     count
-        Sheets for each line; all are other ones than those of the training.
+        Sheets for each line, none of which was trained on.
     doses
         Detected electrons a pixel of 0.027 nm, on average.
     """
