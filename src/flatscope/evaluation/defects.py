@@ -300,7 +300,7 @@ def _link_trackpy(table: pd.DataFrame, reach: float) -> NDArray[np.int64]:
 
 
 def count_links(found: pd.DataFrame, truth: pd.DataFrame, params: HoppingParams) -> tuple[float, ...]:
-    """Right, found and true links, then right, found and true defects; what is cut by the border is left out.
+    """Count right, found and true links, then right, found and true defects, without those that the border cuts.
 
     Parameters
     ----------

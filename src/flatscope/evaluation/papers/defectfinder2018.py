@@ -41,25 +41,25 @@ from flatscope.report.study import draw_confusion
 DOI = "10.1038/s41524-019-0152-9"
 PUBLISHED = 0.9568
 """Accuracy over six classes, turned copies of the same windows on both sides of the split."""
-RATES, DROPOUTS = (1.6e-5, 3.4e-4, 4.7e-3), (0.2, 0.4)
-"""The published grid of learning rates and shares dropped."""
+RATES = (1.6e-5, 3.4e-4, 4.7e-3)  # learning rates of the published grid
+DROPOUTS = (0.2, 0.4)  # and its shares dropped
 POSTER_KINDS = {
     "Mo_W": (0, "Mo"), "V_W": (0, ""), "S_W": (0, "S"), "V_S2": (1, ""), "W2_S2": (1, "W2"), "W_S": (1, "WS"),
 }  # fmt: skip
 """The poster's six kinds: the sublattice, and what stands there."""
-_BATCH = 32
-_SEED, _TEST_SEED = 2018, 17
-_TESTED, _HELD = 0.2, 0.33  # published: 80/20 into training and test, then 67/33 into training and validation
+_BATCH = 32  # windows a step
+_SEED = 2018  # of sheets, splits and networks
+_TEST_SEED = 17  # of tested sheets
+_TESTED = 0.2  # published share of windows that are tested
+_HELD = 0.33  # published share of the others that choose
 _PATIENCE = 1 / 3  # of a training; it ends when validation has not improved for this share
 _SCORED = 4000  # windows that a point of the learning curve is measured on, of validation and of training
 _SHEETS = 28  # of some eighteen windows, for a hundred copies of each as in the published code
-_FIELD_PX = 256
-_SHARE = 0.01  # of the sites, for each kind
-_TURN_DEG, _SHIFT, _ZOOM = (
-    60.0,
-    0.1,
-    0.2,
-)  # largest turn, shift (share of the side) and zoom of a copy (published code)
+_FIELD_PX = 256  # side of a sheet
+_SHARE = 0.01  # of the sites that each kind takes
+_TURN_DEG = 60.0  # largest turn of a copy, as in the published code
+_SHIFT = 0.1  # and its largest shift, as a share of the side
+_ZOOM = 0.2  # and its largest zoom
 _OPTICS = ScanParams(pixel_nm=WINDOW_NM / WINDOW_PX, convergence_mrad=30.0, source_nm=0.0375)
 
 Images = NDArray[Any]

@@ -110,7 +110,7 @@ class Size:
     microscopes
         That are tried.
     told
-        Sites of each kind at each dose that are told apart.
+        Sites of each kind at each dose under counting noise alone.
     shown
         Drawn images that are compared with the experimental one.
     """
@@ -231,7 +231,7 @@ def run(
     image
         The experimental image; None for one that is drawn.
     params
-        Its crystal; the element known to occupy metal sites, else all that can be told from the host do; and
+        Its crystal; the element known to occupy metal sites, or none for any that differs from the host; and
         flatscope's own network.
     labels
         Marked columns of the image, see `flatscope.evaluation.columns.evaluate_labels`; those on the right half count.

@@ -2,7 +2,7 @@
 
 The study (Technical University of Denmark) trains both on simulated series of three images, bare and on graphene, and
 tells 1 Mo, 2 S and 1 S apart. Its series are drawn again here by flatscope's own models, with more kinds of defects;
-columns that are none of the three do not count. What its description leaves open is said at the constants below.
+columns that are none of the three do not count. What its description leaves open stands at the constants below.
 
 References
 ----------

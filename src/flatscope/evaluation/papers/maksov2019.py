@@ -139,7 +139,7 @@ def _train(
     checkpoint: Path,
     on_progress: Progress | None,
 ) -> Any:
-    """The network that marks what the Fourier map of the first frame marks."""
+    """Train the network to mark what the Fourier map of the first frame marks."""
     from flatscope.training import supervised
     from flatscope.training.nets.blobnet import BlobNet
 

@@ -31,12 +31,13 @@ from flatscope.report.study import draw_classes, draw_confusion, draw_distributi
 
 DOI = "10.1021/acs.nanolett.3c04815"
 CLASSES = ("background", "monolayer", "bilayer", "thick")
-TILE_PX = 512
+TILE_PX = 512  # side of a tile, as published
 LEAK = "the same, tiles of one frame on both sides"
-_IGNORE = 255
-_VALUE_BINS = 64
+_IGNORE = 255  # class of pixels that neither train nor count
+_VALUE_BINS = 64  # of green values from 0 to 255
 _MEASUREMENTS = 20  # points of a learning curve
-_LEARNING_RATE, _LEARNING_RATE_LRASPP = 0.015, 0.02
+_LEARNING_RATE = 0.015  # as published
+_LEARNING_RATE_LRASPP = 0.02  # as published
 
 Pixels = NDArray[np.uint8]
 

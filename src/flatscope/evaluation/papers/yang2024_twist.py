@@ -2,9 +2,9 @@
 
 References
 ----------
-Nano Lett. 2024, doi:10.1021/acs.nanolett.3c04815. Their generator, rule and network are made again from their
-description; what it leaves open is said at the constants below. Labels there are folded to [0, 30]°, so all errors
-here are of folded angles. The drawn angles are exact.
+Nano Lett. 2024, doi:10.1021/acs.nanolett.3c04815. Their generator, rule and network are rebuilt from their description;
+what it leaves open stands at the constants below. Labels there are folded to [0, 30]°, so all errors here are of folded
+angles. The drawn angles are exact.
 """
 
 from __future__ import annotations
@@ -39,20 +39,25 @@ from flatscope.parallel import map_in_order, worker_processes
 from flatscope.report.study import draw_lines
 
 DOI = "10.1021/acs.nanolett.3c04815"
-RULE, REGRESSOR = "enclosing triangles (published rule)", "ResNet-18 (published)"
+RULE = "enclosing triangles (published rule)"
+REGRESSOR = "ResNet-18 (published)"
 TESTED = ("clean", "ragged")
 """The published generator's shapes, and masks as a network makes them."""
-_TEST_SEED, _TRAINING_SEED = 5, 2024
-_LEAST_FILLED, _LEAST_EQUAL = 0.9, 0.9
-"""The rule answers if a layer fills so much of its enclosing triangle, and the triangle's shortest side is so long
-compared with its longest one."""
+_TEST_SEED = 5
+_TRAINING_SEED = 2024
+_LEAST_FILLED = (
+    0.9  # smallest share of its enclosing triangle that a layer fills, else the rule does not answer
+)
+_LEAST_EQUAL = (
+    0.9  # smallest ratio of that triangle's shortest side to its longest, else the rule does not answer
+)
 _LEARNING_RATE = 1e-3
-_BATCH = 32
-_PUBLISHED_PX, _RUNS = 512, 9
+_BATCH = 32  # masks a step
+_PUBLISHED_PX = 512  # side of the published masks
+_RUNS = 9  # of which the median time is taken
 _WATCHED = 0.01  # masks that a point of the learning curve is measured on, as a share of those trained on
 _MEASUREMENTS = 60  # points of a learning curve
-_TIMED = 32
-"""Masks that flatscope is timed on."""
+_TIMED = 32  # masks on which flatscope is timed
 _OURS = {name: partial(read_mask, params=TwistParams(method=name)) for name in METHODS}
 
 
@@ -80,9 +85,8 @@ class Size:
 
 SIZES = {
     "quick": Size(64, 200, 40, 40),
-    "cpu": Size(
-        128, 50_000, 47_000, 500
-    ),  # the published number of masks and steps, at a quarter of their side
+    # The published number of masks and steps, at a quarter of their side.
+    "cpu": Size(128, 50_000, 47_000, 500),
     "full": Size(512, 50000, 47000, 1000),
 }
 
@@ -94,7 +98,7 @@ class Line:
     `coverage` is the share of the bilayers (second layer of 400 px or more) that it answers for, `in_one_sigma` and
     `in_two_sigma` the shares of its errors within what it states, None if it states none. `a_second` counts masks of
     512×512 px on two cores: those of the regressor one after the other, with two threads, those of flatscope in two
-    processes, as `flatscope twist` does; the others, which take no time to speak of, on one. `curve` is the mean error
+    processes, as `flatscope twist` does; the others, whose time is negligible, on one. `curve` is the mean error
     of the surest answers against their share of all bilayers.
     """
 
@@ -223,7 +227,7 @@ def read_by_triangles(layers: Layers) -> Reading:
 
 
 def read_by_regressor(layers: Layers, net: Any, side_px: int) -> Reading:
-    """What the trained network says."""
+    """The trained network's answer."""
     from flatscope.training.supervised import answer, to_tensor
 
     x = to_tensor(_scale(layers, side_px)[None]).numpy()
@@ -296,7 +300,7 @@ def _scale(layers: Layers, side: int) -> NDArray[np.uint8]:
 
 
 def _compare(mix: str, count: int, methods: dict[str, Callable[[Layers], Reading]]) -> list[Line]:
-    """Every method on every bilayer in turn, so that all meet the same noise of the machine."""
+    """Run every method on every bilayer in turn, so that all meet the same load of the machine."""
     drawn: list[Bilayer] = []
     readings: dict[str, list[Reading]] = {name: [] for name in methods}
     spent = dict.fromkeys(methods, 0.0)
