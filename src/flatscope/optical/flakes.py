@@ -41,8 +41,7 @@ Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
 
 _WORKING_PX = 1.9e6
-"""Pictures of more than about twice as many pixels are averaged down by a whole number: they sample the optics' blur
-finer than it needs, and the network was trained on edges a pixel or two wide."""
+"""Larger pictures are averaged down by a whole number to about this size: the network knows edges of a pixel or two."""
 REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
 """The fields of `FlakeParams` that matter to `find_regions`; the others matter to `name_layers` only."""
 
@@ -134,8 +133,8 @@ def find_flakes(
         the probability of each number; ``layers_low`` to ``layers_high``, its 95 % interval; ``status`` ("accepted",
         "uncertain" or "rejected") and ``reason``; ``area_um2`` (empty without a pixel size) and ``area_px``; the
         centre ``row_px``, ``col_px``; ``touches_edge``; the contrast I / I_substrate − 1 in ``contrast_r``, ``_g``,
-        ``_b``; the oxide that fits the picture, ``oxide_nm`` with ``oxide_sigma_nm``. ``outlines`` and ``labels`` tie
-        the rows to pixels.
+        ``_b``; the oxide that fits the picture, ``oxide_nm`` with ``oxide_sigma_nm``. ``marks`` (outlines) and
+        ``labels`` tie the rows to pixels.
 
     Raises
     ------

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +10,7 @@ from scipy import ndimage
 
 from flatscope.micrograph import Calibration
 from flatscope.optical.background import Background
+from flatscope.results.store import StoreError, pack, unpack
 
 Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
@@ -37,10 +33,6 @@ _DIMMEST_WHITE = 0.85
 """A camera that stops counting does so above this share of the full scale."""
 _NEAR_WHITE = 0.93
 """A region within this share of where the camera stops is saturated."""
-_FORMAT = 1
-"""Version of what `Regions.to_bytes` writes."""
-_ABOUT = "about"
-"""Name of the array that holds, as JSON, what is no array."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,19 +178,8 @@ class Regions:
         return np.pad(labels, missing)
 
     def to_bytes(self) -> bytes:
-        """A compressed npz file without pickled objects; equal regions give equal bytes."""
-        arrays: dict[str, Any] = {**vars(self.measured), **{name: getattr(self, name) for name in _ARRAYS}}
-        arrays[_ABOUT] = np.frombuffer(self._describe().encode(), np.uint8)
-        stream = io.BytesIO()
-        np.savez_compressed(stream, **arrays)
-        return stream.getvalue()
-
-    def _describe(self) -> str:
-        """What is no array, as JSON."""
-        about = {name: getattr(self, name) for name in _PLAIN}
-        about["calibration"] = None if self.calibration is None else asdict(self.calibration)
-        about["weights"] = asdict(self.weights)
-        return json.dumps({"format": _FORMAT, **about}, ensure_ascii=False, sort_keys=True)
+        """The regions as bytes; equal regions give equal bytes."""
+        return pack(self)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Regions:
@@ -206,42 +187,13 @@ class Regions:
 
         Raises
         ------
-        ValueError
+        StoreError
             If the bytes are damaged, something else, or of another version of flatscope.
         """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = dict(file)
-            about = json.loads(arrays.pop(_ABOUT).tobytes())
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"not the regions of a picture, or damaged ({error}): analyse it again"
-            ) from None
-        if about.pop("format", None) != _FORMAT:
-            raise ValueError("regions of another version of flatscope: analyse the picture again")
-        measured = Measured(**{item.name: arrays.pop(item.name) for item in fields(Measured)})
-        return cls(measured=measured, **arrays, **_restore(about))
-
-
-_ARRAYS = (
-    "labels", "foreign", "metal", "beside_metal", "flake_id", "saturated", "noise", "step",
-)  # fmt: skip
-_PLAIN = ("least_px", "factor", "shape", "is_gray", "image", "sha256", "notes")
-
-
-def _restore(about: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with the types of `Regions`."""
-    size, weights = about["calibration"], about["weights"]
-    if size is not None:
-        size = Calibration(**{**size, "pixel_size_nm": tuple(size["pixel_size_nm"])})
-    known = tuple(tuple(region) for region in weights["known"])
-    return {
-        **about,
-        "shape": tuple(about["shape"]),
-        "notes": tuple(about["notes"]),
-        "calibration": size,
-        "weights": Weights(**{**weights, "known": known}),
-    }
+        regions = unpack(content, (Regions, Measured, Weights))
+        if not isinstance(regions, Regions):
+            raise StoreError("holds no regions of a picture")
+        return regions
 
 
 def measure(labels: Labels, contrast: Float32, edge: Mask) -> Measured:
