@@ -26,8 +26,11 @@ from flatscope.electron.drawing.noise import SPOILS, NoiseParams, spoil
 from flatscope.electron.drawing.specimens import Scanned, draw_scanned
 from flatscope.electron.kinds import (
     COLUMN_CLASSES,
+    CONTAMINATION,
     D_M,
+    DISORDER,
     GROUPS,
+    HOLE,
     SITE_CLASSES,
     SITE_KINDS,
     classify_sites,
@@ -56,7 +59,14 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Movie
 from flatscope.parallel import stream
 from flatscope.report.defects import choose_styles
-from flatscope.results import DEFECT_COLUMNS, EVENT_COLUMNS, TRACK_COLUMNS, column_names, count_densities
+from flatscope.results import (
+    DEFECT_COLUMNS,
+    EVENT_COLUMNS,
+    EXTENDED_KINDS,
+    TRACK_COLUMNS,
+    column_names,
+    count_densities,
+)
 
 QUIET = NoiseParams(gain=1.0)
 PIXEL_NM = 0.025
@@ -174,6 +184,12 @@ def test_every_kind_has_a_mark_of_its_own(material: str, dopant: str) -> None:
     names = {kind.name_in(crystal, dopant) for kind in kinds}
     styles = choose_styles(find_codes(names, crystal))
     assert set(styles) == names and len(set(styles.values())) == len(names)
+
+
+def test_tables_and_kinds_agree_on_what_is_larger_than_a_point() -> None:
+    assert {kind.name_in(find_crystal("WSe2")) for kind in (HOLE, CONTAMINATION, DISORDER)} == set(
+        EXTENDED_KINDS
+    )
 
 
 def test_the_names_that_users_know() -> None:
