@@ -879,11 +879,11 @@ def test_maksovs_study_follows_what_its_route_untrained_does_not(
     assert run(["reproduce", "maksov2019", "--quick", "--setting", "published", "--out", str(tmp_path)]) == 2
 
 
-def test_the_honest_split_keeps_copies_of_a_window_together() -> None:
+def test_the_honest_split_keeps_copies_of_a_window_together(tmp_path: Path) -> None:
     """As published, nearly every window has copies on both sides; by sheet, no sheet has."""
     from flatscope.evaluation.papers.defectfinder2018 import POSTER_KINDS, _draw_published
 
-    by_copy, by_sheet = _draw_published(1200)
+    by_copy, by_sheet = _draw_published(1200, tmp_path / "windows.npz")
     assert not set(by_sheet.tested.sheets) & {*by_sheet.known.sheets, *by_sheet.choice.sheets}
     assert set(by_copy.tested.sheets) <= set(by_copy.known.sheets)
     for split in (by_copy, by_sheet):

@@ -152,7 +152,9 @@ def run(size: str, *, setting: str = "across", out: Path, on_progress: Progress 
     """
     plan = SIZES[size]
     published = setting == "published"
-    by_copy, by_sheet = _draw_published(plan.windows) if published else _draw_across(plan)
+    by_copy, by_sheet = (
+        _draw_published(plan.windows, out / f"{size}-{setting}.npz") if published else _draw_across(plan)
+    )
     searched = by_copy if published else by_sheet
     points = [(rate, dropout) for rate in RATES for dropout in DROPOUTS]
     steps = [plan.grid] * len(points) + [plan.steps] * 2
@@ -240,9 +242,11 @@ def present(study: Study) -> Answer:
     )
 
 
-def _draw_published(count: int) -> tuple[_Split, _Split]:
-    """`count` windows of one microscope in turned copies, split by copy and by sheet."""
-    windows = _copy(_draw_sheets(), count)
+def _draw_published(count: int, path: Path) -> tuple[_Split, _Split]:
+    """`count` windows of one microscope in turned copies, kept in a file; split by copy and by sheet."""
+    from flatscope.training.supervised import draw_or_load
+
+    windows = Windows(**draw_or_load(path, lambda: vars(_copy(_draw_sheets(), count))))
     rng = np.random.default_rng(_SEED)
     shuffled = rng.permutation(count) / count
     sheets = (rng.permutation(_SHEETS) / _SHEETS)[windows.sheets]
