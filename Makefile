@@ -58,5 +58,5 @@ clean:
 	@touch $@
 
 .venv/installed-test: .venv/installed-base $(RECIPE_OF_INSTALL)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,simulate,multislice,movies,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,vendor,simulate,multislice,movies,exports,dev]'
 	@touch $@

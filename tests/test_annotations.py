@@ -12,16 +12,10 @@ import shapely
 import tifffile
 from PIL import Image
 
-from flatscope.files.annotations import (
-    Outline,
-    collect_outlines,
-    read_labels,
-    read_outlines,
-    write_labels,
-    write_outlines,
-)
+from flatscope.files.annotations import read_labels, read_outlines, write_labels
 from flatscope.micrograph import Calibration, MicrographError
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
+from flatscope.results.exports.geojson import Outline, collect_outlines, encode_outlines
 
 # A ring: a square of 10 px with a hole of 2 px, its corners on pixel centres.
 RING = shapely.Polygon([(3, 4), (13, 4), (13, 14), (3, 14)], holes=[[(7, 8), (7, 10), (9, 10), (9, 8)]])
@@ -101,6 +95,11 @@ def test_labels_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- outlines
 
 
+def write_outlines(path: Path, outlines: list[Outline]) -> Path:
+    path.write_bytes(encode_outlines(outlines))
+    return path
+
+
 @pytest.mark.parametrize(
     "calibration",
     [
@@ -172,7 +171,7 @@ def test_values_json_does_not_know_become_null_or_plain(tmp_path: Path) -> None:
 
 def test_a_flake_table_gives_its_outlines_in_its_order() -> None:
     frame = pd.DataFrame([dict.fromkeys(column_names(FLAKE_COLUMNS), 0.0) for _ in range(3)])
-    frame["region_id"] = [5, 2, 9]
+    frame = frame.assign(region_id=[5, 2, 9], layers="1", status="accepted")
     other = shapely.Polygon([(0, 0), (5, 0), (5, 5)])
     calibration = Calibration((100.0, 100.0), "user")
     table = FlakeTable(

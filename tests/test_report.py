@@ -16,7 +16,6 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from flatscope.micrograph import Calibration, Micrograph
 from flatscope.report.figures import (
-    LAYER_COLOURS,
     choose_bar_um,
     draw_overlay,
     draw_thumbnails,
@@ -26,7 +25,7 @@ from flatscope.report.figures import (
     to_display,
 )
 from flatscope.report.page import PictureEntry, RunRecord, build_page
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
+from flatscope.results import FLAKE_COLUMNS, LAYER_COLOURS, FlakeTable, Marks, Provenance, column_names
 
 RECORD = RunRecord("Flakes", "today", {"material": "graphene"}, {"flatscope": "0"}, {"network_s": 0.1})
 SUBSTRATE = (140, 110, 150)

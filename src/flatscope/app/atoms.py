@@ -20,13 +20,13 @@ from flatscope.app.settings import checked
 from flatscope.electron.columns import ColumnParams, find_brighter, find_columns, share_sites
 from flatscope.electron.physics.crystals import CRYSTALS
 from flatscope.files.read import find_pictures, read, read_stack
-from flatscope.files.structures import to_cif, to_xyz
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import Micrograph, MicrographError, Stack, join
 from flatscope.report.atoms import draw_columns, draw_strain
 from flatscope.report.figures import encode_png
 from flatscope.report.study import make_study_page
 from flatscope.results import ColumnTable
+from flatscope.results.exports.structures import to_cif, to_xyz
 from flatscope.units import um_from_nm
 
 Load: TypeAlias = Callable[[], Micrograph | Stack]

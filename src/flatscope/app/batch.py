@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flatscope.files.annotations import Outline, collect_outlines
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
 from flatscope.inference.runtime import Network
@@ -24,6 +23,7 @@ from flatscope.optical.flakes import FlakeParams
 from flatscope.parallel import worker_processes
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Provenance, failed_frame
+from flatscope.results.exports.geojson import Outline, collect_outlines
 from flatscope.units import um_from_nm
 
 

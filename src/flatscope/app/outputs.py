@@ -18,11 +18,11 @@ import pandas as pd
 
 import flatscope
 from flatscope.app.batch import Answer, Job
-from flatscope.files.annotations import write_outlines
 from flatscope.files.write import write_atomic
 from flatscope.optical.flakes import sort_by_interest
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, column_names
+from flatscope.results.exports.geojson import encode_outlines
 
 _SAVE_EVERY_S = 10.0
 _WHOLE_NUMBERS = ("flake_id", "region_id", "area_px")
@@ -104,9 +104,8 @@ class RunFiles:
     def write_all(self, *, complete: bool) -> Path:
         """Write the table, outlines, run.json and report; the report's path."""
         frame = self.write_tables(complete=complete)
-        write_outlines(
-            self.out / "flakes.geojson", (outline for answer in self.ordered for outline in answer.outlines)
-        )
+        outlines = [outline for answer in self.ordered for outline in answer.outlines]
+        write_atomic(self.out / "flakes.geojson", encode_outlines(outlines))
         entries = [_as_entry(answer) for answer in self.ordered]
         page = build_page(entries, frame, self._describe(complete=complete))
         return write_atomic(self.out / "report.html", page)

@@ -1,17 +1,14 @@
 """Label images and outlines: what annotators draw and flatscope finds, as files.
 
-A label image holds one number a pixel, 0 for what is not labelled. Outlines are GeoJSON, which other programs count
-from the corner of the first pixel, while flatscope counts pixel centres: the half pixel between them is added and
-taken away here and nowhere else.
+A label image holds one number a pixel, 0 for what is not labelled. Outlines are GeoJSON, written by
+`flatscope.results.exports.geojson` and read here.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +16,16 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from shapely.geometry.base import BaseGeometry
 
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import Calibration, MicrographError
-from flatscope.results import FlakeTable
-from flatscope.units import nm_from_um, um_from_nm
+from flatscope.results.exports.geojson import Outline, find_pixel_um
+from flatscope.results.exports.rows import CORNER_PX
+from flatscope.units import nm_from_um
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 
 _TIFF_FIRST_BYTES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-# GeoJSON coordinates are rounded to this part of a pixel.
-_COORDINATE_STEP_PX = 1e-4
-
-
-@dataclass(frozen=True)
-class Outline:
-    """The outline of one region.
-
-    Parameters
-    ----------
-    polygon
-        Polygon or multipolygon in pixels, x = column and y = row, whole numbers at pixel centres.
-    properties
-        Whatever belongs to the region: numbers, text, truth values or None.
-    calibration
-        Pixel size, or None: then the file holds pixels and says so.
-    """
-
-    polygon: BaseGeometry
-    properties: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Calibration | None = None
 
 
 def read_labels(path: Path | str) -> NDArray[np.int32]:
@@ -165,53 +140,8 @@ def write_labels(path: Path | str, labels: NDArray[np.integer[Any]]) -> Path:
     return write_atomic(path, stream.getvalue())
 
 
-def collect_outlines(table: FlakeTable) -> list[Outline]:
-    """Take the outlines out of a flake table, in its order, each with its row as properties."""
-    outlines = []
-    polygons = dict(table.marks)
-    for row in table.frame.to_dict("records"):
-        polygon = polygons.get(row["region_id"])
-        if polygon is not None:
-            properties = {str(name): value for name, value in row.items()}
-            outlines.append(Outline(polygon, properties, table.calibration))
-    return outlines
-
-
-def write_outlines(path: Path | str, outlines: Iterable[Outline]) -> Path:
-    """Write outlines as a GeoJSON FeatureCollection.
-
-    The origin is the upper left corner of the picture, x runs right and y runs down. A feature with a pixel size is in
-    µm and states the size, one without is in px; its member "unit" says which. Numbers that are not finite become null,
-    as JSON knows no NaN.
-
-    Parameters
-    ----------
-    path
-        Where to write.
-    outlines
-        In file order.
-
-    Returns
-    -------
-    The path.
-
-    Raises
-    ------
-    WriteError
-        If the file cannot be written.
-    """
-    collection = {
-        "type": "FeatureCollection",
-        "coordinates": "x right, y down, from the upper left corner of the picture, in the feature's unit",
-        "features": [_to_feature(outline) for outline in outlines],
-    }
-    return write_atomic(
-        path, json.dumps(collection, ensure_ascii=False, allow_nan=False, default=_to_plain) + "\n"
-    )
-
-
 def read_outlines(path: Path | str) -> list[Outline]:
-    """Read the outlines that `write_outlines` wrote.
+    """Read the outlines that the GeoJSON export wrote.
 
     Parameters
     ----------
@@ -252,23 +182,6 @@ def read_outlines(path: Path | str) -> list[Outline]:
     return outlines
 
 
-def _to_feature(outline: Outline) -> dict[str, Any]:
-    rows_um, cols_um = _pixel_size_um(outline.calibration)
-
-    def to_file(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.round((points + 0.5) * (cols_um, rows_um), _decimals(min(rows_um, cols_um)))
-
-    feature: dict[str, Any] = {"type": "Feature", "unit": "px"}
-    if outline.calibration is not None:
-        feature["unit"] = "um"
-        feature["pixel_size_um"] = [cols_um, rows_um]
-        feature["pixel_size_source"] = outline.calibration.source
-        feature["pixel_size_rel_sigma"] = outline.calibration.rel_sigma
-    feature["geometry"] = shapely.geometry.mapping(shapely.transform(outline.polygon, to_file))
-    feature["properties"] = {name: _to_plain(value) for name, value in outline.properties.items()}
-    return feature
-
-
 def _from_feature(feature: Mapping[str, Any]) -> Outline:
     calibration = None
     unit = feature.get("unit", "px")
@@ -283,32 +196,8 @@ def _from_feature(feature: Mapping[str, Any]) -> Outline:
         )
     elif unit != "px":
         raise ValueError(f"its unit is {unit!r}, not px or um")
-    rows_um, cols_um = _pixel_size_um(calibration)
+    rows_um, cols_um = find_pixel_um(calibration)
     polygon = shapely.transform(
-        shapely.geometry.shape(feature["geometry"]), lambda points: points / (cols_um, rows_um) - 0.5
+        shapely.geometry.shape(feature["geometry"]), lambda points: points / (cols_um, rows_um) - CORNER_PX
     )
     return Outline(polygon, dict(feature.get("properties") or {}), calibration)
-
-
-def _pixel_size_um(calibration: Calibration | None) -> tuple[float, float]:
-    """Height and width of a pixel in the file's unit: µm, or 1 where only pixels are known."""
-    if calibration is None:
-        return 1.0, 1.0
-    rows, cols = calibration.pixel_size_nm
-    return um_from_nm(rows), um_from_nm(cols)
-
-
-def _decimals(pixel: float) -> int:
-    """Decimals that keep a coordinate to `_COORDINATE_STEP_PX`."""
-    return max(0, math.ceil(-math.log10(pixel * _COORDINATE_STEP_PX)))
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
-        return value
-    # pandas.NA and pandas.NaT, which must not be imported for this alone, differ from themselves
-    return None if str(value) in ("<NA>", "NaT") else str(value)

@@ -18,21 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flatscope.micrograph import Calibration, Micrograph
-from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
+from flatscope.results import LAYER_COLOURS, REJECTED_LABEL, THICK_LABEL, FlakeTable
 from flatscope.units import nm_from_um, um_from_nm
 
 Colour = tuple[int, int, int]
-
-LAYER_COLOURS: dict[str, Colour] = {
-    "1": (240, 228, 66),
-    "2": (86, 180, 233),
-    "3": (213, 94, 0),
-    "4": (0, 158, 115),
-    "5": (204, 121, 167),
-    "6": (0, 114, 178),
-    "thick": (190, 190, 190),
-}
-"""Okabe and Ito's palette (10.1038/nmeth.1618), which stays apart for colour-blind eyes; thick is gray."""
 
 REJECTED_COLOUR: Colour = (225, 225, 225)
 

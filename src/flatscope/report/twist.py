@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from flatscope.report.figures import LAYER_COLOURS, Colour, Display, load_font
+from flatscope.report.figures import Colour, Display, load_font
 from flatscope.report.study import make_histogram
-from flatscope.results import REJECTED_LABEL
+from flatscope.results import LAYER_COLOURS, REJECTED_LABEL
 
 _LOWER, _UPPER = LAYER_COLOURS["1"], LAYER_COLOURS["2"]
 _WORDS: Colour = (255, 255, 255)

@@ -171,6 +171,17 @@ EXTENDED_KINDS = ("hole", "contamination", "disorder")
 THICK_LABEL = 254  # of a layer image: more than six layers
 REJECTED_LABEL = 255  # of a layer image: a region that was left out
 
+LAYER_COLOURS: dict[str, tuple[int, int, int]] = {
+    "1": (240, 228, 66),
+    "2": (86, 180, 233),
+    "3": (213, 94, 0),
+    "4": (0, 158, 115),
+    "5": (204, 121, 167),
+    "6": (0, 114, 178),
+    "thick": (190, 190, 190),
+}
+"""Okabe and Ito's palette (10.1038/nmeth.1618), which stays apart for colour-blind eyes; thick is gray."""
+
 
 def column_names(columns: Sequence[Column]) -> tuple[str, ...]:
     """The names of declared columns, in their order."""
@@ -209,13 +220,16 @@ class FlakeTable(Table):
         -------
         Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest one if uncertain), 254 thick, 255 rejected.
         """
-        frame = self.frame
         lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
-        chances = frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
-        values = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)
-        for region, status, p in zip(frame["region_id"], frame["status"], chances, strict=True):
-            lookup[region] = REJECTED_LABEL if status == "rejected" else values[p.argmax()]
+        lookup[self.frame["region_id"].to_numpy(int)] = self.layer_values()
         return lookup[self.labels]
+
+    def layer_values(self) -> NDArray[np.uint8]:
+        """What the layer image shows for each row: 1 to 6 layers, 254 thick, 255 rejected."""
+        frame = self.frame
+        chances = frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
+        values = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)[chances.argmax(axis=1)]
+        return np.where(frame["status"] == "rejected", np.uint8(REJECTED_LABEL), values)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _MOST_ROWS = 30
 _MOST_MARKS = 2000  # a notebook stays quick up to here
 _WIDTH_PX = 420
-_COLOURS = {"accepted": "#ffd23f", "uncertain": "#ff7f51", "rejected": "#9a9a9a"}
+STATUS_COLOURS = {"accepted": "#ffd23f", "uncertain": "#ff7f51", "rejected": "#9a9a9a"}
 
 
 def show_table(table: Table) -> str:
@@ -37,7 +37,11 @@ def _draw(table: Table) -> str:
     frame = table.frame
     status = dict(zip(frame[table.ROW_ID], frame["status"], strict=True)) if "status" in frame.columns else {}
     shapes = [
-        _trace(shape, _COLOURS.get(status.get(row_id, "accepted"), _COLOURS["rejected"]), cols / _WIDTH_PX)
+        _trace(
+            shape,
+            STATUS_COLOURS.get(status.get(row_id, "accepted"), STATUS_COLOURS["rejected"]),
+            cols / _WIDTH_PX,
+        )
         for row_id, shape in list(table.marks)[:_MOST_MARKS]
     ]
     picture = base64.b64encode(table.preview).decode("ascii")

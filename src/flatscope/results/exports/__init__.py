@@ -1,0 +1,163 @@
+"""Answers as files for other programs: one small module a format, which returns bytes and never writes.
+
+>>> sorted(EXPORTS)[:3]
+['cif', 'coco', 'csv']
+>>> find_export("gds").suffix
+'.gds'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from flatscope.results.answers import TABLES, ColumnTable, DefectTable, FlakeTable, TwistTable
+from flatscope.results.table import Table
+
+_HERE = "flatscope.results.exports"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file format that answers can be written in.
+
+    Parameters
+    ----------
+    name
+        As in `flatscope export --to`.
+    title
+        As people call it.
+    suffix
+        Of its files, with the dot.
+    scope
+        "run": one file for all pictures of a run. "picture": one file a picture.
+    tables
+        The answers it can hold.
+    encoder
+        Module of this package and its function, loaded on first use.
+    needs
+        Packages outside flatscope's base, and the extra that installs them.
+    extra
+        The extra, or "".
+    """
+
+    name: str
+    title: str
+    suffix: str
+    scope: Literal["run", "picture"]
+    tables: tuple[type[Table], ...]
+    encoder: tuple[str, str]
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    def encode(self, answer: Table | Sequence[Table]) -> bytes:
+        """Turn answers into the content of a file.
+
+        Parameters
+        ----------
+        answer
+            The tables of a run, in its order, where the scope is "run"; one table where it is "picture".
+
+        Returns
+        -------
+        Equal answers give equal bytes.
+
+        Raises
+        ------
+        ImportError
+            If a package is missing; the message says what to install.
+        ValueError
+            If the format cannot hold such a table, or there is none.
+        MicrographError
+            If the format is in µm and the pixel size is unknown.
+        """
+        tables = [answer] if isinstance(answer, Table) else list(answer)
+        if not tables:
+            raise ValueError(f"{self.title} needs a finished picture: the run has none")
+        for table in tables:
+            if not isinstance(table, self.tables):
+                able = ", ".join(kind.NAME for kind in self.tables)
+                raise ValueError(
+                    f"{table.provenance.image}: {self.title} holds {able}, not {table.NAME}: "
+                    f"use one of {', '.join(list_exports(type(table)))}"
+                )
+        encode = self._load()
+        return encode(tables) if self.scope == "run" else encode(*tables)
+
+    def _load(self) -> Callable[..., bytes]:
+        module, function = self.encoder
+        try:
+            return getattr(import_module(f"{_HERE}.{module}"), function)
+        except ModuleNotFoundError as error:
+            if error.name not in self.needs:
+                raise
+            way = f"pip install 'flatscope[{self.extra}]'"
+            raise ImportError(f"{self.title} needs {error.name}: {way}", name=error.name) from None
+
+
+_OUTLINED = (FlakeTable, TwistTable)
+
+EXPORTS: dict[str, Export] = {
+    export.name: export
+    for export in (
+        Export("csv", "CSV", ".csv", "run", TABLES, ("tables", "encode_csv")),
+        Export(
+            *("parquet", "Parquet", ".parquet", "run", TABLES, ("tables", "encode_parquet")),
+            needs=("pyarrow",),
+            extra="tables",
+        ),
+        Export("json", "JSON", ".json", "run", TABLES, ("tables", "encode_json")),
+        Export("geojson", "GeoJSON", ".geojson", "run", TABLES, ("geojson", "encode_geojson")),
+        Export(
+            *("coco", "COCO", ".coco.json", "run"),
+            tables=(FlakeTable, ColumnTable, DefectTable),
+            encoder=("coco", "encode_coco"),
+        ),
+        Export("labelme", "labelme", ".labelme.json", "picture", TABLES, ("labelme", "encode_labelme")),
+        Export(
+            *("roi", "ImageJ ROI", ".roi.zip", "picture", TABLES, ("roi", "encode_roi")),
+            needs=("roifile",),
+            extra="exports",
+        ),
+        Export(
+            *("gds", "GDSII", ".gds", "picture", _OUTLINED, ("gds", "encode_gds")),
+            needs=("gdstk",),
+            extra="exports",
+        ),
+        Export(
+            *("dxf", "DXF", ".dxf", "picture", _OUTLINED, ("dxf", "encode_dxf")),
+            needs=("ezdxf",),
+            extra="exports",
+        ),
+        Export("xyz", "XYZ", ".xyz", "picture", (ColumnTable,), ("structures", "encode_xyz")),
+        Export("cif", "CIF", ".cif", "picture", (ColumnTable,), ("structures", "encode_cif")),
+    )
+}
+"""The formats by name."""
+
+
+def list_exports(kind: type[Table]) -> list[str]:
+    """Names of the formats that hold answers of a kind.
+
+    >>> "xyz" in list_exports(ColumnTable), "xyz" in list_exports(FlakeTable)
+    (True, False)
+    """
+    return [export.name for export in EXPORTS.values() if issubclass(kind, export.tables)]
+
+
+def find_export(name: str) -> Export:
+    """The format of that name.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the names.
+    """
+    if name not in EXPORTS:
+        raise ValueError(f"no format is called {name!r}: use one of {', '.join(EXPORTS)}")
+    return EXPORTS[name]
+
+
+__all__: list[Any] = ["EXPORTS", "Export", "find_export", "list_exports"]
