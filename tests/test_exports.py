@@ -392,6 +392,21 @@ def test_coco_masks_are_the_label_image(tmp_path: Path) -> None:
     assert seen == 2 * [(1, "1L", "accepted"), (3, "1L|2L", "uncertain"), (7, "rejected", "rejected")]
 
 
+def test_coco_counts_from_the_corner_and_from_the_first_pixel() -> None:
+    whole = json.loads(find_export("coco").encode([flakes()]))
+    corner = np.reshape(whole["annotations"][0]["segmentation"][0], (-1, 2))
+    assert shapely.Polygon(corner).bounds == (70, 40, 90, 60)
+    frame = flakes().frame.iloc[:1].assign(region_id=1)
+    labels = np.zeros((8, 7), np.int32)
+    labels[:6, :5], labels[2:4, 1:3] = 1, 0
+    marks = Marks.outlines({1: cells(0, 0, 5, 4).difference(cells(2, 1, 3, 2))}, labels.shape)
+    whole = json.loads(
+        find_export("coco").encode([replace(flakes(), frame=frame, labels=labels, marks=marks)])
+    )
+    # Down the columns: none outside before the first pixel, then six of the region, and so on.
+    assert whole["annotations"][0]["segmentation"]["counts"] == [0, 6, 2, 2, 2, 2, 2, 2, 2, 2, 2, 6, 2, 6, 18]
+
+
 def test_coco_points_are_keypoints(tmp_path: Path) -> None:
     coco = reopen("coco", find_export("coco").encode([columns()]), tmp_path)
     annotation = coco.loadAnns(coco.getAnnIds())[1]
@@ -458,8 +473,14 @@ def test_a_ring_with_slits_covers_what_the_polygon_covers(seed: int) -> None:
     polygon = shapely.box(0, 0, 50, 50).difference(holes.buffer(0.2, join_style="mitre"))
     largest = max(getattr(polygon, "geoms", [polygon]), key=lambda part: part.area)
     assert len(largest.interiors) >= 5
-    ring = cut_keyholes(largest)
+    # Outside and holes turn the same way, as nothing forbids.
+    turning = [
+        hole if hole.is_ccw == largest.exterior.is_ccw else hole.reverse() for hole in largest.interiors
+    ]
+    ring = cut_keyholes(shapely.Polygon(largest.exterior, turning))
     assert shapely.Polygon(ring).area == pytest.approx(largest.area)
+    edges = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
+    assert largest.buffer(1e-9).covers(edges).all(), "no slit crosses a hole"
     places = rng.uniform(-1, 51, (2000, 2))
     inside = gdstk.inside(places.tolist(), gdstk.Polygon(ring.tolist()))
     np.testing.assert_array_equal(inside, shapely.contains_xy(largest, *places.T))

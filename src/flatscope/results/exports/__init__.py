@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 from flatscope.results.answers import TABLES, ColumnTable, DefectTable, FlakeTable, TwistTable
 from flatscope.results.table import Table
@@ -36,11 +36,11 @@ class Export:
     tables
         The answers it can hold.
     encoder
-        Module of this package and its function, loaded on first use.
+        "module:function" of this package, loaded on first use.
     needs
-        Packages outside flatscope's base, and the extra that installs them.
+        A package outside flatscope's base, or "".
     extra
-        The extra, or "".
+        Of flatscope, which installs it.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Export:
     suffix: str
     scope: Literal["run", "picture"]
     tables: tuple[type[Table], ...]
-    encoder: tuple[str, str]
-    needs: tuple[str, ...] = ()
+    encoder: str
+    needs: str = ""
     extra: str = ""
 
     def encode(self, answer: Table | Sequence[Table]) -> bytes:
@@ -87,52 +87,33 @@ class Export:
         return encode(tables) if self.scope == "run" else encode(*tables)
 
     def _load(self) -> Callable[..., bytes]:
-        module, function = self.encoder
+        module, function = self.encoder.split(":")
         try:
             return getattr(import_module(f"{_HERE}.{module}"), function)
         except ModuleNotFoundError as error:
-            if error.name not in self.needs:
+            if not self.needs or error.name != self.needs:
                 raise
             way = f"pip install 'flatscope[{self.extra}]'"
-            raise ImportError(f"{self.title} needs {error.name}: {way}", name=error.name) from None
+            raise ImportError(f"{self.title} needs {self.needs}: {way}", name=self.needs) from None
 
 
-_OUTLINED = (FlakeTable, TwistTable)
+_POINTS_TOO = (FlakeTable, ColumnTable, DefectTable)
+_PLACED = (FlakeTable, TwistTable)
 
 EXPORTS: dict[str, Export] = {
     export.name: export
     for export in (
-        Export("csv", "CSV", ".csv", "run", TABLES, ("tables", "encode_csv")),
-        Export(
-            *("parquet", "Parquet", ".parquet", "run", TABLES, ("tables", "encode_parquet")),
-            needs=("pyarrow",),
-            extra="tables",
-        ),
-        Export("json", "JSON", ".json", "run", TABLES, ("tables", "encode_json")),
-        Export("geojson", "GeoJSON", ".geojson", "run", TABLES, ("geojson", "encode_geojson")),
-        Export(
-            *("coco", "COCO", ".coco.json", "run"),
-            tables=(FlakeTable, ColumnTable, DefectTable),
-            encoder=("coco", "encode_coco"),
-        ),
-        Export("labelme", "labelme", ".labelme.json", "picture", TABLES, ("labelme", "encode_labelme")),
-        Export(
-            *("roi", "ImageJ ROI", ".roi.zip", "picture", TABLES, ("roi", "encode_roi")),
-            needs=("roifile",),
-            extra="exports",
-        ),
-        Export(
-            *("gds", "GDSII", ".gds", "picture", _OUTLINED, ("gds", "encode_gds")),
-            needs=("gdstk",),
-            extra="exports",
-        ),
-        Export(
-            *("dxf", "DXF", ".dxf", "picture", _OUTLINED, ("dxf", "encode_dxf")),
-            needs=("ezdxf",),
-            extra="exports",
-        ),
-        Export("xyz", "XYZ", ".xyz", "picture", (ColumnTable,), ("structures", "encode_xyz")),
-        Export("cif", "CIF", ".cif", "picture", (ColumnTable,), ("structures", "encode_cif")),
+        Export("csv", "CSV", ".csv", "run", TABLES, "tables:encode_csv"),
+        Export("parquet", "Parquet", ".parquet", "run", TABLES, "tables:encode_parquet", "pyarrow", "tables"),
+        Export("json", "JSON", ".json", "run", TABLES, "tables:encode_json"),
+        Export("geojson", "GeoJSON", ".geojson", "run", TABLES, "geojson:encode_geojson"),
+        Export("coco", "COCO", ".coco.json", "run", _POINTS_TOO, "coco:encode_coco"),
+        Export("labelme", "labelme", ".labelme.json", "picture", TABLES, "labelme:encode_labelme"),
+        Export("roi", "ImageJ ROI", ".roi.zip", "picture", TABLES, "roi:encode_roi", "roifile", "exports"),
+        Export("gds", "GDSII", ".gds", "picture", _PLACED, "gds:encode_gds", "gdstk", "exports"),
+        Export("dxf", "DXF", ".dxf", "picture", _PLACED, "dxf:encode_dxf", "ezdxf", "exports"),
+        Export("xyz", "XYZ", ".xyz", "picture", (ColumnTable,), "structures:encode_xyz"),
+        Export("cif", "CIF", ".cif", "picture", (ColumnTable,), "structures:encode_cif"),
     )
 }
 """The formats by name."""
@@ -158,6 +139,3 @@ def find_export(name: str) -> Export:
     if name not in EXPORTS:
         raise ValueError(f"no format is called {name!r}: use one of {', '.join(EXPORTS)}")
     return EXPORTS[name]
-
-
-__all__: list[Any] = ["EXPORTS", "Export", "find_export", "list_exports"]
