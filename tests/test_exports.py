@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ase.io
 import ezdxf
 import gdstk
 import numpy as np
@@ -204,8 +203,9 @@ def reopen(name: str, content: bytes, folder: Path) -> Any:
         case "dxf":
             return ezdxf.readfile(path)
         case _:
+            ase_io = pytest.importorskip("ase.io")
             with path.open(encoding="utf-8") as stream:
-                return ase.io.read(stream, format={"xyz": "extxyz", "cif": "cif"}[name])
+                return ase_io.read(stream, format={"xyz": "extxyz", "cif": "cif"}[name])
 
 
 # ---------------------------------------------------------------- every format
