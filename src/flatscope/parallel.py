@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 Job = TypeVar("Job")
 Made = TypeVar("Made")
@@ -73,8 +76,17 @@ def worker_processes(
 
 def _begin(start: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
     if start is not None:
         start(*given)
+
+
+def _follow_parent() -> None:
+    """End this process when its parent has ended, in whatever way."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
@@ -104,6 +116,145 @@ def _deaf_to_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class LostWorkerError(RuntimeError):
+    """A job whose worker process died, or stopped answering, twice."""
+
+
+class Workers:
+    """Processes that do jobs in any order and are replaced when they die.
+
+    Each computes with one thread, ignores Ctrl-C, which the parent handles, and ends when its parent does. With one
+    worker the jobs run in this process.
+
+    Parameters
+    ----------
+    count
+        How many.
+    start, given
+        What each process calls first, a function of a module, and its arguments; with one worker this process does.
+    limit_s
+        A worker that needs longer for one job is ended.
+
+    Examples
+    --------
+    >>> with Workers(1) as workers:
+    ...     sorted(made for _, made in workers.do(abs, [-3, 2]))
+    [2, 3]
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        start: Callable[..., None] | None = None,
+        given: tuple[Any, ...] = (),
+        limit_s: float = 3600.0,
+    ) -> None:
+        self.count = count
+        self._start, self._given, self._limit_s = start, given, limit_s
+        self._slots: list[ProcessPoolExecutor] = []
+        self._is_started = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for slot in self._slots:
+            _end(slot)
+
+    def do(self, work: Callable[[Job], Made], jobs: Sequence[Job]) -> Iterator[tuple[int, Made | LostWorkerError]]:
+        """Do every job, and yield its number and what came of it as soon as it is done.
+
+        A job whose worker died is tried once more in a new one; then a `LostWorkerError` stands for its result.
+        """
+        if not jobs:
+            return
+        if self.count == 1:
+            if not self._is_started and self._start is not None:
+                self._start(*self._given)
+            self._is_started = True
+            yield from ((number, work(job)) for number, job in enumerate(jobs))
+            return
+        waiting = deque(range(len(jobs)))
+        while len(self._slots) < min(self.count, len(jobs)):
+            self._slots.append(self._open())
+        running: dict[Future[Made], _Running] = {}
+        try:
+            yield from self._collect(work, jobs, waiting, running)
+        finally:
+            if running:  # an exception, Ctrl-C too, or nobody wants the rest
+                for slot in self._slots:
+                    _end(slot)
+                self._slots.clear()
+
+    def _collect(
+        self,
+        work: Callable[[Job], Made],
+        jobs: Sequence[Job],
+        waiting: deque[int],
+        running: dict[Future[Made], _Running],
+    ) -> Iterator[tuple[int, Made | LostWorkerError]]:
+        """Keep every worker busy until no job is left."""
+        lost: set[int] = set()
+        free = list(range(len(self._slots)))
+        while waiting or running:
+            while free and waiting:
+                slot, number = free.pop(), waiting.popleft()
+                future = self._slots[slot].submit(work, jobs[number])
+                running[future] = _Running(slot, number, time.monotonic())
+            # A timeout, because on Windows a wait without end cannot be interrupted, and to see who is overdue.
+            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
+            for future in done:
+                ran = running.pop(future)
+                free.append(ran.slot)
+                try:
+                    yield ran.number, future.result()
+                except BrokenProcessPool:
+                    _end(self._slots[ran.slot])
+                    self._slots[ran.slot] = self._open()
+                    if ran.number in lost:
+                        yield ran.number, LostWorkerError(f"its worker process {ran.fate} twice")
+                    else:
+                        lost.add(ran.number)
+                        waiting.appendleft(ran.number)
+            for ran in running.values():
+                if time.monotonic() - ran.since > self._limit_s:
+                    ran.fate = f"gave no answer within {self._limit_s:g} s"
+                    _end(self._slots[ran.slot])
+
+    def _open(self) -> ProcessPoolExecutor:
+        """A process of its own."""
+        with _one_thread_a_process(), _deaf_to_interrupt():
+            slot = ProcessPoolExecutor(
+                1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_begin,
+                initargs=(self._start, self._given),
+            )
+            slot.submit(os.getpid)  # it starts with its first job: now, while all of that holds
+        return slot
+
+
+@dataclass
+class _Running:
+    """A job in a worker."""
+
+    slot: int
+    number: int
+    since: float
+    fate: str = "died"
+
+
+def _end(slot: ProcessPoolExecutor) -> None:
+    """End a worker process, whatever it is doing."""
+    processes = list((getattr(slot, "_processes", None) or {}).values())
+    slot.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.kill()
+    for process in processes:  # a pool that was shut down without waiting forgets to wait later
+        process.join(timeout=5.0)
 
 
 def stream(work: Callable[[Job], Made], jobs: Iterable[Job], *, workers: int) -> Iterator[Made]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,38 +13,34 @@ from flatscope import __version__
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-# Name of a command to (where it lives, its line in `flatscope --help`). Loading one may take half a second, so the list
+# Name of a command to (its module, its line in `flatscope --help`). Loading one may take half a second, so the list
 # must not need them.
 _COMMANDS = {
-    "flakes": ("flatscope.app.flakes:flakes", "Find flakes in pictures and count their layers."),
-    "twist": ("flatscope.app.twist:twist", "Measure the twist angle of stacked crystals."),
-    "atoms": (
-        "flatscope.app.atoms:atoms",
-        "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series.",
+    "flakes": ("flakes", "Find flakes in pictures and count their layers."),
+    "twist": ("twist", "Measure the twist angle of stacked crystals."),
+    "atoms": ("atoms", "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series."),
+    "defects": ("defects", "Find, name and follow point defects in ADF-STEM images and movies."),
+    "export": (
+        "export",
+        "Write a finished run in other formats: COCO, labelme, ImageJ, GDSII, CIF and more.",
     ),
-    "defects": (
-        "flatscope.app.defects:defects",
-        "Find, name and follow point defects in ADF-STEM images and movies.",
-    ),
-    "simulate": (
-        "flatscope.app.simulate:simulate",
-        "Draw electron micrographs with known truth (extra: simulate).",
-    ),
-    "fit-noise": ("flatscope.app.simulate:fit_noise_command", "Measure the noise of a scanned image."),
-    "demo": ("flatscope.app.demo:demo", "Draw three micrographs with known truth and analyse them."),
-    "materials": ("flatscope.app.tell:materials", "List the materials and where their optics come from."),
-    "schema": ("flatscope.app.tell:schema", "Print the JSON schema of a settings file."),
-    "evaluate": ("flatscope.app.commands.evaluate:evaluate", "Measure how good the answers are."),
-    "train": ("flatscope.app.commands.train:train", "Train a network by a recipe (extra: train)."),
-    "benchmark": (
-        "flatscope.app.commands.benchmark:benchmark",
-        "Measure how fast networks run here (extra: train).",
-    ),
-    "reproduce": (
-        "flatscope.app.commands.reproduce:reproduce",
-        "Run a published study beside flatscope (extra: train).",
-    ),
+    "simulate": ("simulate", "Draw electron micrographs with known truth (extra: simulate)."),
+    "fit-noise": ("fit_noise", "Measure the noise of a scanned image."),
+    "demo": ("demo", "Draw three micrographs with known truth and analyse them."),
+    "materials": ("materials", "List the materials and where their optics come from."),
+    "schema": ("schema", "Print the JSON schema of a settings file or of a table."),
+    "evaluate": ("evaluate", "Measure how good the answers are."),
+    "train": ("train", "Train a network by a recipe (extra: train)."),
+    "benchmark": ("benchmark", "Measure how fast networks run here (extra: train)."),
+    "reproduce": ("reproduce", "Run a published study beside flatscope (extra: train)."),
 }
+
+
+def find_command(name: str) -> click.Command:
+    """The command of a name of `_COMMANDS`: what its module calls by the module's own name."""
+    module = _COMMANDS[name][0]
+    command: click.Command = getattr(importlib.import_module(f"flatscope.app.commands.{module}"), module)
+    return command
 
 
 class _LazyGroup(click.Group):
@@ -55,9 +50,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module, name = _COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+        return find_command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -122,19 +115,6 @@ def run(args: Sequence[str] | None = None) -> int:
             return EXIT_BUG
         return _complain(str(error))
     return code if isinstance(code, int) else EXIT_FINE
-
-
-def require_training() -> None:
-    """Say what is missing, where the extra `train` is not installed.
-
-    Raises
-    ------
-    click.ClickException
-        With the way out.
-    """
-    for package in ("torch", "onnx"):
-        if importlib.util.find_spec(package) is None:
-            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
 def _complain(message: str) -> int:

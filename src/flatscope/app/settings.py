@@ -1,21 +1,22 @@
-"""Settings of `flatscope flakes`: flags, the JSON file, its schema and run.json, all from two dataclasses."""
+"""Settings of every command: flags, the JSON file, its schema and run.json, all from the command's dataclasses."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from flatscope.optical.flakes import FlakeParams
-from flatscope.optical.observations import KnownRegion
+import click
+
+from flatscope.results.table import as_plain as _as_plain
 
 if TYPE_CHECKING:
     from flatscope.electron.defects import DefectParams
 
-DEFAULT_WEIGHTS = "flakes"
 Settings = TypeVar("Settings")
 
 
@@ -23,51 +24,106 @@ class SettingsError(ValueError):
     """Settings that do not exist or make no sense; the message is one line with the way out."""
 
 
-@dataclass(frozen=True)
-class RunParams:
-    """What `find_flakes` is given besides its own settings.
+class _Numbers(click.ParamType[Any]):
+    """A list of numbers on the command line, such as -3,2,7."""
 
-    Parameters
-    ----------
-    um_per_px
-        Pixel size in µm, above the file's own; None takes the file's.
-    flatfield
-        A picture of the light alone, "auto" (from the pictures themselves), or "none" (the light is taken as even).
-        None follows the light in each picture.
-    weights
-        Name of shipped weights or path of an .onnx file.
-    """
+    name = "list"
 
-    um_per_px: float | None = None
-    flatfield: str | None = None
-    weights: str = DEFAULT_WEIGHTS
-
-    def __post_init__(self) -> None:
-        if self.um_per_px is not None and not 0 < self.um_per_px < 1e4:
-            raise ValueError(
-                f"um_per_px of {self.um_per_px:g} is no pixel size: give µm per pixel, for example 0.15"
-            )
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A tuple of floats."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r}: give numbers, such as -3,2,7", param, ctx)
 
 
-def list_flags(kind: type) -> list[tuple[Field[Any], type, str]]:
+def list_flags(kind: type) -> list[tuple[Field[Any], Any, str]]:
     """Fields of a settings dataclass that fit on a command line, with their type and help text.
 
     Returns
     -------
-    (field, type without None, help from the class's docstring); nested settings are left out.
+    (field, type for click, help from the class's docstring); nested settings are left out.
     """
     hints, words = get_type_hints(kind), _describe(kind)
-    flags = []
+    flags: list[tuple[Field[Any], Any, str]] = []
     for entry in fields(kind):
-        plain = [
-            part for part in get_args(hints[entry.name]) or (hints[entry.name],) if part in (str, int, float)
-        ]
-        if plain and Ellipsis not in get_args(hints[entry.name]):
+        hint = hints[entry.name]
+        if hint == tuple[float, ...]:
+            flags.append((entry, _Numbers(), words.get(entry.name, "")))
+            continue
+        plain = [part for part in get_args(hint) or (hint,) if part in (str, int, float, bool)]
+        if get_origin(hint) is Literal:
+            flags.append((entry, click.Choice(get_args(hint)), words.get(entry.name, "")))
+        elif plain and Ellipsis not in get_args(hint):
             flags.append((entry, plain[0], words.get(entry.name, "")))
     return flags
 
 
-def read_settings(path: Path | str) -> dict[str, Any]:
+def settings_options(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add a flag for every setting of these dataclasses to a command, and `--settings` for a file of them."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option(
+            "--settings",
+            "settings_file",
+            type=click.Path(path_type=Path),
+            help="JSON file with settings (see: flatscope schema), or the run.json of an earlier run. Flags beat it.",
+        )(command)
+        for kind in reversed(kinds):
+            for entry, value_type, words in reversed(list_flags(kind)):
+                default = show_default(entry)
+                words += f"  [default: {default}]" if default else ""
+                flag = "--" + entry.name.replace("_", "-")
+                # No default for click, so that only what was given beats the settings file.
+                if value_type is bool:
+                    option = click.option(flag, entry.name, is_flag=True, default=None, help=words)
+                else:
+                    option = click.option(flag, entry.name, type=value_type, default=None, help=words)
+                command = option(command)
+        return command
+
+    return add
+
+
+def gather(options: Mapping[str, Any], *kinds: type) -> list[Any]:
+    """Settings from the file and the flags of a command, one object a dataclass.
+
+    Parameters
+    ----------
+    options
+        What click collected, `settings_file` among it.
+    kinds
+        The dataclasses that `settings_options` was given.
+
+    Raises
+    ------
+    SettingsError
+        If one is unknown, no number, or makes no sense.
+    """
+    source = options.get("settings_file")
+    table = {} if source is None else read_settings(source, *kinds)
+    made = make_params(table, *kinds, where=str(source))
+    gathered = []
+    for params in made:
+        flags = {
+            entry.name: options[entry.name]
+            for entry, _, _ in list_flags(type(params))
+            if options.get(entry.name) is not None
+        }
+        for name, value in flags.items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise SettingsError(f"--{name.replace('_', '-')} {value} is no number to work with")
+        try:
+            gathered.append(replace(params, **flags))
+        except ValueError as error:
+            raise SettingsError(f"command line: {error}") from None
+    return gathered
+
+
+def read_settings(path: Path | str, *kinds: type) -> dict[str, Any]:
     """Open a settings file, or a run.json, whose settings are taken.
 
     Raises
@@ -78,8 +134,7 @@ def read_settings(path: Path | str) -> dict[str, Any]:
     table = read_json(path)
     if "flatscope" in table and isinstance(table.get("settings"), dict):
         table = table["settings"]
-    known = [entry.name for kind in (FlakeParams, RunParams) for entry in fields(kind)]
-    _refuse_unknown(table, known, where=str(path))
+    _refuse_unknown(table, [entry.name for kind in kinds for entry in fields(kind)], where=str(path))
     return table
 
 
@@ -106,13 +161,15 @@ def read_json(path: Path | str) -> dict[str, Any]:
     return table
 
 
-def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, RunParams]:
+def make_params(table: Mapping[str, Any], *kinds: type, where: str) -> list[Any]:
     """Check plain values and make the settings of a run.
 
     Parameters
     ----------
     table
         Names of fields to values, as a JSON file gives them; missing ones take their default.
+    kinds
+        The dataclasses to make.
     where
         Who is named in an error: a file, or the command line.
 
@@ -121,17 +178,16 @@ def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, R
     SettingsError
         For a value of the wrong type or outside its range; the message names the key.
     """
-    # Imported here: it costs 0.1 s that a run without a settings file must not pay.
-    from pydantic import TypeAdapter, ValidationError
-
-    for number, region in enumerate(table.get("known") or ()):
-        if isinstance(region, dict):
-            _refuse_unknown(
-                region, [entry.name for entry in fields(KnownRegion)], where=f"{where}: known[{number}]"
-            )
     made: list[Any] = []
-    for kind in (FlakeParams, RunParams):
+    for kind in kinds:
         own = {entry.name: table[entry.name] for entry in fields(kind) if entry.name in table}
+        if not own:
+            made.append(kind())
+            continue
+        _refuse_unknown_in_nested(own, kind, where)
+        # Imported here: it costs 0.1 s that a run without a settings file must not pay.
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             # As JSON, so that 8 passes for 8.0 and a list for a tuple, but "8" does not pass for 8.
             made.append(TypeAdapter(kind).validate_json(json.dumps(own), strict=True))
@@ -141,7 +197,20 @@ def make_params(table: Mapping[str, Any], *, where: str) -> tuple[FlakeParams, R
             message = str(first["msg"]).removeprefix("Value error, ")
             given = f" (given: {_shorten(first['input'])})" if key else ""
             raise SettingsError(f"{where}: {key + ': ' if key else ''}{message}{given}") from None
-    return made[0], made[1]
+    return made
+
+
+def _refuse_unknown_in_nested(table: Mapping[str, Any], kind: type, where: str) -> None:
+    """The same check for lists of settings inside settings."""
+    hints = get_type_hints(kind)
+    for name, value in table.items():
+        inner = next((part for part in get_args(hints[name]) if is_dataclass(part)), None)
+        if inner is None or not isinstance(value, list):
+            continue
+        for number, part in enumerate(value):
+            if isinstance(part, dict):
+                known = [entry.name for entry in fields(inner)]
+                _refuse_unknown(part, known, where=f"{where}: {name}[{number}]")
 
 
 def checked(kind: Callable[..., Settings], **values: Any) -> Settings:
@@ -176,25 +245,24 @@ def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
     return known
 
 
-def as_plain(params: FlakeParams, run: RunParams) -> dict[str, Any]:
+def as_plain(*params: Any) -> dict[str, Any]:
     """Settings as `read_settings` reads them back."""
-    plain: dict[str, Any] = json.loads(json.dumps({**asdict(params), **asdict(run)}))
-    return plain
+    return {name: value for part in params for name, value in _as_plain(part).items()}
 
 
-def make_schema() -> dict[str, Any]:
-    """JSON schema of the settings file."""
+def make_schema(title: str, *kinds: type) -> dict[str, Any]:
+    """JSON schema of a settings file."""
     from pydantic import TypeAdapter
 
     merged: dict[str, Any] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Settings of flatscope flakes",
+        "title": title,
         "type": "object",
         "additionalProperties": False,
         "properties": {},
         "$defs": {},
     }
-    for kind in (FlakeParams, RunParams):
+    for kind in kinds:
         schema, words = TypeAdapter(kind).json_schema(), _describe(kind)
         for name, entry in schema["properties"].items():
             merged["properties"][name] = {**entry, "description": words.get(name, "")}
@@ -220,7 +288,15 @@ def _shorten(value: Any) -> str:
 
 
 def _describe(kind: type) -> dict[str, str]:
-    """Help texts of the fields, from the Parameters section of a numpydoc docstring."""
+    """Help texts of the fields, from the Parameters sections of the docstrings of a dataclass and its bases."""
+    words: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if is_dataclass(base):
+            words |= _describe_own(base)
+    return words
+
+
+def _describe_own(kind: type) -> dict[str, str]:
     section = re.split(r"\n\s*Parameters\n\s*-+\n", kind.__doc__ or "", maxsplit=1)[-1]
     section = re.split(r"\n\s*\w+\n\s*-{3,}\n", section, maxsplit=1)[0]
     names = {entry.name for entry in fields(kind)}

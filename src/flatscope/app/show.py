@@ -4,51 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from flatscope.app.folder import read_run
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from flatscope.app.outputs import RunFiles
+    from flatscope.app.folder import Folder
+    from flatscope.app.run import Finished
 
 _MOST_ROWS = 12
 
 
-def print_summary(files: RunFiles) -> None:
-    """The best flakes, counts, and where the report lies."""
-    frame = files.frame()
-    found = frame[frame["status"].isin(("accepted", "uncertain"))]
-    thin = found[found["layers"] != "thick"]
-    if len(thin):
-        print_flakes(thin.head(_MOST_ROWS))
-        if len(thin) > _MOST_ROWS:
-            click.echo(f"... and {len(thin) - _MOST_ROWS} more thin ones in flakes.csv")
-    rejected, failed = int((frame["status"] == "rejected").sum()), len(files.failed)
-    pictures = len(files.answers)
-    click.echo(
-        f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
-        f"{rejected} rejected (each with its reason)"
-        + (f", {failed} picture{'s' if failed != 1 else ''} failed" if failed else "")
-    )
-    for answer in files.ordered:
-        status = answer.frame["status"]
-        if not answer.failure and not status.isin(("accepted", "uncertain")).any():
-            why = "; ".join(answer.notes) or "nothing stands out from the substrate"
-            click.echo(f"{answer.job.image}: no flake found ({why})")
-    if any(not answer.failure and answer.pixel_size_um is None for answer in files.ordered):
-        click.echo("pixel size unknown: areas are in px; pass --um-per-px for µm²")
-    click.echo(f"report: {files.out / 'report.html'}")
-
-
 def print_flakes(found: pd.DataFrame) -> None:
-    """A table of regions."""
+    """A table of the first regions."""
     from rich.table import Table
 
+    more = len(found) - _MOST_ROWS
+    found = found.head(_MOST_ROWS)
     calibrated = bool(found["area_um2"].notna().all())
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("picture", overflow="fold")
@@ -68,22 +47,34 @@ def print_flakes(found: pd.DataFrame) -> None:
             str(row["reason"]) if isinstance(row["reason"], str) else "",
         )
     _console().print(table)
+    if more > 0:
+        click.echo(f"... and {more} more thin ones in flakes.csv")
 
 
-def print_json(files: RunFiles) -> None:
-    """run.json and all rows of the table as one JSON object on stdout."""
-    rows = json.loads(files.frame().to_json(orient="records", double_precision=6))
-    out = {"out": str(files.out), "run": files.record(complete=True), "flakes": rows}
+def print_json(run: Finished, folder: Folder) -> None:
+    """run.json and all rows of the tables as one JSON object on stdout."""
+    rows: dict[str, list[Any]] = {}
+    for _, answer in run.answers():
+        for name, table in answer.tables.items():
+            text = table.frame.to_json(orient="records", double_precision=6)
+            rows.setdefault(name, []).extend(json.loads(text))
+    out = {"out": str(folder.out), "run": read_run(folder.out), **rows}
     click.echo(json.dumps(out, indent=2, ensure_ascii=False))
 
 
-def print_timings(files: RunFiles, *, total_s: float) -> None:
-    """Seconds of each stage, summed over pictures, on stderr so that --json stays clean."""
-    stages = files.timings()
-    width = max(map(len, stages), default=0)
-    for stage, seconds in stages.items():
+def print_timings(timings: Mapping[str, float], *, total_s: float) -> None:
+    """Seconds of each stage, summed over items, on stderr so that --json stays clean."""
+    width = max(map(len, timings), default=0)
+    for stage, seconds in timings.items():
         click.echo(f"{stage.removesuffix('_s'):{width}} {seconds:8.3f} s", err=True)
     click.echo(f"{'command, start-up excluded':{width}} {total_s:8.3f} s", err=True)
+
+
+def print_notes(run: Finished) -> None:
+    """What a user should know of each item, on stderr."""
+    for item, answer in run.answers():
+        for note in answer.notes:
+            click.echo(f"{item.name}: {note}", err=True)
 
 
 def print_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -96,19 +87,75 @@ def print_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     _console().print(table)
 
 
+class Reporter:
+    """Tells on stderr what a person must know of a long work, without a bar: in a file or a pipe."""
+
+    def stage(self, name: str, total: int) -> None:
+        """A stage of that many items begins."""
+
+    def done(self, *, failed: bool) -> None:
+        """One more item is done."""
+
+    def count(self, done: int, total: int) -> None:
+        """Steps done, and in all; 0 where nobody knows."""
+
+    def say(self, line: str) -> None:
+        """One line."""
+        click.echo(f"flatscope: {line}", err=True)
+
+
+class _Bar(Reporter):
+    """A progress bar: the stage, how many are done and failed, how fast, and the time left."""
+
+    def __init__(self, what: str, bar: Any) -> None:
+        self._what, self._bar, self._failed = what, bar, 0
+        self._task = bar.add_task(what, total=None, failed="")
+
+    def stage(self, name: str, total: int) -> None:
+        self._bar.reset(self._task, description=f"{name} {self._what}", total=total)
+
+    def done(self, *, failed: bool) -> None:
+        self._failed += failed
+        said = f"{self._failed} failed" if self._failed else ""
+        self._bar.update(self._task, advance=1, failed=said)
+
+    def count(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total or None)
+
+
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr if it is a terminal; the callback takes (done, total)."""
+def reporter(what: str) -> Iterator[Reporter]:
+    """Tell how far a work is: with a bar on a terminal, only with lines elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield Reporter()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}"),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield _Bar(what, bar)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for a function that calls back with (done, total)."""
+    with reporter(what) as telling:
+        yield telling.count
 
 
 def _console() -> Console:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -51,8 +52,11 @@ SUFFIXES = tuple(_KINDS)
 ELECTRON_SUFFIXES = tuple(_ELECTRON_KINDS)
 """And as electron micrographs."""
 
-OWN_SUFFIXES = (".twist.png", ".layers.png", ".overlay.png", ".mask.png")
+OWN_SUFFIXES = (".twist.png", ".layers.png", ".overlay.png", ".mask.png", ".columns.png", ".defects.png")
 """Endings of what flatscope or an annotator puts beside a picture: never taken for pictures in a folder."""
+
+ITEMS_FOLDER = "items"
+"""Folder inside a results folder with the finished items: never searched for pictures."""
 
 FILE_REL_SIGMA = 0.02
 """Assumed relative error of a pixel size that comes from a nominal magnification and was not measured by us."""
@@ -197,7 +201,9 @@ def _decode(
         ) from error
 
 
-def find_pictures(inputs: Iterable[Path | str], *, modality: Modality = "light") -> list[Path]:
+def find_pictures(
+    inputs: Iterable[Path | str], *, modality: Modality = "light", recursive: bool = False, suffixes: tuple[str, ...] = ()
+) -> list[Path]:
     """List the pictures that files, folders and globs name.
 
     Parameters
@@ -205,7 +211,13 @@ def find_pictures(inputs: Iterable[Path | str], *, modality: Modality = "light")
     inputs
         Files are taken as they are. Of folders (not their subfolders) and globs, those with one of `SUFFIXES` (or
         `ELECTRON_SUFFIXES`),
-        sorted by name, without hidden ones and without `NAME.layers.png`, `NAME.overlay.png` and `NAME.mask.png`.
+        sorted by name, without hidden ones and without what flatscope or an annotator puts beside a picture.
+    modality
+        Which suffixes count.
+    recursive
+        Subfolders too, except those in which flatscope keeps its items.
+    suffixes
+        Other ones than those of the modality.
 
     Returns
     -------
@@ -216,12 +228,12 @@ def find_pictures(inputs: Iterable[Path | str], *, modality: Modality = "light")
     MicrographError
         If an input does not exist, or a folder or glob has no picture.
     """
-    suffixes = SUFFIXES if modality == "light" else ELECTRON_SUFFIXES
+    suffixes = suffixes or (SUFFIXES if modality == "light" else ELECTRON_SUFFIXES)
     found: dict[Path, None] = {}
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            listed = _only_pictures(_list_folder(path), suffixes)
+            listed = _only_pictures(_list_folder(path, recursive=recursive), suffixes)
             if not listed:
                 raise MicrographError(
                     f"{path}: the folder holds no pictures: flatscope reads {', '.join(suffixes)}"
@@ -249,11 +261,16 @@ def _only_pictures(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Pat
     )
 
 
-def _list_folder(path: Path) -> list[Path]:
+def _list_folder(path: Path, *, recursive: bool) -> list[Path]:
     try:
-        return list(path.iterdir())
+        found = [Path(entry.path) for entry in os.scandir(path)]
     except PermissionError as error:
         raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
+    if recursive:
+        below = [one for one in found if one.is_dir() and not one.is_symlink() and one.name != ITEMS_FOLDER]
+        for folder in sorted(below):
+            found += _list_folder(folder, recursive=True)
+    return found
 
 
 def _read_bytes(path: Path, suffixes: tuple[str, ...]) -> bytes:

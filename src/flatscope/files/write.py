@@ -11,6 +11,11 @@ from pathlib import Path
 class WriteError(OSError):
     """A file that could not be written; the message is one line with the way out."""
 
+    @classmethod
+    def of(cls, error: OSError, path: Path, size: int = 0) -> WriteError:
+        """Say what kept `size` bytes (0: unknown) from being written to a path."""
+        return cls(_explain(error, path, size))
+
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
     """Write a file so that a reader sees the old content or all of the new, never a part.
@@ -44,7 +49,7 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
             stream.write(data)
         os.replace(temporary, path)
     except OSError as error:
-        raise WriteError(_explain(error, path, len(data))) from error
+        raise WriteError.of(error, path, len(data)) from error
     finally:
         # Also after Ctrl-C. After os.replace there is nothing left to remove.
         with contextlib.suppress(OSError):
@@ -55,7 +60,8 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
 def _explain(error: OSError, path: Path, size: int) -> str:
     full = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
     if error.errno in full:
-        return f"{path}: the disk is full, {size / 1e6:.1f} MB did not fit: free some space or choose another folder"
+        lacking = f", {size / 1e6:.1f} MB did not fit" if size else ""
+        return f"{path}: the disk is full{lacking}: free some space or choose another folder"
     if isinstance(error, PermissionError):
         return f"{path}: no permission to write here: choose another folder"
     if isinstance(error, IsADirectoryError):

@@ -41,6 +41,10 @@ class Network:
     path: Path
     _session: Any
 
+    def describe(self) -> dict[str, str]:
+        """Name, version and digest: which network this is."""
+        return {"name": self.card.name, "version": self.card.version, "sha256": self.sha256}
+
     @classmethod
     def load(cls, name_or_path: str | Path, *, task: str = "flakes", threads: int | None = None) -> Network:
         """Load shipped weights by name, or a user's own .onnx file with a card inside.

@@ -78,23 +78,17 @@ class RunRecord:
     ----------
     title
         Head of the page.
-    started
-        Date and time, as text.
     settings
         As in run.json.
     versions
         Program or weights to version or digest.
-    timings_s
-        Stage to seconds, summed over pictures.
     warnings
         Lines for the top of the page: pictures that were not reached, an unknown pixel size.
     """
 
     title: str
-    started: str
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
-    timings_s: Mapping[str, float]
     warnings: tuple[str, ...] = ()
 
 
@@ -108,7 +102,7 @@ def build_page(pictures: Sequence[PictureEntry], frame: pd.DataFrame, record: Ru
     frame
         All rows of all pictures, sorted by interest.
     record
-        Settings, versions, timings.
+        Settings and versions.
 
     Returns
     -------
@@ -120,7 +114,7 @@ def build_page(pictures: Sequence[PictureEntry], frame: pd.DataFrame, record: Ru
     # One unit for the whole page: areas of calibrated and uncalibrated pictures cannot be compared.
     area = "area_um2" if read and all(picture.calibrated for picture in read) else "area_px"
     parts = [
-        f"<header><h1>{_text(record.title)}</h1><p class='soft'>{_text(record.started)}</p>"
+        f"<header><h1>{_text(record.title)}</h1>"
         "<nav><a href='#best'>Best flakes</a><a href='#table'>Table</a><a href='#pictures'>Pictures</a>"
         "<a href='#rejected'>Left out</a><a href='#words'>Words</a><a href='#how'>How</a></nav></header>",
         _numbers(pictures, found, rejected, area),
@@ -354,14 +348,8 @@ def _how(record: RunRecord) -> str:
     versions = "".join(
         f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in record.versions.items()
     )
-    timings = "".join(
-        f"<tr><td>{_text(stage.removesuffix('_s'))}</td><td class='n'>{seconds:.2f} s</td></tr>"
-        for stage, seconds in record.timings_s.items()
-    )
     settings = _text(json.dumps(record.settings, indent=2, ensure_ascii=False, default=str))
     return (
         f"<dl>{versions}</dl><p>Settings (they can be given back with <code>--settings run.json</code>):</p>"
-        f"<pre>{settings}</pre>"
-        "<details><summary>Where the time went (summed over pictures)</summary><table><tbody>"
-        f"{timings}</tbody></table></details>"
+        f"<pre>{settings}</pre><p>When it was made, how and how fast stands in <code>log.json</code>.</p>"
     )

@@ -247,6 +247,11 @@ class Table:
         """
         return frame_to_parquet(self.frame, self.COLUMNS, self.provenance.to_dict())
 
+    @classmethod
+    def conform(cls, frame: pd.DataFrame) -> pd.DataFrame:
+        """A frame with this table's columns, such as the rows of several pictures."""
+        return conform(frame, cls.COLUMNS)
+
     def headline(self) -> str:
         """What was found, in one line."""
         return f"{len(self.found)} found, {len(self.rejected)} rejected"

@@ -1,13 +1,12 @@
-"""`flatscope materials` and `flatscope schema`: what flatscope knows and takes."""
+"""`flatscope materials`: the materials and where their refractive indices come from."""
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 
 import click
 
-from flatscope.app import settings, show
+from flatscope.app import show
 from flatscope.optical.materials import MATERIALS
 
 
@@ -23,14 +22,3 @@ def materials() -> None:
             head = (material.name, f"{material.layer_nm:g} nm") if number == 0 else ("", "")
             rows.append((*head, source, first.lstrip("# ")))
     show.print_rows(("material", "layer", "n, k", "source"), rows)
-
-
-@click.group()
-def schema() -> None:
-    """Print the JSON schema of a settings file."""
-
-
-@schema.command("flakes")
-def schema_flakes() -> None:
-    """Schema of the file that `flatscope flakes --settings` takes."""
-    click.echo(json.dumps(settings.make_schema(), indent=2, ensure_ascii=False))

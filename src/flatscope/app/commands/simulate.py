@@ -1,11 +1,13 @@
-"""`flatscope simulate`: focal series and scans with their truth, as many as wanted; `flatscope fit-noise`."""
+"""`flatscope simulate`: draw focal series and scans with their truth."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from flatscope.app import show
+from flatscope.app.command import Plan, carry_out
+from flatscope.app.folder import Folder
+from flatscope.app.items import Item
+from flatscope.app.run import Answer, Content, Finished, Task
 from flatscope.app.settings import checked
 from flatscope.electron import focal
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.drawing.appearance import Drawn, Look, change_dose, draw_one, scan_again
-from flatscope.electron.drawing.noise import NoiseParams, fit_noise, measure_ratios, simulate_again
+from flatscope.electron.drawing.noise import NoiseParams
 from flatscope.electron.drawing.specimens import (
     Draw,
     draw_contents,
@@ -34,12 +39,10 @@ from flatscope.electron.drawing.translation import MOVED_NM, TASK, check_honesty
 from flatscope.electron.kinds import UNKNOWN, list_defects
 from flatscope.electron.physics.crystals import Sheet, find_crystal
 from flatscope.electron.physics.imaging import draw_series
-from flatscope.electron.physics.multislice import MultisliceError, simulate_series
-from flatscope.files.read import read
-from flatscope.files.write import write_atomic
+from flatscope.electron.physics.multislice import simulate_series
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
-from flatscope.parallel import map_in_order
+from flatscope.results.table import as_plain as plain_values
 
 _QUICK_PX, _LEAST_CELLS = 64, 8
 """Side of quick images; of translated ones, in lattice constants, at least."""
@@ -67,7 +70,7 @@ class _Order:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Drawing:
     """One of them."""
 
     images: NDArray[np.float32]
@@ -111,6 +114,8 @@ class _Item:
 )
 @click.option("--exact", is_flag=True, help="For hrtem: multislice by abTEM (extra: multislice).")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--replace", is_flag=True, help="Remove an earlier data set from the folder first.")
+@click.option("--timings", is_flag=True, help="Print where the time went.")
 @click.option("--quick", is_flag=True, help=f"Images of {_QUICK_PX} px.")
 def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -> int:
     """Draw HRTEM focal series or ADF-STEM images of sheets with every kind of defect, with their truth.
@@ -121,53 +126,69 @@ def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -
     Writes data.h5 (images, and masks: 0 nothing, 1 and 2 the columns of either sublattice, 3 half a pair, 4 another
     one, 255 nobody can tell), columns.csv, defects.csv and params.jsonl. Item i follows from the seed and i alone.
     """
-    try:
-        import h5py  # type: ignore[import-untyped]
-    except ImportError:
-        raise click.ClickException(_NO_H5PY) from None
+    if find_spec("h5py") is None:
+        raise click.ClickException(_NO_H5PY)
     order = _read_order(modality, seed, settings)
-    jobs = [(order, index) for index in range(count)]
-    begun = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = out / f".data.{os.getpid()}.h5"
-    columns: list[pd.DataFrame] = []
-    defects: list[pd.DataFrame] = []
-    params: list[str] = []
-    try:
-        with h5py.File(scratch, "w") as store, show.progress("items") as on_progress:
-            store.attrs.update({"pixel_nm": order.pixel_nm, "material": order.material})
-            for index, item in enumerate(map_in_order(_draw, jobs, workers=settings["workers"])):
-                _append(store, "images", item.images)
-                _append(store, "masks", item.mask)
-                columns.append(item.columns.assign(item=index))
-                defects.append(item.defects.assign(item=index))
-                params.append(json.dumps(item.params))
-                on_progress(index + 1, count)
-    except MultisliceError as error:
-        raise click.ClickException(str(error)) from None
-    finally:
-        # Also after Ctrl-C: what is finished is a smaller data set.
-        if params:
-            os.replace(scratch, out / "data.h5")
-            for name, tables in (("columns.csv", columns), ("defects.csv", defects)):
-                text = pd.concat(tables[: len(params)]).to_csv(index=False, float_format="%.5f")
-                write_atomic(out / name, text)
-            write_atomic(out / "params.jsonl", "\n".join(params) + "\n")
-        scratch.unlink(missing_ok=True)
-    seconds = time.perf_counter() - begun
-    if order.realism is not None:
-        _tell_rejected([json.loads(text) for text in params])
-    click.echo(f"{count} items in {seconds:.1f} s, {count / seconds:.1f} a second: {out / 'data.h5'}")
-    return 0
-
-
-def _tell_rejected(params: list[dict[str, Any]]) -> None:
-    """Print what became of columns when images were translated."""
-    columns, moved, vanished = (sum(one[name] for one in params) for name in ("columns", "moved", "vanished"))
-    click.echo(
-        f"of {columns} columns {moved / max(columns, 1):.1%} were moved by more than {1e3 * MOVED_NM:.0f} pm, and "
-        f"{vanished} defects vanished: marked 255"
+    task = Task(
+        "simulate",
+        plain_values({"modality": modality, "seed": seed, **_state(order)}),
+        alone=draw_item,
+        conclude=state_facts,
+        views=make_views,
+        endings=(),
+        view_names=("data.h5", "columns.csv", "defects.csv", "params.jsonl"),
+        given=order,
+        kinds=(Drawing,),
     )
+    items = [Item(f"{index:06d}", f"{index:06d}", given=index) for index in range(count)]
+    folder = Folder(out)
+    if settings["replace"]:
+        folder.clear()
+    return carry_out(Plan(task, items, summarise, what="items"), folder, settings, begun=time.perf_counter())
+
+
+def _state(order: _Order) -> dict[str, Any]:
+    """The order as settings: of weights their digest, not where they lie."""
+    stated = asdict(order)
+    if order.realism is not None:
+        stated["realism"] = load_translator(order.realism).sha256
+    return stated
+
+
+@cache
+def load_translator(path: Path) -> Network:
+    """The network that translates drawn images, with one thread."""
+    return Network.load(path, task=TASK, threads=1)
+
+
+def state_facts(item: Item, drawing: Drawing, shared: None, order: _Order) -> tuple[Answer, dict[str, bytes]]:
+    """Nothing is concluded of a drawn image: its part is the answer."""
+    return Answer(facts={"params": drawing.params}), {}
+
+
+def make_views(run: Finished) -> Iterator[tuple[str, Content]]:
+    """The data set."""
+    columns, defects, params = [], [], []
+    for number, (_, drawing) in enumerate(run.parts()):
+        columns.append(drawing.columns.assign(item=number))
+        defects.append(drawing.defects.assign(item=number))
+        params.append(json.dumps(drawing.params))
+    yield "data.h5", partial(_write_images, run)
+    yield "columns.csv", pd.concat(columns).to_csv(index=False, float_format="%.5f")
+    yield "defects.csv", pd.concat(defects).to_csv(index=False, float_format="%.5f")
+    yield "params.jsonl", "\n".join(params) + "\n"
+
+
+def _write_images(run: Finished, path: Path) -> None:
+    """Images and masks, one after the other."""
+    import h5py  # type: ignore[import-untyped]
+
+    order = run.task.given
+    with h5py.File(path, "w") as store:
+        store.attrs.update({"pixel_nm": order.pixel_nm, "material": order.material})
+        for _, drawing in run.parts():
+            _append(store, "images", drawing.images)
+            _append(store, "masks", drawing.mask)
 
 
 def _append(store: Any, name: str, values: NDArray[Any]) -> None:
@@ -180,9 +201,23 @@ def _append(store: Any, name: str, values: NDArray[Any]) -> None:
             maxshape=(None, *values.shape),
             chunks=(1, *values.shape),
             compression="lzf",
+            track_times=False,
         )
     store[name].resize(len(store[name]) + 1, axis=0)
     store[name][-1] = values
+
+
+def summarise(run: Finished, out: Path) -> None:
+    """Print what became of columns when images were translated, and where the data set lies."""
+    params = [answer.facts["params"] for _, answer in run.answers()]
+    if run.task.given.realism is not None:
+        names = ("columns", "moved", "vanished")
+        columns, moved, vanished = (sum(one[name] for one in params) for name in names)
+        click.echo(
+            f"of {columns} columns {moved / max(columns, 1):.1%} were moved by more than {1e3 * MOVED_NM:.0f} pm, and "
+            f"{vanished} defects vanished: marked 255"
+        )
+    click.echo(f"{len(params)} items: {out / 'data.h5'}")
 
 
 def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> _Order:
@@ -257,8 +292,9 @@ def _read_noise(path: Path) -> NoiseParams:
         raise MicrographError(f"{path}: is not what flatscope fit-noise wrote ({error})") from None
 
 
-def _draw(job: tuple[_Order, int]) -> _Item:
-    order, index = job
+def draw_item(item: Item, order: _Order) -> Drawing:
+    """Draw one item: it follows from the seed and its number alone."""
+    index = item.given
     rng = np.random.default_rng(np.random.SeedSequence(order.seed, spawn_key=(index,)))
     if order.realism is not None:
         return _draw_realistic(rng, order, order.realism)
@@ -282,10 +318,10 @@ def _draw(job: tuple[_Order, int]) -> _Item:
     return _pack(scanned.image[None], scanned.sheet, order, params)
 
 
-def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> _Item:
+def _draw_realistic(rng: np.random.Generator, order: _Order, weights: Path) -> Drawing:
     """An image translated by trained weights, or scanned with the noise that they start from; columns that were moved
     thereby, and defects that were taken away, are what nobody can tell."""
-    network = Network.load(weights, task=TASK, threads=1)
+    network = load_translator(weights)
     look = Look.from_card(network.card)
     drawn = draw_one(rng, look, side=order.side_px)
     translated = bool(rng.spawn(1)[0].random() < order.translated)
@@ -317,12 +353,12 @@ def _place_pixels(order: _Order) -> NDArray[np.float64]:
     return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
 
 
-def _pack(images: NDArray[np.float32], sheet: Sheet, order: _Order, params: dict[str, Any]) -> _Item:
+def _pack(images: NDArray[np.float32], sheet: Sheet, order: _Order, params: dict[str, Any]) -> Drawing:
     crystal = find_crystal(order.material)
     side_nm = order.side_px * order.pixel_nm
     marked = focal.mark_columns(sheet, crystal, shape=(order.side_px, order.side_px), pixel_nm=order.pixel_nm)
     mask = marked[..., 0].astype(np.uint8)
-    return _Item(
+    return Drawing(
         images, mask, _tabulate(sheet, order.material, side_nm), _list(sheet, order, side_nm), params
     )
 
@@ -349,39 +385,3 @@ def _list(sheet: Sheet, order: _Order, side_nm: float) -> pd.DataFrame:
         columns=["kind", "row_nm", "col_nm"],
     )
     return table[table["row_nm"].between(0.0, side_nm) & table["col_nm"].between(0.0, side_nm)]
-
-
-@click.command(name="fit-noise")
-@click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file for flatscope simulate stem --noise.")
-def fit_noise_command(image: Path, out: Path | None) -> int:
-    """Measure the noise of one scanned IMAGE of a crystal: electrons a pixel, lag along rows, jumps of rows.
-
-    Prints how much more noise there is from row to row than along the diagonal, in the image and in one drawn with what
-    was measured.
-    """
-    micrograph = read(image, modality="electron")
-    if not micrograph.is_gray:
-        raise MicrographError(f"{image}: is coloured: a scanned image has one channel")
-    pixels = micrograph.pixels if micrograph.pixels.ndim == 2 else micrograph.pixels[..., 0]
-    try:
-        noise = fit_noise(pixels)
-    except ValueError as error:
-        raise MicrographError(f"{image}: {error}") from None
-    again = simulate_again(np.random.default_rng(0), np.asarray(pixels, float), noise)
-    ratios = {"image": measure_ratios(pixels), "drawn again": measure_ratios(again)}
-    electrons = float((pixels - min(float(pixels.min()), 0.0)).mean()) / noise.gain
-    show.print_rows(
-        ("", "row to row / diagonal", "along rows / diagonal"),
-        [(name, f"{slow:.2f}", f"{fast:.2f}") for name, (slow, fast) in ratios.items()],
-    )
-    click.echo(
-        f"about {electrons:.3g} electrons a pixel, {noise.gain:.4g} image units each; other noise "
-        f"{noise.read_sigma:.3g} units; lag {noise.lag:.3f}; rows jump by {noise.jitter_px:.3f} px and "
-        f"{noise.row_sigma:.3g} units"
-    )
-    if out is not None:
-        stored = {"image": micrograph.name, "noise": asdict(noise), "ratios": ratios}
-        write_atomic(out, json.dumps(stored, indent=1))
-        click.echo(f"noise: {out}")
-    return 0

@@ -1,7 +1,9 @@
-"""Regions with known layer number, from a file: given as contrasts, or measured in a picture."""
+"""What light micrographs are given besides a verb's settings: pixel size, flat field, weights, known regions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,85 @@ from numpy.typing import NDArray
 
 from flatscope.app.settings import SettingsError, read_json
 from flatscope.files.read import read
-from flatscope.optical.background import LIGHT_ORDER, estimate_background
+from flatscope.micrograph import MicrographError
+from flatscope.optical.background import LIGHT_ORDER, estimate_background, estimate_flatfield, flatfield_from
+from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.observations import KnownRegion
 
 _AROUND_PX = 3
 """The median over 7x7 px stands for a region: enough against noise, little enough for a small flake."""
+_FLATFIELD_PICTURES = 15
+"""Pictures that a flat field is taken from, evenly spread over the run."""
+_FEWEST_FOR_FLATFIELD = 5
+"""With fewer, the flakes would show in it."""
+
+
+@dataclass(frozen=True)
+class LightParams:
+    """What `find_flakes` is given besides its own settings.
+
+    Parameters
+    ----------
+    um_per_px
+        Pixel size in µm, above the file's own; None takes the file's.
+    flatfield
+        A picture of the light alone, "auto" (from the pictures themselves), or "none" (the light is taken as even).
+        None follows the light in each picture.
+    weights
+        Name of shipped weights or path of an .onnx file.
+    """
+
+    um_per_px: float | None = None
+    flatfield: str | None = None
+    weights: str = "flakes"
+
+    def __post_init__(self) -> None:
+        if self.um_per_px is not None and not 0 < self.um_per_px < 1e4:
+            raise ValueError(
+                f"um_per_px of {self.um_per_px:g} is no pixel size: give µm per pixel, for example 0.15"
+            )
+
+
+def choose_light(
+    params: FlakeParams, choice: str | None, paths: Sequence[Path]
+) -> tuple[FlakeParams, NDArray[np.float32] | None]:
+    """What `--flatfield` means: settings that follow the light or take it as even, and the flat field of the run.
+
+    Raises
+    ------
+    MicrographError
+        If the file cannot be used.
+    """
+    if choice == "none":
+        return replace(params, light_order=0), None
+    if choice is None:
+        return params, None
+    if choice == "auto":
+        return params, _flatfield_of(paths)
+    frame = read(choice)
+    return params, flatfield_from(frame, frame.shape)
+
+
+def _flatfield_of(paths: Sequence[Path]) -> NDArray[np.float32] | None:
+    """The flat field that the pictures show themselves; None where they are too few."""
+    if len(paths) < _FEWEST_FOR_FLATFIELD:
+        return None
+    by_shape: dict[tuple[int, int], list[NDArray[np.float32]]] = {}
+    # Evenly spread over the run, and a few more than needed, as some may be of another size or damaged.
+    for index in np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _FLATFIELD_PICTURES)).astype(int)):
+        try:
+            picture = read(paths[index])
+        except MicrographError:
+            continue  # it gets its own row when its turn comes
+        by_shape.setdefault(picture.shape, []).append(picture.rgb())
+    if len(by_shape) != 1:
+        sizes = ", ".join(f"{cols}x{rows}" for rows, cols in by_shape)
+        raise MicrographError(
+            f"--flatfield auto needs pictures of one size, these have {sizes or 'none'}: "
+            "analyse them apart, or leave it out"
+        )
+    pictures = next(iter(by_shape.values()))
+    return estimate_flatfield(pictures) if len(pictures) >= _FEWEST_FOR_FLATFIELD else None
 
 
 def read_known(

@@ -1,0 +1,179 @@
+"""What the analysing commands share: their flags, their inputs, and how a run is carried out and ends."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flatscope.app import show
+from flatscope.app.folder import Folder
+from flatscope.app.items import Item, name_items
+from flatscope.app.run import EXIT_BAD_INPUT, Finished, Run, Task, exit_code
+from flatscope.app.settings import gather, settings_options
+from flatscope.files.read import Modality, find_pictures
+
+_DEFAULT_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a command was called.
+
+    Parameters
+    ----------
+    inputs
+        Files, folders and globs.
+    folder
+        Where the results go.
+    options
+        Values of the command's own flags.
+    """
+
+    inputs: tuple[str, ...]
+    folder: Folder
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, modality: Modality, *, suffixes: tuple[str, ...] = ()) -> list[Path]:
+        """The pictures that the inputs name, with those of subfolders after `--recursive`."""
+        recursive = bool(self.options.get("recursive"))
+        return find_pictures(self.inputs, modality=modality, recursive=recursive, suffixes=suffixes)
+
+    def name(self, sources: Sequence[tuple[Path, ...]], endings: Sequence[str]) -> list[Item]:
+        """Items of files; those of an earlier start keep their names."""
+        items = name_items(sources, endings=endings, taken=self.folder.foreign_names())
+        stems = self.folder.stems()
+        return [replace(item, stem=stems.get(item.name, item.stem)) for item in items]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command is going to do.
+
+    Parameters
+    ----------
+    task, items
+        See `flatscope.app.run.Run`.
+    summarise
+        Prints what a person wants to see when all is done.
+    what
+        A word for several items.
+    """
+
+    task: Task
+    items: Sequence[Item]
+    summarise: Callable[[Finished, Path], None]
+    what: str = "pictures"
+
+
+def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
+    """Make a command of a function that plans a run.
+
+    Parameters
+    ----------
+    kinds
+        Settings of the command, frozen dataclasses. The function is called with a `Call` and one object of each.
+    """
+
+    def make(plan: Callable[..., Plan]) -> click.Command:
+        @functools.wraps(plan)
+        def command(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
+            begun = time.perf_counter()
+            settings = gather(options, *kinds)
+            folder = Folder(out)
+            if options["replace"]:
+                folder.clear()
+            planned = plan(Call(inputs, folder, options), *settings)
+            return carry_out(planned, folder, options, begun=begun)
+
+        wrapped: Callable[..., Any] = settings_options(*kinds)(command)
+        for option in reversed(_OPTIONS):
+            wrapped = option(wrapped)
+        made = click.command()(wrapped)
+        made.settings_kinds = kinds  # type: ignore[attr-defined]
+        return made
+
+    return make
+
+
+def require(options: dict[str, Any], name: str) -> None:
+    """Refuse a call without a setting that has no sensible default.
+
+    Raises
+    ------
+    click.UsageError
+        If neither the flag nor a settings file was given.
+    """
+    if options.get(name) is None and options.get("settings_file") is None:
+        raise click.UsageError(f"Missing option '--{name.replace('_', '-')}'")
+
+
+_OPTIONS = (
+    click.argument("inputs", nargs=-1, required=True, metavar="INPUT..."),
+    click.option(
+        "--out",
+        required=True,
+        type=click.Path(path_type=Path),
+        help="Folder for the results; made if missing.",
+    ),
+    click.option("--recursive", is_flag=True, help="Take the pictures in subfolders of a folder too."),
+    click.option("--replace", is_flag=True, help="Remove an earlier run from the folder first."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=None,
+        help="Processes for several inputs.  [default: 2, or the number of cores if fewer]",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table."),
+    click.option("--timings", is_flag=True, help="Print where the time went."),
+)
+
+
+def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: float) -> int:
+    """Run a plan and say what came of it; the exit code.
+
+    Raises
+    ------
+    SettingsError
+        If the folder holds another run.
+    KeyboardInterrupt
+        After Ctrl-C, when what was finished is written.
+    """
+    task = plan.task
+    workers = options.get("workers") or min(_DEFAULT_WORKERS, os.cpu_count() or 1)
+    with show.reporter(plan.what) as reporter:
+        run = Run(task, plan.items, folder, workers=workers, reporter=reporter)
+        folder.check(run.asked, [item.name for item in plan.items], task.view_names)
+        finished = run.already_finished()
+        is_old = finished is not None
+        try:
+            finished = finished or run.work()
+        except KeyboardInterrupt:
+            done = run.count_finished()
+            if done:
+                reporter.say(
+                    f"{done} of {len(plan.items)} {plan.what} are finished; the results in {folder.out} cover them, "
+                    "and the same command goes on from there"
+                )
+            raise
+    if is_old:
+        click.echo(f"flatscope: all {plan.what} were finished before: nothing to do", err=True)
+    code = exit_code(finished)
+    if code == EXIT_BAD_INPUT:
+        if len(plan.items) > 1:
+            click.echo(f"flatscope: none of the {len(plan.items)} {plan.what} could be analysed", err=True)
+        return code
+    if options.get("as_json"):
+        show.print_json(finished, folder)
+    else:
+        plan.summarise(finished, folder.out)
+        click.echo(f"report: {folder.out / 'report.html'}")
+    if options.get("timings"):
+        show.print_timings(run.timings, total_s=time.perf_counter() - begun)
+    return code

@@ -1,0 +1,205 @@
+"""What a run works through: its items, each with names of its own and a key that says when its answer still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatscope.micrograph import MicrographError
+from flatscope.results.table import as_plain
+
+_MOST_STEM_BYTES = 200  # file systems allow 255: endings and temporary names need the rest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to analyse: a picture, a focal series, a movie, or an image to draw.
+
+    Parameters
+    ----------
+    name
+        In tables; no two items of a run share one.
+    stem
+        What its files are called; no two items share one.
+    sources
+        The files it is made of; their content is part of its key.
+    given
+        Settings of this item alone, a frozen dataclass or plain values, or None.
+    """
+
+    name: str
+    stem: str
+    sources: tuple[Path, ...] = ()
+    given: Any = None
+
+
+def name_items(
+    sources: Sequence[tuple[Path, ...]],
+    *,
+    endings: Sequence[str] = (),
+    taken: Collection[str] = (),
+    given: Any = None,
+) -> list[Item]:
+    """Make items of files, each with a name in the table and one for its own files.
+
+    The table shows the file name, with as many folders before it as tell equal names apart. Output files are called
+    after the file name without suffix; with it where `a.jpg` meets `a.png`; with folders or a number where that is not
+    enough. Capitals do not count as a difference, since they do not on every disk.
+
+    Parameters
+    ----------
+    sources
+        The files of each item; the first one names it.
+    endings
+        Of the files that will be written beside a stem, such as ".overlay.png".
+    taken
+        Names of files in the results folder that are somebody else's: no stem leads to one of them.
+    given
+        See `Item`.
+    """
+    paths = [_readable(Path(os.path.abspath(files[0]))) for files in sources]
+    foreign = {name.lower() for name in taken}
+
+    def is_free(stem: str) -> bool:
+        return not any((stem + ending).lower() in foreign for ending in endings)
+
+    names = _tell_apart(paths, [_join_last(count, "/") for count in range(1, 6)], lambda name: True)
+    stems = _tell_apart(
+        paths,
+        [
+            lambda path: _shorten(path.stem),
+            lambda path: _shorten(path.name),
+            *(_join_last(count, "_") for count in range(2, 6)),
+        ],
+        is_free,
+    )
+    return [
+        Item(name, stem, tuple(files), given) for files, name, stem in zip(sources, names, stems, strict=True)
+    ]
+
+
+def _readable(path: Path) -> Path:
+    """A path whose every character can be written: bytes that are no UTF-8 become �."""
+    return Path(os.fsencode(path).decode("utf-8", "replace"))
+
+
+def _shorten(stem: str) -> str:
+    """A stem that leaves room for endings; a long one keeps its beginning and gets a digest."""
+    data = stem.encode()
+    if len(data) <= _MOST_STEM_BYTES:
+        return stem
+    kept = data[: _MOST_STEM_BYTES - 9].decode("utf-8", "ignore")
+    return f"{kept}-{hashlib.sha256(data).hexdigest()[:8]}"
+
+
+def _join_last(count: int, link: str) -> Callable[[Path], str]:
+    """Name a path by its last parts."""
+
+    def name(path: Path) -> str:
+        joined = link.join(path.relative_to(path.anchor).parts[-count:])
+        return joined if link == "/" else _shorten(joined)
+
+    return name
+
+
+def _tell_apart(
+    paths: Sequence[Path], ways: Iterable[Callable[[Path], str]], is_free: Callable[[str], bool]
+) -> list[str]:
+    """The first way of naming under which a path differs from all others; at last a number."""
+    chosen: dict[int, str] = {}
+    taken: set[str] = set()
+    for way in ways:
+        named = {index: way(path) for index, path in enumerate(paths) if index not in chosen}
+        counts = Counter(name.lower() for name in named.values())
+        fresh = {
+            index: name
+            for index, name in named.items()
+            if counts[name.lower()] == 1 and name.lower() not in taken and is_free(name)
+        }
+        chosen |= fresh
+        taken |= {name.lower() for name in fresh.values()}
+        if len(chosen) == len(paths):
+            break
+    for index, path in enumerate(paths):
+        number = 2
+        while index not in chosen:
+            name = f"{_shorten(path.name)}-{number}"
+            if name.lower() not in taken and is_free(name):
+                chosen[index] = name
+                taken.add(name.lower())
+            number += 1
+    return [chosen[index] for index in range(len(paths))]
+
+
+class Digests:
+    """SHA-256 of files, remembered as long as a file's size and time of change stay.
+
+    Parameters
+    ----------
+    known
+        Path to (size, time of change in ns, digest), as `to_plain` gave it.
+    """
+
+    def __init__(self, known: dict[str, Any] | None = None) -> None:
+        self._known = {path: tuple(entry) for path, entry in (known or {}).items()}
+        self._used: dict[str, tuple[Any, ...]] = {}
+
+    def of(self, path: Path) -> str:
+        """The digest of a file's content; "" where it cannot be read, which the reader will explain."""
+        place = os.path.abspath(path)
+        name = os.fsencode(place).decode("utf-8", "backslashreplace")
+        try:
+            facts = os.stat(place)
+            entry = self._known.get(name)
+            if entry is None or entry[:2] != (facts.st_size, facts.st_mtime_ns):
+                with open(place, "rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                entry = (facts.st_size, facts.st_mtime_ns, digest)
+        except OSError:
+            return ""
+        self._used[name] = entry
+        return str(entry[2])
+
+    def to_plain(self) -> dict[str, list[Any]]:
+        """What `Digests` takes: only the files that were asked for."""
+        return {path: list(entry) for path, entry in sorted(self._used.items())}
+
+
+def make_key(item: Item, identity: str, digests: Sequence[str]) -> str:
+    """The key of an item: equal keys have equal answers.
+
+    Parameters
+    ----------
+    item
+        Its name and its own settings matter.
+    identity
+        What all items share: verb, version, settings and weights.
+    digests
+        Of its files.
+    """
+    parts = [identity, item.name, item.stem, as_plain({"given": item.given}), list(digests)]
+    return digest_of(parts)
+
+
+def digest_of(plain: Any) -> str:
+    """Half a SHA-256 of plain values, as a name for what follows from them."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def expect_file(item: Item) -> Path:
+    """The only file of an item.
+
+    Raises
+    ------
+    MicrographError
+        If it has several.
+    """
+    if len(item.sources) != 1:
+        raise MicrographError(f"{item.name}: {len(item.sources)} files where one is expected")
+    return item.sources[0]
