@@ -164,7 +164,9 @@ class Workers:
         for slot in self._slots:
             _end(slot)
 
-    def do(self, work: Callable[[Job], Made], jobs: Sequence[Job]) -> Iterator[tuple[int, Made | LostWorkerError]]:
+    def do(
+        self, work: Callable[[Job], Made], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, Made | LostWorkerError]]:
         """Do every job, and yield its number and what came of it as soon as it is done.
 
         A job whose worker died is tried once more in a new one; then a `LostWorkerError` stands for its result.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,19 @@ def find_command(name: str) -> click.Command:
     module = _COMMANDS[name][0]
     command: click.Command = getattr(importlib.import_module(f"flatscope.app.commands.{module}"), module)
     return command
+
+
+def require_training() -> None:
+    """Say what is missing, where the extra `train` is not installed.
+
+    Raises
+    ------
+    click.ClickException
+        With the way out.
+    """
+    for package in ("torch", "onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise click.ClickException(f"training needs {package}: pip install 'flatscope[train]'")
 
 
 class _LazyGroup(click.Group):

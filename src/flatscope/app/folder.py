@@ -92,6 +92,8 @@ class Folder:
                 return f"a run with other settings ({name} {_say(before)}, now {_say(now)})"
         if had["weights"] != asked["weights"]:
             return f"a run with other weights ({had['weights'].get('name', 'none')})"
+        if had["digests"] != asked["digests"]:
+            return f"a run with another {' and '.join({**had['digests'], **asked['digests']})}"
         left = [entry["name"] for entry in had["items"] if entry["name"] not in set(items)]
         if left:
             return f"a run with {len(left)} more input{'s' * (len(left) > 1)} ({left[0]}{' …' * (len(left) > 1)})"
@@ -254,7 +256,7 @@ def _read_record(out: Path) -> dict[str, Any] | None:
         raise SettingsError(f"{path} cannot be read as a run of flatscope: choose another --out") from None
     if not isinstance(record, dict) or "flatscope" not in record:
         raise SettingsError(f"{path} is not flatscope's: choose another --out")
-    needed = {"verb", "settings", "weights", "items", "files", "complete"}
+    needed = {"verb", "settings", "weights", "digests", "items", "files", "complete"}
     if record.get("schema") != SCHEMA or not needed <= set(record):
         raise SettingsError(
             f"{path} was written by flatscope {record['flatscope']} in another format: choose another --out"

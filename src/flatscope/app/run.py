@@ -101,6 +101,8 @@ class Task:
         Dataclasses that parts may hold.
     weights
         Name, version and digest of the network; empty where there is none.
+    digests
+        Of what else the answers depend on, such as a flat field.
     """
 
     verb: str
@@ -115,6 +117,7 @@ class Task:
     together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
     kinds: tuple[type, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ class Run:
             "flatscope": flatscope.__version__,
             "settings": dict(self.task.settings),
             "weights": dict(self.task.weights),
+            "digests": dict(self.task.digests),
         }
 
     # --- the four steps ----------------------------------------------------------------------------------------------
@@ -447,6 +451,31 @@ class Run:
             "packages": {name: metadata.version(name) for name in _PACKAGES},
         }
         self.folder.write_log(start, self._digests.to_plain())
+
+
+def read_answers(out: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Answer]]:
+    """Stems and answers of a results folder, read one by one.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    record
+        Its run.json.
+
+    Raises
+    ------
+    MicrographError
+        If a stored answer is damaged.
+    """
+    folder = Folder(out)
+    for entry in record["items"]:
+        if entry["status"] == "analysed":
+            path = folder.item_path(entry["answer"])
+            try:
+                yield entry["stem"], unpack(path.read_bytes(), (Answer,))
+            except (OSError, StoreError) as error:
+                raise MicrographError(f"{path} {error}: run flatscope {record['verb']} again") from None
 
 
 def exit_code(run: Finished) -> int:

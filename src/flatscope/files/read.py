@@ -202,7 +202,11 @@ def _decode(
 
 
 def find_pictures(
-    inputs: Iterable[Path | str], *, modality: Modality = "light", recursive: bool = False, suffixes: tuple[str, ...] = ()
+    inputs: Iterable[Path | str],
+    *,
+    modality: Modality = "light",
+    recursive: bool = False,
+    suffixes: tuple[str, ...] = (),
 ) -> list[Path]:
     """List the pictures that files, folders and globs name.
 

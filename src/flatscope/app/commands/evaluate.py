@@ -11,13 +11,14 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import require_training
-from flatscope.app.flakes import choose_light, gather, settings_options
-from flatscope.app.settings import checked
+from flatscope.app.light import LightParams, choose_light
+from flatscope.app.settings import checked, gather, settings_options
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.evaluation.metrics import Score
 from flatscope.files.read import find_pictures
 from flatscope.inference.runtime import Network
+from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.orientation import METHODS
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
@@ -36,26 +37,20 @@ def evaluate() -> None:
     type=click.Path(path_type=Path),
     help="Folder with NAME.mask.png: instance ids of flakes, 0 elsewhere.",
 )
-@settings_options
-@click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    help="JSON file with settings. Flags beat it.",
-)
+@settings_options(FlakeParams, LightParams)
 @_as_json
 def flakes(images: Path, masks: Path, **options: Any) -> int:
     """Compare found flakes with annotated ones."""
-    params, run = gather(options)
-    network = Network.load(run.weights)
-    params, flat = choose_light(params, run.flatfield, find_pictures([images]))
+    params, light = gather(options, FlakeParams, LightParams)
+    network = Network.load(light.weights)
+    params, flat = choose_light(params, light.flatfield, find_pictures([images]))
     with show.progress("pictures") as on_progress:
         scores = evaluate_flakes(
             images,
             masks,
             params,
             network=network,
-            um_per_px=run.um_per_px,
+            um_per_px=light.um_per_px,
             flatfield=flat,
             on_progress=on_progress,
         )

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from flatscope.app import settings, show
-from flatscope.app.batch import Bench, Job
-from flatscope.app.flakes import work_through
-from flatscope.app.outputs import RunFiles
+from flatscope.app import show
+from flatscope.app.command import Plan, carry_out
+from flatscope.app.finding import Given as FlakesGiven
+from flatscope.app.finding import make_task, summarise
+from flatscope.app.folder import Folder
+from flatscope.app.items import Item
+from flatscope.app.light import LightParams
+from flatscope.app.run import Finished
+from flatscope.app.settings import as_plain
 from flatscope.evaluation.flakes import pair_with_truth
 from flatscope.files.write import write_atomic
-from flatscope.inference.runtime import Network
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.report.figures import encode_png
-from flatscope.results import FlakeTable
+from flatscope.results import FlakeTable, Table
 
 LEAST_PX = 300
 """True regions below this are not asked for."""
@@ -70,54 +74,52 @@ _SAMPLES = (
 )
 @click.option(
     "--weights",
-    default=settings.DEFAULT_WEIGHTS,
+    default="flakes",
     show_default=True,
     help="Name of shipped weights, or an .onnx file.",
 )
 def demo(out: Path, weights: str) -> int:
     """Draw three micrographs with known truth, analyse them, and say how much was found and named right."""
-    network = Network.load(weights)
-    scenes: list[Scene] = []
-    jobs: list[Job] = []
+    scenes: dict[str, Scene] = {}
+    items: list[Item] = []
     for sample in _SAMPLES:
         click.echo(f"drawing {sample.name} ...", err=True)
         scene = draw_scene(np.random.default_rng(sample.seed), sample.scene)
         path = write_atomic(out / "pictures" / f"{sample.name}.png", encode_png(scene.pixels))
         write_atomic(out / "pictures" / f"{sample.name}.layers.png", encode_png(scene.layers))
-        scenes.append(scene)
-        jobs.append(Job(path, path.name, sample.name, sample.params, sample.um_per_px))
-    files = RunFiles(
-        out=out,
-        jobs=jobs,
-        settings={
-            sample.name: settings.as_plain(sample.params, settings.RunParams(sample.um_per_px, None, weights))
-            for sample in _SAMPLES
-        },
-        weights=network.card.name,
-        weights_sha256=network.sha256,
-        command=("flatscope", *sys.argv[1:]),
-        title="Flakes in three synthetic micrographs",
-    )
-    code = work_through(files, replace(Bench(out, weights), keep_tables=True), network=network, workers=1)
-    show.print_summary(files)
+        given = FlakesGiven(sample.params, LightParams(sample.um_per_px, None, weights))
+        items.append(Item(path.name, sample.name, (path,), given))
+        scenes[path.name] = scene
+    stated = {item.stem: as_plain(item.given.params, item.given.light) for item in items}
+    title = "Flakes in three synthetic micrographs"
+    task = make_task(FlakesGiven(FlakeParams(), LightParams(weights=weights)), settings=stated, title=title)
+
+    def conclude(run: Finished, out: Path) -> None:
+        summarise(run, out)
+        _compare_all(run, scenes)
+
+    folder = Folder(out)
+    return carry_out(Plan(task, items, conclude), folder, {"workers": 1}, begun=time.perf_counter())
+
+
+def _compare_all(run: Finished, scenes: dict[str, Scene]) -> None:
+    """Print how much of the truth was found and named right."""
     rows, total = [], np.zeros(3, int)
-    for sample, scene, answer in zip(_SAMPLES, scenes, files.ordered, strict=True):
-        tally = compare(scene, answer.table)
+    for item, answer in run.answers():
+        tally = compare(scenes[item.name], answer.tables["flakes"])
         total += tally
-        rows.append((sample.name, *map(str, tally)))
+        rows.append((item.stem, *map(str, tally)))
     rows.append(("all", *map(str, total)))
     show.print_rows((f"truth (regions of at least {LEAST_PX} px)", "there", "found", "named right"), rows)
-    return code
 
 
-def compare(scene: Scene, table: FlakeTable | None) -> tuple[int, int, int]:
+def compare(scene: Scene, table: Table) -> tuple[int, int, int]:
     """Count the true regions of at least `LEAST_PX`: there, found, and named right.
 
     Named right means that the layer number is the true one, or that the region is ambiguous between two, one of them
     true.
     """
-    if table is None:
-        return 0, 0, 0
+    assert isinstance(table, FlakeTable)
     answers = pair_with_truth(table, scene, least_px=LEAST_PX)
     found = [answer for answer in answers if answer.named]
     return len(answers), len(found), sum(answer.true in answer.named for answer in found)

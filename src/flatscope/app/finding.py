@@ -1,0 +1,253 @@
+"""The run that finds flakes: regions of each picture, their layers, what is drawn and written of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+import flatscope
+from flatscope.app import show
+from flatscope.app.items import Item
+from flatscope.app.light import LightParams
+from flatscope.app.run import Answer, Content, Finished, Task
+from flatscope.files.annotations import collect_outlines, encode_outlines
+from flatscope.files.read import read
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.optical import flakes as finder
+from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.regions import Measured, Regions, Weights
+from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
+from flatscope.report.page import PictureEntry, RunRecord, build_page
+from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
+from flatscope.results.table import frame_to_csv
+from flatscope.units import um_from_nm
+
+ENDINGS = (".layers.png", ".overlay.png")
+_SOURCES = {"file": "the file", "user": "you", "lattice": "the lattice"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all pictures of a run share.
+
+    Parameters
+    ----------
+    params
+        Of `find_flakes`.
+    light
+        Pixel size, and which network.
+    flatfield
+        Shape (rows, cols, 3), mean 1, or None.
+    preview_px
+        Longer side of the pictures in the report.
+    thumbnails
+        Flakes of each picture that get a thumbnail.
+    """
+
+    params: FlakeParams
+    light: LightParams
+    flatfield: NDArray[np.float32] | None = None
+    preview_px: int = 900
+    thumbnails: int = 24
+
+
+def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
+    """The task of finding flakes; items may bring a `Given` of their own."""
+    network = load_network(given.light.weights)
+    flat = given.flatfield
+    return Task(
+        "flakes",
+        settings,
+        alone=find_regions,
+        conclude=name_layers,
+        views=_Views(title),
+        endings=ENDINGS,
+        view_names=("flakes.csv", "flakes.geojson", "report.html"),
+        given=given,
+        prepare=_prepare,
+        kinds=(Regions, Measured, Weights),
+        weights=network.describe(),
+        digests={} if flat is None else {"flat field": hashlib.sha256(flat.tobytes()).hexdigest()},
+    )
+
+
+@cache
+def load_network(weights: str) -> Network:
+    """A network of one thread: the answer must not depend on the number of processes."""
+    return Network.load(weights, threads=1)
+
+
+def _prepare(given: Given) -> Given:
+    load_network(given.light.weights)
+    return given
+
+
+def _read(item: Item, given: Given) -> Micrograph:
+    return read(item.sources[0], um_per_px=given.light.um_per_px)
+
+
+def find_regions(item: Item, given: Given) -> Regions:
+    """The heavy half: the regions of one picture."""
+    given = item.given or given
+    micrograph = _read(item, given)
+    flat = given.flatfield
+    if flat is not None and flat.shape[:2] != micrograph.shape:
+        (rows, cols), (height, width) = micrograph.shape, flat.shape[:2]
+        raise MicrographError(
+            f"{item.sources[0]}: is {cols}x{rows} px, the flat field {width}x{height}: analyse it apart, or without "
+            "--flatfield"
+        )
+    network = load_network(given.light.weights)
+    # Looked up on the module at call time, as it is a seam for tests.
+    regions = finder.find_regions(micrograph, given.params, network=network, flatfield=flat)
+    return replace(regions, image=item.name)
+
+
+def name_layers(item: Item, regions: Regions, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:
+    """The light half, and what is drawn of it."""
+    given = item.given or given
+    (table,) = finder.name_layers([regions], given.params)
+    display = to_display(_read(item, given))
+    small = draw_overlay(display, table, longest_px=given.preview_px)
+    plain = Image.fromarray(display.pixels).resize(small.size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    thumbnails = draw_thumbnails(display, table, most=given.thumbnails)
+    figures = {"before": encode_jpeg(plain), "after": encode_jpeg(small)}
+    figures |= {f"region {region}": encode_jpeg(image) for region, image in thumbnails.items()}
+    brightened = (f"shown {display.gain:.1f} times brighter than taken",) if display.gain > 1 else ()
+    notes = (*table.provenance.notes, *brightened)
+    answer = Answer({"flakes": table}, figures, _state_facts(table, given), notes)
+    files = {
+        ".layers.png": encode_png(table.layer_image()),
+        ".overlay.png": encode_png(draw_overlay(display, table)),
+    }
+    return answer, files
+
+
+def _state_facts(table: FlakeTable, given: Given) -> dict[str, Any]:
+    """What run.json says of a picture."""
+    size = table.calibration
+    rows, cols = table.marks.shape_px
+    return {
+        "rows_px": rows,
+        "cols_px": cols,
+        "pixel_size_um": None if size is None else [um_from_nm(side) for side in size.pixel_size_nm],
+        "pixel_size_source": None if size is None else size.source,
+        "material": given.params.material,
+        "oxide_nm": given.params.oxide_nm,
+        "regions_found": len(table.found),
+        "regions_rejected": {str(k): int(v) for k, v in table.rejected["reason"].value_counts().items()},
+    }
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Table, outlines and report of a run."""
+
+    title: str
+
+    def __call__(self, run: Finished) -> Iterator[tuple[str, Content]]:
+        frames, outlines, entries = [], [], []
+        for item, answer in run.answers():
+            table = answer.tables["flakes"]
+            assert isinstance(table, FlakeTable)
+            frames.append(table.frame)
+            outlines += collect_outlines(table)
+            entries.append(_make_entry(item, answer, table))
+        frame = join_rows(frames, run)
+        order = {item.name: place for place, item in enumerate(run.items)}
+        entries += [
+            PictureEntry(name, empty_frame(FLAKE_COLUMNS), failure=why) for name, why in run.failures.items()
+        ]
+        entries.sort(key=lambda entry: order[entry.image])
+        yield "flakes.csv", frame_to_csv(frame)
+        yield "flakes.geojson", encode_outlines(outlines)
+        yield "report.html", build_page(entries, frame, self._describe(run, entries))
+
+    def _describe(self, run: Finished, entries: list[PictureEntry]) -> RunRecord:
+        warnings = []
+        if not run.is_complete:
+            warnings.append(f"Interrupted: {len(entries)} of {len(run.items)} pictures were analysed.")
+        unknown = sum(not entry.calibrated and not entry.failure for entry in entries)
+        if unknown:
+            warnings.append(
+                f"The pixel size of {unknown} picture{'s are' if unknown > 1 else ' is'} unknown: areas are in pixels. "
+                "Pass --um-per-px to get µm²."
+            )
+        weights = run.task.weights
+        return RunRecord(
+            title=self.title,
+            settings=run.task.settings,
+            versions={
+                "flatscope": flatscope.__version__,
+                "weights": f"{weights['name']} {weights['version']}, sha256 {weights['sha256']}",
+            },
+            warnings=tuple(warnings),
+        )
+
+
+def join_rows(frames: list[pd.DataFrame], run: Finished) -> pd.DataFrame:
+    """All regions by interest, whatever picture they are in, then the pictures that failed."""
+    rows = [finder.sort_by_interest(pd.concat(frames, ignore_index=True))] if frames else []
+    rows += [failed_frame(FLAKE_COLUMNS, name, why) for name, why in run.failures.items()]
+    if not rows:
+        return empty_frame(FLAKE_COLUMNS)
+    whole = pd.concat([part.astype(object) for part in rows], ignore_index=True)
+    return FlakeTable.conform(whole)
+
+
+def _make_entry(item: Item, answer: Answer, table: FlakeTable) -> PictureEntry:
+    facts = answer.facts
+    size: Calibration | None = table.calibration
+    said = "pixel size unknown"
+    if size is not None:
+        said = f"{um_from_nm(size.pixel_size_nm[0]):.4g} µm/px (from {_SOURCES[size.source]})"
+    oxide = facts["oxide_nm"]
+    nominal = "" if oxide is None else f" on nominally {oxide:g} nm oxide"
+    return PictureEntry(
+        image=item.name,
+        frame=table.frame,
+        before=answer.figures["before"],
+        after=answer.figures["after"],
+        thumbnails={
+            int(name.removeprefix("region ")): picture
+            for name, picture in answer.figures.items()
+            if name.startswith("region ")
+        },
+        notes=answer.notes,
+        facts=(f"{facts['cols_px']} × {facts['rows_px']} px", said, f"{facts['material']}{nominal}"),
+        calibrated=size is not None,
+    )
+
+
+def summarise(run: Finished, out: Path) -> None:
+    """Print the best flakes, counts, and the pictures without any."""
+    answers = [(item.name, answer, answer.tables["flakes"]) for item, answer in run.answers()]
+    frame = join_rows([table.frame for _, _, table in answers], run)
+    found = frame[frame["status"].isin(("accepted", "uncertain"))]
+    thin = found[found["layers"] != "thick"]
+    if len(thin):
+        show.print_flakes(thin)
+    pictures, failed = len(run.items), len(run.failures)
+    rejected = int((frame["status"] == "rejected").sum())
+    click.echo(
+        f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
+        f"{rejected} rejected (each with its reason)"
+        + (f", {failed} picture{'s' * (failed != 1)} failed" if failed else "")
+    )
+    for name, answer, table in answers:
+        if not len(table.found):
+            why = "; ".join(answer.notes) or "nothing stands out from the substrate"
+            click.echo(f"{name}: no flake found ({why})")
+    if any(table.calibration is None for _, _, table in answers):
+        click.echo("pixel size unknown: areas are in px; pass --um-per-px for µm²")
