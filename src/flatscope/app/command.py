@@ -173,7 +173,8 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
         show.print_json(finished, folder)
     else:
         plan.summarise(finished, folder.out)
-        click.echo(f"report: {folder.out / 'report.html'}")
+        if "report.html" in task.view_names:
+            click.echo(f"report: {folder.out / 'report.html'}")
     if options.get("timings"):
         show.print_timings(run.timings, total_s=time.perf_counter() - begun)
     return code

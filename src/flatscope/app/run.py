@@ -70,6 +70,10 @@ class Views(Protocol):
         """Yield file names and their content."""
 
 
+def _take_as_given(given: Any) -> Any:
+    return given
+
+
 @dataclass(frozen=True)
 class Task:
     """What a command does with its items. Its functions belong to modules, so that they reach other processes.
@@ -113,7 +117,7 @@ class Task:
     endings: tuple[str, ...]
     view_names: tuple[str, ...]
     given: Any = None
-    prepare: Callable[[Any], Any] = lambda given: given
+    prepare: Callable[[Any], Any] = _take_as_given
     together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
     kinds: tuple[type, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
