@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,18 @@ import pytest
 from PIL import Image
 
 from flatscope.app import settings
-from flatscope.app.batch import plan_jobs
 from flatscope.app.cli import run
-from flatscope.app.flakes import choose_light, gather
+from flatscope.app.items import name_items
+from flatscope.app.light import LightParams, choose_light
 from flatscope.files.annotations import read_outlines
 from flatscope.inference.card import KEY, Card
-from flatscope.optical import flakes
+from flatscope.optical import flakes as finder
 from flatscope.optical.flakes import FlakeParams
 from flatscope.results import FLAKE_COLUMNS, column_names
 
 SUBSTRATE = np.array([150.0, 120.0, 160.0])
 GRAPHENE_90NM = {1: (-0.138, -0.139, -0.068), 2: (-0.251, -0.262, -0.147)}
-FIND_FLAKES = flakes.find_flakes
+FIND_REGIONS = finder.find_regions
 
 
 @pytest.fixture(scope="session")
@@ -115,12 +115,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: dict[str, Any] = {}
 
     def answer(micrograph: Any, params: Any, **rest: Any) -> Any:
-        if "table" not in kept:
-            kept["table"] = FIND_FLAKES(micrograph, params, **rest)
-        table = kept["table"]
-        return replace(table, frame=table.frame.assign(image=micrograph.name))
+        if "regions" not in kept:
+            kept["regions"] = FIND_REGIONS(micrograph, params, **rest)
+        return kept["regions"]
 
-    monkeypatch.setattr(flakes, "find_flakes", answer)
+    monkeypatch.setattr(finder, "find_regions", answer)
 
 
 def test_one_picture_gives_every_file_and_true_numbers(tmp_path: Path, command: Any, capsys: Any) -> None:
@@ -128,7 +127,7 @@ def test_one_picture_gives_every_file_and_true_numbers(tmp_path: Path, command: 
     assert command(picture, "--um-per-px", 0.5, "--timings") == 0
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "a.layers.png", "a.overlay.png", "flakes.csv", "flakes.geojson", "report.html", "run.json",
+        "a.layers.png", "a.overlay.png", "flakes.csv", "flakes.geojson", "items", "log.json", "report.html", "run.json",
     ]  # fmt: skip
     rows = rows_of(out)
     assert tuple(rows[0]) == column_names(FLAKE_COLUMNS)
@@ -143,7 +142,7 @@ def test_one_picture_gives_every_file_and_true_numbers(tmp_path: Path, command: 
     assert layers[10, 10] == 0
     record = record_of(out)
     assert record["complete"] is True
-    assert record["pictures"][0]["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    assert record["items"][0]["sha256"] == [hashlib.sha256(picture.read_bytes()).hexdigest()]
     assert record["weights"]["name"] == "threshold"
     assert len(record["weights"]["sha256"]) == 64
     said = capsys.readouterr()
@@ -180,7 +179,7 @@ def test_one_bad_file_of_twenty_costs_only_itself(tmp_path: Path, command: Any, 
     assert rows[-1] is failed
     assert len({row["image"] for row in rows if row["status"] in ("accepted", "uncertain")}) == 19
     assert len(list((tmp_path / "out").glob("*.overlay.png"))) == 19
-    assert record_of(tmp_path / "out")["pictures"][7]["status"] == "failed"
+    assert record_of(tmp_path / "out")["items"][7]["status"] == "failed"
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "p07.png was not analysed" in page
     said = capsys.readouterr().err
@@ -192,9 +191,9 @@ def test_a_bug_in_one_picture_costs_only_that_picture(tmp_path: Path, command: A
     def answer(micrograph: Any, params: Any, **rest: Any) -> Any:
         if micrograph.name == "b.png":
             raise IndexError("index 7 is out of bounds")
-        return FIND_FLAKES(micrograph, params, **rest)
+        return FIND_REGIONS(micrograph, params, **rest)
 
-    monkeypatch.setattr(flakes, "find_flakes", answer)
+    monkeypatch.setattr(finder, "find_regions", answer)
     assert command(draw(tmp_path / "a.png"), draw(tmp_path / "b.png")) == 1
     last = rows_of(tmp_path / "out")[-1]
     assert last["image"] == "b.png"
@@ -292,18 +291,19 @@ def test_settings_survive_run_json_and_flags_beat_them(tmp_path: Path, command: 
     file.write_text(json.dumps(given), encoding="utf-8")
     assert command(draw(tmp_path / "a.png"), "--settings", file, "--min-area-px", 88, oxide="285") == 0
     record = record_of(tmp_path / "out")
-    params, rest = gather({"settings_file": tmp_path / "out" / "run.json"})
+    options = {"settings_file": tmp_path / "out" / "run.json"}
+    params, rest = settings.gather(options, FlakeParams, LightParams)
     assert settings.as_plain(params, rest) == record["settings"]
     assert (params.material, params.gamma, params.min_area_px, params.oxide_nm) == ("MoS2", 2.2, 88, 285.0)
     assert params.known[0].contrast == (-0.1, -0.2, 0.05)
     assert rest.um_per_px == 0.31
-    assert record["pictures"][0]["pixel_size_um"] == [0.31, 0.31]
+    assert record["items"][0]["facts"]["pixel_size_um"] == [0.31, 0.31]
 
 
 def test_schema_and_flags_cover_every_setting(capsys: Any) -> None:
     assert run(["schema", "flakes"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    names = {entry.name for kind in (FlakeParams, settings.RunParams) for entry in fields(kind)}
+    names = {entry.name for kind in (FlakeParams, LightParams) for entry in fields(kind)}
     assert set(schema["properties"]) == names
     assert schema["additionalProperties"] is False
     assert all(entry["description"] for entry in schema["properties"].values())
@@ -319,9 +319,9 @@ def test_ctrl_c_leaves_the_finished_pictures_readable(
     def answer(micrograph: Any, params: Any, **rest: Any) -> Any:
         if micrograph.name == "c.png":
             raise KeyboardInterrupt
-        return FIND_FLAKES(micrograph, params, **rest)
+        return FIND_REGIONS(micrograph, params, **rest)
 
-    monkeypatch.setattr(flakes, "find_flakes", answer)
+    monkeypatch.setattr(finder, "find_regions", answer)
     for name in "abcd":
         draw(tmp_path / "in" / f"{name}.png")
     assert command(tmp_path / "in") == 130
@@ -329,7 +329,7 @@ def test_ctrl_c_leaves_the_finished_pictures_readable(
     assert {row["image"] for row in rows_of(out)} == {"a.png", "b.png"}
     record = record_of(out)
     assert record["complete"] is False
-    assert [entry["status"] for entry in record["pictures"]] == ["analysed"] * 2 + ["not analysed"] * 2
+    assert [entry["status"] for entry in record["items"]] == ["analysed"] * 2 + ["not analysed"] * 2
     assert "Interrupted: 2 of 4" in (out / "report.html").read_text(encoding="utf-8")
     assert "2 of 4 pictures are finished" in capsys.readouterr().err
     assert not list(out.glob(".*")), "no temporary file stays"
@@ -361,7 +361,7 @@ def test_equal_names_in_two_folders_do_not_meet(tmp_path: Path, command: Any) ->
     assert command(tmp_path / "mon" / "a.png", tmp_path / "tue" / "a.png") == 0
     out = tmp_path / "out"
     assert {row["image"] for row in rows_of(out)} == {"mon/a.png", "tue/a.png"}
-    files = [entry["files"] for entry in record_of(out)["pictures"]]
+    files = [entry["files"] for entry in record_of(out)["items"]]
     assert len({name for pair in files for name in pair}) == 4
     crystal_at = [(np.asarray(Image.open(out / pair[0]))[57] > 0).nonzero()[0].mean() for pair in files]
     assert crystal_at == pytest.approx([67.5, 147.5], abs=1)
@@ -380,12 +380,12 @@ def test_names_are_unique_whatever_the_paths() -> None:
         "b.jpg",
         "x/b.b.jpg",
     ]
-    jobs = plan_jobs([Path("/data") / path for path in paths], FlakeParams())
-    for names in ([job.stem for job in jobs], [job.image for job in jobs]):
+    items = name_items([(Path("/data") / path,) for path in paths])
+    for names in ([item.stem for item in items], [item.name for item in items]):
         assert len({name.lower() for name in names}) == len(paths)
         assert not any(set(name) & set("\\:") for name in names)
-    assert all("/" not in job.stem for job in jobs)
-    assert (jobs[8].image, jobs[8].stem) == ("b.jpg", "b")
+    assert all("/" not in item.stem for item in items)
+    assert (items[8].name, items[8].stem) == ("b.jpg", "b")
 
 
 def test_picture_without_flakes_is_answered_with_its_reason(
@@ -394,9 +394,9 @@ def test_picture_without_flakes_is_answered_with_its_reason(
     Image.new("RGB", (64, 64), (120, 90, 130)).save(tmp_path / "flat.png")
     assert command(tmp_path / "flat.png") == 0
     assert rows_of(tmp_path / "out") == []
-    (entry,) = record_of(tmp_path / "out")["pictures"]
-    assert entry["regions_found"] == 0
-    assert "same value" in entry["reason"]
+    (entry,) = record_of(tmp_path / "out")["items"]
+    assert entry["facts"]["regions_found"] == 0
+    assert "same value" in " ".join(entry["notes"])
     assert "flat.png: no flake found" in capsys.readouterr().out
     assert "same value" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
@@ -406,7 +406,7 @@ def test_json_is_one_object_on_stdout(tmp_path: Path, command: Any, capsys: Any)
     said = json.loads(capsys.readouterr().out)
     assert [row["layers"].split("|")[0] for row in said["flakes"][:2]] == ["1", "2"]
     assert said["flakes"][0]["area_um2"] is None
-    assert said["run"]["pictures"][0]["image"] == "a.png"
+    assert said["run"]["items"][0]["name"] == "a.png"
 
 
 def test_calibration_is_measured_in_the_picture(tmp_path: Path, command: Any) -> None:
@@ -526,15 +526,15 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, weights: Path) -> None:
     program = tmp_path / "interrupted.py"
     program.write_text(
         "import multiprocessing, os, signal, sys\n"
-        "from flatscope.app import cli, outputs\n"
+        "from flatscope.app import cli, show\n"
         "if __name__ == '__main__':\n"
         # a shell that starts its jobs in the background lets them ignore Ctrl-C
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "    add = outputs.RunFiles.add\n"
-        "    def add_and_interrupt(self, answer):\n"
-        "        add(self, answer)\n"
+        "    done = show.Reporter.done\n"
+        "    def interrupt_once(self, *, failed):\n"
+        "        show.Reporter.done = done\n"
         "        os.killpg(0, signal.SIGINT)\n"
-        "    outputs.RunFiles.add = add_and_interrupt\n"
+        "    show.Reporter.done = interrupt_once\n"
         f"    code = cli.run({list(map(str, args))!r})\n"
         "    print('CHILDREN', len(multiprocessing.active_children()))\n"
         "    sys.exit(code)\n",
@@ -547,7 +547,7 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, weights: Path) -> None:
     assert done.stdout.splitlines()[-1] == "CHILDREN 0"
     assert "Traceback" not in done.stderr
     record = record_of(tmp_path / "out")
-    finished = [entry["image"] for entry in record["pictures"] if entry["status"] == "analysed"]
+    finished = [entry["name"] for entry in record["items"] if entry["status"] == "analysed"]
     assert 1 <= len(finished) < 8
     assert {row["image"] for row in rows_of(tmp_path / "out")} == set(finished)
 

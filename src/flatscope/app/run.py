@@ -6,6 +6,7 @@ version. A second start takes up where the first one ended, however it ended, an
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -259,9 +260,10 @@ class Run:
         with workers:
             try:
                 self._do_alone(workers)
-            except KeyboardInterrupt:
-                if any(self.folder.item_path(entry.key).exists() for entry in self._entries):
-                    self._finish(workers, is_complete=False)
+            except (KeyboardInterrupt, WriteError):
+                if self.count_finished():
+                    with contextlib.suppress(WriteError):
+                        self._finish(workers, is_complete=False)
                 raise
             if any(entry.is_cut_short for entry in self._entries):
                 self._finish(workers, is_complete=False)
@@ -308,37 +310,58 @@ class Run:
             self.reporter.done(failed=bool(entry.failure))
 
     def _finish(self, workers: Workers, *, is_complete: bool) -> Finished:
-        """All items together, their answers and the views."""
+        """All items together, their answers and the views.
+
+        Raises
+        ------
+        WriteError
+            If something cannot be written; smaller files, which may still fit, are tried before.
+        """
         finished = [entry for entry in self._entries if not entry.failure and self._part_path(entry).exists()]
         begun = time.perf_counter()
         self._share(finished)
-        self._conclude(workers, finished)
+        trouble: list[WriteError] = []
+        with _remember(trouble):
+            self._conclude(workers, finished)
         self.timings["drawing_s"] = time.perf_counter() - begun
-        run = Finished(
+        run = self._look_back(is_complete=is_complete and not trouble)
+        if len(run.failures) == len(self.items) == 1:
+            return run  # nothing to show
+        with _remember(trouble):
+            self._write_views(run)
+        with _remember(trouble):
+            self._write_record(is_complete=is_complete and not trouble)
+            self._write_log()
+        if trouble:
+            raise trouble[0]
+        if is_complete:
+            self.folder.sweep({name for entry in self._entries for name in (entry.key, entry.answer)})
+        for name in self.folder.kept:
+            self.reporter.say(
+                f"{self.folder.out / name} was changed since flatscope wrote it: it stays as it is"
+            )
+        return run
+
+    def _look_back(self, *, is_complete: bool) -> Finished:
+        """The run as its views see it."""
+        stored = self.folder.stored()
+        answered = [entry for entry in self._entries if not entry.failure and entry.answer in stored]
+        return Finished(
             self.task,
             self.items,
             {entry.item.name: entry.failure for entry in self._entries if entry.failure},
             is_complete,
-            {e.item.name: self.folder.item_path(e.answer) for e in finished if not e.failure},
-            {e.item.name: self._part_path(e) for e in finished if not e.failure},
+            {entry.item.name: self.folder.item_path(entry.answer) for entry in answered},
+            {entry.item.name: self._part_path(entry) for entry in answered},
         )
-        if len(run.failures) == len(self.items) == 1:
-            return run  # nothing to show
+
+    def _write_views(self, run: Finished) -> None:
         for name, content in self.task.views(run):
             if callable(content):
                 with self.folder.writing(name) as path:
                     content(path)
             else:
                 self.folder.write(name, content)
-        self._write_record(is_complete=is_complete)
-        if is_complete:
-            self.folder.sweep({name for entry in self._entries for name in (entry.key, entry.answer)})
-        self._write_log()
-        for name in self.folder.kept:
-            self.reporter.say(
-                f"{self.folder.out / name} was changed since flatscope wrote it: it stays as it is"
-            )
-        return run
 
     def count_finished(self) -> int:
         """Number of items whose heavy part is stored."""
@@ -487,6 +510,15 @@ def exit_code(run: Finished) -> int:
     if len(run.failures) == len(run.items):
         return EXIT_BAD_INPUT
     return EXIT_SOME_FAILED if run.failures else EXIT_FINE
+
+
+@contextlib.contextmanager
+def _remember(trouble: list[WriteError]) -> Iterator[None]:
+    """Put off what could not be written, so that the rest is tried."""
+    try:
+        yield
+    except WriteError as error:
+        trouble.append(error)
 
 
 def _now() -> str:
