@@ -497,11 +497,11 @@ def test_atoms_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     ):
         assert sum(name in line and words in line for line in said.err.splitlines()) == 1, said.err
     frame = pd.read_csv(tmp_path / "o" / "columns.csv", keep_default_na=False)
-    assert list(frame.columns) == list(column_names(COLUMN_COLUMNS)) and set(frame["image"]) == {"good.npy"}
-    assert (
-        json.loads((tmp_path / "o" / "run.json").read_text())["good.npy"]["settings"]["columns"]["material"]
-        == "WSe2"
-    )
+    assert list(frame.columns) == list(column_names(COLUMN_COLUMNS))
+    failed = frame[frame["status"] == "failed"]
+    assert set(frame["image"]) - set(failed["image"]) == {"good.npy"}
+    assert set(failed["image"]) == {"noise.npy", "nan.npy", "cut.mrc", "cut.tif"} and all(failed["reason"])
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["settings"]["material"] == "WSe2"
     xyz = (tmp_path / "o" / "good.xyz").read_text().splitlines()
     assert int(xyz[0]) == len(xyz) - 2
     cif = (tmp_path / "o" / "good.cif").read_text()

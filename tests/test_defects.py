@@ -698,8 +698,10 @@ def test_the_command_answers_images_and_movies(
     assert "film.npy: not periodic" in said.err
     found = pd.read_csv(out / "defects.csv", keep_default_na=False)
     assert list(found.columns) == list(column_names(DEFECT_COLUMNS))
-    assert set(found["image"]) == {"movie.npy", "scan.npy"}
-    assert set(found.loc[found["image"] == "movie.npy", "frame"]) == set(range(5))
+    failed = found[found["status"] == "failed"]
+    assert set(failed["image"]) == {"film.npy"} and failed["reason"].str.startswith("not periodic").all()
+    assert set(found["image"]) == {"movie.npy", "scan.npy", "film.npy"}
+    assert set(found.loc[found["image"] == "movie.npy", "frame"].astype(int)) == set(range(5))
     tracks = pd.read_csv(out / "tracks.csv")
     assert list(tracks.columns) == list(column_names(TRACK_COLUMNS))
     assert set(tracks["time_s"]) <= {0.0, 0.5, 1.0, 1.5, 2.0}
@@ -712,7 +714,7 @@ def test_the_command_answers_images_and_movies(
 def test_ctrl_c_in_a_movie_keeps_what_was_seen(
     tmp_path: Path, hopping: tuple[HoppingParams, HoppingMovie], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flatscope.app import defects
+    from flatscope.app.commands import defects
 
     _, made = hopping
     np.save(tmp_path / "movie.npy", made.frames)

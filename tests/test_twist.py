@@ -245,17 +245,21 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert "label 77 is no layer number" in said.err and said.err.count("\n") == 1
     frame = pd.read_csv(tmp_path / "out" / "twist.csv")
     assert list(frame.columns) == list(column_names(TWIST_COLUMNS))
-    assert frame["twist_deg"].tolist() == pytest.approx([25.0], abs=0.2)
+    assert frame["status"].tolist() == ["accepted", "failed"]
+    assert frame["twist_deg"][0] == pytest.approx(25.0, abs=0.2)
     assert frame["area_2l_um2"][0] == pytest.approx(0.01 * frame["area_2l_px"][0], rel=1e-4)
     overlay = np.asarray(Image.open(tmp_path / "out" / "a.twist.png"))
     assert overlay.shape == (*SIZE, 3) and (overlay == (86, 180, 233)).all(-1).sum() > 200
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png" in page and "a.png" in page
     Image.fromarray(layers[::-1]).save(tmp_path / "in" / "a.tif")
-    assert run([*command, "--fold", "30"]) == 1
-    assert {path.name for path in (tmp_path / "out").glob("a.*.twist.png")} == {
+    assert run([*command, "--fold", "30"]) == 2
+    assert "other settings (fold" in capsys.readouterr().err
+    assert run([*command, "--fold", "30", "--replace"]) == 1
+    assert {path.name for path in (tmp_path / "out").glob("*.twist.png")} == {
         "a.png.twist.png",
         "a.tif.twist.png",
+        "empty.twist.png",
     }
     folded = pd.read_csv(tmp_path / "out" / "twist.csv")
     assert folded["twist_deg"].isna().all() and folded["twist_fold30_deg"][0] == pytest.approx(25.0, abs=0.2)
@@ -281,7 +285,7 @@ def test_more_pictures_than_one_process_wants_give_the_same_table(tmp_path: Path
     ("more", "words"),
     [
         (["--material", "lead"], "unknown material 'lead'"),
-        (["--labels", "--um-per-px", "0"], "is not positive: pass the real one"),
+        (["--labels", "--um-per-px", "0"], "um_per_px of 0 is no pixel size"),
         (["--weights", "nonsense"], "no weights called 'nonsense'"),
     ],
 )

@@ -49,6 +49,7 @@ _QUICK_PX, _LEAST_CELLS = 64, 8
 _AROUND_NM = 0.1
 """Pixels so near to a column that was moved are nobody's."""
 _SUPPORTS = {"none": ("",), "graphene": ("graphene",), "both": ("", "graphene")}
+_NO_ABTEM = "multislice needs abTEM: pip install 'flatscope[multislice]'"
 _NO_H5PY = "data sets are written as HDF5: pip install 'flatscope[simulate]'"
 
 
@@ -128,6 +129,8 @@ def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -
     """
     if find_spec("h5py") is None:
         raise click.ClickException(_NO_H5PY)
+    if settings["exact"] and find_spec("abtem") is None:
+        raise click.ClickException(_NO_ABTEM)
     order = _read_order(modality, seed, settings)
     task = Task(
         "simulate",
