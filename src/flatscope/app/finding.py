@@ -20,7 +20,6 @@ from flatscope.app import show
 from flatscope.app.items import Item
 from flatscope.app.light import LightParams
 from flatscope.app.run import Answer, Content, Finished, Task
-from flatscope.files.annotations import collect_outlines, encode_outlines
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
@@ -30,6 +29,7 @@ from flatscope.optical.regions import Measured, Regions, Weights
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
+from flatscope.results.exports.geojson import collect_outlines, encode_outlines
 from flatscope.results.table import frame_to_csv
 from flatscope.units import um_from_nm
 

@@ -18,13 +18,13 @@ from flatscope.app.run import Answer, Content, Finished, Task
 from flatscope.app.settings import as_plain
 from flatscope.electron.columns import ColumnParams, find_brighter, find_columns, share_sites
 from flatscope.files.read import read, read_stack
-from flatscope.files.structures import to_cif, to_xyz
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError, Stack, join
 from flatscope.report.atoms import draw_columns, draw_strain
 from flatscope.report.figures import encode_png
 from flatscope.report.study import make_study_page
 from flatscope.results import COLUMN_COLUMNS, ColumnTable, failed_frame
+from flatscope.results.exports import find_export
 from flatscope.results.table import frame_to_csv
 from flatscope.units import um_from_nm
 
@@ -163,11 +163,10 @@ def draw(
         "columns": overlay,
         "strain, distortions of the scan included": draw_strain(table.strain),
     }
-    comment = f"flatscope, {item.name}, {given.params.material}"
     files = {
         ".columns.png": overlay,
-        ".xyz": to_xyz(table.model, comment=comment).encode(),
-        ".cif": to_cif(table.model, name=item.stem).encode(),
+        ".xyz": find_export("xyz").encode(table),
+        ".cif": find_export("cif").encode(table),
     }
     return Answer({"columns": table}, figures, _count(item.name, table), table.provenance.notes), files
 
