@@ -604,3 +604,53 @@ def test_unknown_command_and_version(capsys: Any) -> None:
     assert "No such command 'nonsense'" in capsys.readouterr().err
     assert run(["--version"]) == 0
     assert re.fullmatch(r"flatscope \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_a_finished_run_is_exported(tmp_path: Path, command: Any, capsys: Any) -> None:
+    assert command(draw(tmp_path / "a.png"), draw(tmp_path / "b.png", seed=1), "--um-per-px", 0.5) == 0
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert run(["export", str(out), "--to", "csv,gds labelme"]) == 0
+    written = capsys.readouterr().out.split()
+    assert [Path(name).name for name in written] == [
+        *("flakes.csv", "a.gds", "b.gds", "a.labelme.json", "b.labelme.json"),
+    ]
+    with (out / "export" / "flakes.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {tuple(row.values()) for row in rows} == {tuple(row.values()) for row in rows_of(out)}
+    for args, message in (
+        ([str(out), "--to", "cif"], "CIF holds columns, not flakes: use one of"),
+        ([str(out), "--to", "docx"], "no format is called 'docx': use one of csv, "),
+        ([str(tmp_path), "--to", "csv"], "holds no run"),
+    ):
+        assert run(["export", *args]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+
+def test_a_damaged_answer_is_named(tmp_path: Path, command: Any, capsys: Any) -> None:
+    assert command(draw(tmp_path / "a.png")) == 0
+    answer = record_of(tmp_path / "out")["items"][0]["answer"]
+    path = tmp_path / "out" / "items" / f"{answer}.zip"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert run(["export", str(tmp_path / "out"), "--to", "csv"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"flatscope: [^\n]*\.zip is damaged[^\n]*run flatscope flakes again\n", said)
+
+
+@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "defects"])
+def test_settings_of_every_command_come_from_its_dataclasses(name: str, capsys: Any) -> None:
+    assert run(["schema", name]) == 0
+    properties = json.loads(capsys.readouterr().out)["properties"]
+    assert all(entry["description"] for entry in properties.values())
+    assert run([name, "--help"]) == 0
+    words = capsys.readouterr().out
+    for key in set(properties) - {"known"}:
+        assert f"--{key.replace('_', '-')}" in words
+
+
+def test_columns_of_every_table_have_a_schema(capsys: Any) -> None:
+    assert run(["schema", "twist.csv"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["items"]["properties"]["status"]["enum"] == ["accepted", "uncertain", "rejected", "failed"]
+    assert "[°]" in schema["items"]["properties"]["twist_deg"]["description"]

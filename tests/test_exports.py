@@ -24,7 +24,6 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from flatscope.micrograph import Calibration, MicrographError
-from flatscope.optical.flakes import trace_outlines
 from flatscope.results import (
     COLUMN_COLUMNS,
     DEFECT_COLUMNS,
@@ -47,6 +46,7 @@ from flatscope.results import (
 from flatscope.results.exports import EXPORTS, find_export, list_exports
 from flatscope.results.exports.keyhole import cut_keyholes
 from flatscope.results.exports.layout import name_layer
+from flatscope.results.marks import trace_outlines
 
 SHA = "0123456789abcdef" * 4
 SHAPE = (60, 90)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from pandas.errors import ChainedAssignmentError
+from scipy import ndimage
 from shapely.geometry import LineString, Polygon
 
 from flatscope.inference.runtime import Network
@@ -32,6 +34,7 @@ from flatscope.results import (
     mark,
 )
 from flatscope.results.answers import COLUMN_COLUMNS, EVENT_COLUMNS, TRACK_COLUMNS
+from flatscope.results.marks import trace_outlines
 from flatscope.results.store import StoreError, pack, unpack
 from flatscope.results.table import as_plain, conform, make_schema
 from flatscope.results.view import make_preview
@@ -122,6 +125,15 @@ def test_marks_are_found_by_the_row_they_belong_to() -> None:
     assert (marks[4].x, marks[4].y) == (5.0, 5.0)
     with pytest.raises(KeyError):
         marks[5]
+
+
+def test_outlines_of_parts_that_touch_at_a_corner_are_valid_and_as_large_as_the_region() -> None:
+    rng = np.random.default_rng(3)
+    labels = (ndimage.gaussian_filter(rng.normal(size=(60, 60)), 1.2) > 0.05).astype(np.int32)
+    outline = trace_outlines(labels, np.array([1]))[1]
+    assert outline.is_valid and outline.geom_type == "MultiPolygon"
+    inside = shapely.contains_xy(outline, *np.meshgrid(np.arange(60), np.arange(60)))
+    np.testing.assert_array_equal(inside, labels > 0)
 
 
 def test_stored_answers_come_back_as_they_were() -> None:

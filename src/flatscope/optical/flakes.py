@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
-from shapely.geometry import Polygon
 
 import flatscope
 from flatscope.inference.runtime import Network
@@ -32,6 +30,7 @@ from flatscope.optical.setups import Prior
 from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
+from flatscope.results.marks import trace_outlines
 from flatscope.results.table import as_plain
 from flatscope.results.view import make_preview
 
@@ -469,32 +468,3 @@ def sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
     rank = frame["status"].map({"accepted": 0, "uncertain": 0}).fillna(1)
     order = np.lexsort((-frame["area_px"], -interest, rank))
     return frame.iloc[order].reset_index(drop=True)
-
-
-def trace_outlines(labels: Labels, which: NDArray[np.int64]) -> dict[int, Polygon]:
-    """Outlines of regions.
-
-    Parameters
-    ----------
-    labels
-        Shape (rows, cols).
-    which
-        The labels to trace.
-
-    Returns
-    -------
-    Label to polygon with holes, x = column and y = row of pixel centres; the line runs halfway between the pixels
-    inside and outside.
-    """
-    from skimage.measure import find_contours  # imported here: `flatscope --help` must not pay for it
-
-    outlines: dict[int, Polygon] = {}
-    boxes = ndimage.find_objects(labels)
-    for label in which.tolist():
-        box = boxes[label - 1]
-        mask = np.pad(labels[box] == label, 1).astype(np.float32)
-        rings = [ring[:, ::-1] + (box[1].start - 1, box[0].start - 1) for ring in find_contours(mask, 0.5)]
-        # Of the rings of one region, the outer one reaches farthest to the left.
-        rings.sort(key=lambda ring: float(ring[:, 0].min()))
-        outlines[label] = Polygon(rings[0], rings[1:])
-    return outlines

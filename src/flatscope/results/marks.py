@@ -9,6 +9,8 @@ from typing import Any, Self
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from scipy import ndimage
+from shapely.geometry import MultiPolygon, Polygon
 from shapely.geometry.base import BaseGeometry
 
 
@@ -89,3 +91,57 @@ class Marks:
 
     def __contains__(self, row_id: object) -> bool:
         return bool((self.ids == row_id).any())
+
+
+def trace_outlines(labels: NDArray[np.int32], which: NDArray[np.int64]) -> dict[int, BaseGeometry]:
+    """Trace the outlines of regions.
+
+    Parameters
+    ----------
+    labels
+        Shape (rows, cols).
+    which
+        The labels to trace.
+
+    Returns
+    -------
+    Label to polygon with holes, x = column and y = row of pixel centres; the line runs halfway between the pixels
+    inside and outside, so the area is the number of pixels less a corner's half each. Parts that touch at a corner only
+    make a multipolygon.
+
+    Examples
+    --------
+    >>> labels = np.zeros((9, 9), np.int32)
+    >>> labels[1:4, 1:4] = labels[4:6, 4:6] = 1
+    >>> trace_outlines(labels, np.array([1]))[1].geom_type
+    'MultiPolygon'
+    """
+    from skimage.measure import find_contours  # imported here: `flatscope --help` must not pay for it
+
+    outlines: dict[int, BaseGeometry] = {}
+    boxes = ndimage.find_objects(labels)
+    for label in which.tolist():
+        box = boxes[label - 1]
+        mask = np.pad(labels[box] == label, 1).astype(np.float32)
+        rings = [ring[:, ::-1] + (box[1].start - 1, box[0].start - 1) for ring in find_contours(mask, 0.5)]
+        # Of the rings of one region, an outer one reaches farthest to the left; holes run the other way round.
+        rings.sort(key=lambda ring: float(ring[:, 0].min()))
+        ways = [_signed_area(ring) > 0 for ring in rings]
+        outer = [Polygon(ring) for ring, way in zip(rings, ways, strict=True) if way == ways[0]]
+        holes = [ring for ring, way in zip(rings, ways, strict=True) if way != ways[0]]
+        parts = [_with_holes(part, holes if len(outer) == 1 else _inside(part, holes)) for part in outer]
+        outlines[label] = parts[0] if len(parts) == 1 else MultiPolygon(parts)
+    return outlines
+
+
+def _signed_area(ring: NDArray[np.float64]) -> float:
+    x, y = ring.T
+    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1])
+
+
+def _with_holes(outer: Polygon, holes: list[NDArray[np.float64]]) -> Polygon:
+    return Polygon(outer.exterior.coords, holes)
+
+
+def _inside(outer: Polygon, holes: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    return [hole for hole in holes if outer.contains(Polygon(hole))]
