@@ -13,7 +13,7 @@ from flatscope.results import EVENT_COLUMNS, TABLES, Column
 
 DOCS = Path(__file__).parents[1] / "docs"
 DECLARED = {**{kind.NAME: kind.COLUMNS for kind in TABLES}, "events": EVENT_COLUMNS}
-_BLOCK = re.compile(r"<!-- columns: (\w+) -->\n(?:.*?\n)?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- columns: (\w+) -->\n(?:.*?\n)??<!-- end -->", re.DOTALL)
 
 
 def fill(page: str) -> str:
