@@ -1,4 +1,4 @@
-"""The docs hold what they say: links lead somewhere, commands and Python run, tables and figures are those of the code."""
+"""Docs: links lead somewhere, commands and Python run, tables and scores are those of the code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ SCORE = re.compile(r"\d[\d.]*°? \[[^\]]*\d\]")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the photograph and the scan that the examples read."""
     folder = tmp_path_factory.mktemp("pictures")
-    params = SceneParams(shape=(300, 400), material="graphene", oxide_nm=90.0, growth="exfoliated", clean=True)
+    params = SceneParams(
+        shape=(300, 400), material="graphene", oxide_nm=90.0, growth="exfoliated", clean=True
+    )
     scene = draw_scene(np.random.default_rng(3), params)
     Image.fromarray(scene.pixels).save(folder / "photo.jpg", quality=95)
     sheet = build_sheet(np.random.default_rng(1), SheetParams("WSe2", (4.0, 4.0), turn_deg=10.0))
