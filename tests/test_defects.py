@@ -348,7 +348,7 @@ def measure_quiet(read_sigma: float) -> tuple[float, float]:
 
 
 def test_names_fit_the_brightness() -> None:
-    """A lighter dopant is not on a brighter site, nothing that lacks atoms is, and vanadium is no vacancy."""
+    """A lighter dopant is not on a brighter site, no defect that lacks atoms is, and vanadium is no vacancy."""
     tungsten, molybdenum, graphene = (find_crystal(name) for name in ("WSe2", "MoS2", "graphene"))
     assert D_M.name_in(tungsten, "Ti", bright=False) == "Ti_W"
     assert D_M.name_in(tungsten, "Ti", bright=True) == "X_W"

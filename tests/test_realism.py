@@ -690,7 +690,7 @@ def test_train_and_simulate_with_the_look_of_an_image(
     assert run(["simulate", "stem", "--translated", "0.5", "--out", str(tmp_path / "bad")]) == 2
     assert "--translated belongs to --realism" in capsys.readouterr().err
     for wrong, said in (
-        (["--material", "MoS2"], "said by the weights"),
+        (["--material", "MoS2"], "comes with the weights"),
         (["--dose", "30", "3"], "the smaller one first"),
         (["--quick"], "px or more"),
     ):

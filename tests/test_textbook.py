@@ -69,7 +69,7 @@ def test_densities_have_garwoods_limits(count: int) -> None:
 
 @pytest.mark.parametrize("count", [count for count in GARWOOD if count])
 def test_rates_have_garwoods_limits(count: int) -> None:
-    """Of so many events among 50 defects that another frame follows."""
+    """Of this number of events among 50 defects that another frame follows."""
     events = pd.DataFrame({"event": ["hop"] * count})
     tracks = pd.DataFrame({"frame": [0] * 25 + [1] * 25 + [2] * 25})
     row = measure_rates(events, tracks, np.arange(3), frame_s=None).iloc[0]

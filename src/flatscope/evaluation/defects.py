@@ -99,7 +99,7 @@ def _score(kind: str, found: Float, true: Float, reach: float, box: tuple[Float,
     for i, j in match_points(found, true, reach):
         hit[i], met[j] = 1.0, 1.0
     low, high = box
-    # What lies just outside the labelled rectangle may be a labelled defect, but is nothing that was missed.
+    # A find just outside the labelled rectangle may match a labelled defect; it is never a false alarm.
     kept = (hit > 0.0) | ((found >= low) & (found <= high)).all(1)
     found, hit = found[kept], hit[kept]
     tiles = [

@@ -87,7 +87,7 @@ def unpack(content: bytes, kinds: Iterable[type] = ()) -> Any:
 
             return _put_together(json.loads(archive.read(_TREE)), load, known)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError) as error:
-        raise StoreError(f"is damaged, or nothing that flatscope stored ({error})") from None
+        raise StoreError(f"is damaged, or was not stored by flatscope ({error})") from None
 
 
 def _take_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:

@@ -264,7 +264,7 @@ def _read_look(settings: dict[str, Any], *, hrtem: bool) -> dict[str, Any]:
     for name in ("material", "nm_per_px", "noise"):
         if settings[name] is not None:
             raise click.UsageError(
-                f"--{name.replace('_', '-')} is said by the weights of --realism: leave it out"
+                f"--{name.replace('_', '-')} comes with the weights of --realism: leave it out"
             )
     look = Look.from_card(Network.load(settings["realism"], task=TASK).card)
     least = int(np.ceil(_LEAST_CELLS * look.constant_px))
