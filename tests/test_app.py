@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatscope.app import settings
 from flatscope.app.cli import run
-from flatscope.app.items import name_items
-from flatscope.app.light import LightParams, choose_light
+from flatscope.app.flags import gather
 from flatscope.files.annotations import read_outlines
 from flatscope.inference.card import KEY, Card
 from flatscope.optical import flakes as finder
 from flatscope.optical.flakes import FlakeParams
 from flatscope.results import FLAKE_COLUMNS, column_names
+from flatscope.runs import settings
+from flatscope.runs.items import name_items
+from flatscope.runs.light import LightParams, choose_light
 
 SUBSTRATE = np.array([150.0, 120.0, 160.0])
 GRAPHENE_90NM = {1: (-0.138, -0.139, -0.068), 2: (-0.251, -0.262, -0.147)}
@@ -292,7 +293,7 @@ def test_settings_survive_run_json_and_flags_beat_them(tmp_path: Path, command: 
     assert command(draw(tmp_path / "a.png"), "--settings", file, "--min-area-px", 88, oxide="285") == 0
     record = record_of(tmp_path / "out")
     options = {"settings_file": tmp_path / "out" / "run.json"}
-    params, rest = settings.gather(options, FlakeParams, LightParams)
+    params, rest = gather(options, FlakeParams, LightParams)
     assert settings.as_plain(params, rest) == record["settings"]
     assert (params.material, params.gamma, params.min_area_px, params.oxide_nm) == ("MoS2", 2.2, 88, 285.0)
     assert params.known[0].contrast == (-0.1, -0.2, 0.05)

@@ -714,7 +714,7 @@ def test_the_command_answers_images_and_movies(
 def test_ctrl_c_in_a_movie_keeps_what_was_seen(
     tmp_path: Path, hopping: tuple[HoppingParams, HoppingMovie], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flatscope.app.commands import defects
+    from flatscope.runs import defects
 
     _, made = hopping
     np.save(tmp_path / "movie.npy", made.frames)

@@ -569,7 +569,7 @@ def test_a_data_set_that_is_cut_off_keeps_what_is_finished_and_goes_on_from_ther
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     h5py = pytest.importorskip("h5py")
-    from flatscope.app.commands import simulate
+    from flatscope.runs import simulate
 
     draw = simulate.draw_item
     drawn: list[int] = []

@@ -142,7 +142,7 @@ def _is_expected(error: Exception) -> bool:
         "MicrographError": "flatscope.micrograph",
         "WeightsError": "flatscope.inference.card",
         "WriteError": "flatscope.files.write",
-        "SettingsError": "flatscope.app.settings",
+        "SettingsError": "flatscope.runs.settings",
         "RecipeError": "flatscope.training.recipes",
         "ExportError": "flatscope.training.onnx_export",
         "MultisliceError": "flatscope.electron.physics.multislice",

@@ -13,11 +13,12 @@ from typing import Any
 import click
 
 from flatscope.app import show
-from flatscope.app.folder import Folder
-from flatscope.app.items import Item, name_items
-from flatscope.app.run import EXIT_BAD_INPUT, Finished, Run, Task, exit_code
-from flatscope.app.settings import gather, settings_options
+from flatscope.app.flags import gather, settings_options
 from flatscope.files.read import Modality, find_pictures
+from flatscope.runs.folder import Folder
+from flatscope.runs.items import Item, name_items
+from flatscope.runs.run import EXIT_BAD_INPUT, Run, exit_code
+from flatscope.runs.task import Finished, Task
 
 _DEFAULT_WORKERS = 2
 
@@ -59,7 +60,7 @@ class Plan:
     Parameters
     ----------
     task, items
-        See `flatscope.app.run.Run`.
+        See `flatscope.runs.run.Run`.
     summarise
         Prints what a person wants to see when all is done.
     what

@@ -10,16 +10,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flatscope.app.folder import read_run
+from flatscope.runs.folder import read_run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
     from rich.console import Console
 
-    from flatscope.app.folder import Folder
-    from flatscope.app.run import Finished
+    from flatscope.runs.folder import Folder
+    from flatscope.runs.task import Finished
 
 _MOST_ROWS = 12
+
+
+def summarise_flakes(run: Finished, out: Path) -> None:
+    """Print the best flakes, counts, and the pictures without any."""
+    from flatscope.runs.flakes import join_rows
+
+    answers = [(item.name, answer, answer.tables["flakes"]) for item, answer in run.answers()]
+    frame = join_rows([table.frame for _, _, table in answers], run)
+    found = frame[frame["status"].isin(("accepted", "uncertain"))]
+    thin = found[found["layers"] != "thick"]
+    if len(thin):
+        print_flakes(thin)
+    pictures, failed = len(run.items), len(run.failures)
+    rejected = int((frame["status"] == "rejected").sum())
+    click.echo(
+        f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
+        f"{rejected} rejected (each with its reason)"
+        + (f", {failed} picture{'s' * (failed != 1)} failed" if failed else "")
+    )
+    for name, answer, table in answers:
+        if not len(table.found):
+            why = "; ".join(answer.notes) or "nothing stands out from the substrate"
+            click.echo(f"{name}: no flake found ({why})")
+    if any(table.calibration is None for _, _, table in answers):
+        click.echo("pixel size unknown: areas are in px; pass --um-per-px for µm²")
 
 
 def print_flakes(found: pd.DataFrame) -> None:

@@ -11,19 +11,19 @@ import numpy as np
 
 from flatscope.app import show
 from flatscope.app.command import Plan, carry_out
-from flatscope.app.finding import Given as FlakesGiven
-from flatscope.app.finding import make_task, summarise
-from flatscope.app.folder import Folder
-from flatscope.app.items import Item
-from flatscope.app.light import LightParams
-from flatscope.app.run import Finished
-from flatscope.app.settings import as_plain
 from flatscope.evaluation.flakes import pair_with_truth
 from flatscope.files.write import write_atomic
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.report.figures import encode_png
 from flatscope.results import FlakeTable, Table
+from flatscope.runs.flakes import Given as FlakesGiven
+from flatscope.runs.flakes import make_task
+from flatscope.runs.folder import Folder
+from flatscope.runs.items import Item
+from flatscope.runs.light import LightParams
+from flatscope.runs.settings import as_plain
+from flatscope.runs.task import Finished
 
 LEAST_PX = 300
 """True regions below this are not asked for."""
@@ -95,7 +95,7 @@ def demo(out: Path, weights: str) -> int:
     task = make_task(FlakesGiven(FlakeParams(), LightParams(weights=weights)), settings=stated, title=title)
 
     def conclude(run: Finished, out: Path) -> None:
-        summarise(run, out)
+        show.summarise_flakes(run, out)
         _compare_all(run, scenes)
 
     folder = Folder(out)

@@ -11,8 +11,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import require_training
-from flatscope.app.light import LightParams, choose_light
-from flatscope.app.settings import checked, gather, settings_options
+from flatscope.app.flags import gather, settings_options
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.evaluation.metrics import Score
@@ -20,6 +19,8 @@ from flatscope.files.read import find_pictures
 from flatscope.inference.runtime import Network
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.orientation import METHODS
+from flatscope.runs.light import LightParams, choose_light
+from flatscope.runs.settings import checked
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 

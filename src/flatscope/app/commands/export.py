@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from flatscope.app.folder import read_run
-from flatscope.app.run import Answer, read_answers
-from flatscope.app.settings import SettingsError
 from flatscope.files.write import write_atomic
 from flatscope.results import Table
 from flatscope.results.exports import EXPORTS, Export, find_export
+from flatscope.runs.folder import read_run
+from flatscope.runs.run import read_answers
+from flatscope.runs.settings import SettingsError
+from flatscope.runs.task import Answer
 
 
 @click.command()

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from flatscope.app import show
 from flatscope.app.command import Call, Plan, analysis
-from flatscope.app.finding import ENDINGS, Given, make_task, summarise
-from flatscope.app.light import LightParams, choose_light, read_known
-from flatscope.app.settings import as_plain
 from flatscope.optical.flakes import FlakeParams
+from flatscope.runs.flakes import ENDINGS, Given, make_task
+from flatscope.runs.light import LightParams, choose_light, read_known
+from flatscope.runs.settings import as_plain
 
 _MANY = 40  # pictures; a page with a hundred must still open on a phone
 
@@ -43,4 +44,4 @@ def flakes(call: Call, params: FlakeParams, light: LightParams) -> Plan:
     count = len(paths)
     title = f"{params.material} flakes in {count} picture{'s' * (count > 1)}"
     task = make_task(given, settings=as_plain(params, light), title=title)
-    return Plan(task, call.name([(path,) for path in paths], ENDINGS), summarise)
+    return Plan(task, call.name([(path,) for path in paths], ENDINGS), show.summarise_flakes)

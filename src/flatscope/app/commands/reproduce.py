@@ -11,11 +11,11 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import require_training
-from flatscope.app.settings import choose_crystal
 from flatscope.evaluation.papers import IN_THEIR_SETTING, SETTINGS, SIZES, STUDIES
 from flatscope.evaluation.papers import reproduce as run_study
 from flatscope.files.read import read
 from flatscope.files.write import write_atomic
+from flatscope.runs.settings import choose_crystal
 
 
 @click.command(

@@ -6,10 +6,10 @@ import json
 
 import click
 
-from flatscope.app import settings
 from flatscope.app.cli import find_command
 from flatscope.results import TABLES
 from flatscope.results.table import make_schema
+from flatscope.runs import settings
 
 _ANALYSES = ("flakes", "twist", "atoms", "defects")
 

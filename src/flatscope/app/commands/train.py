@@ -10,7 +10,6 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import EXIT_FINE, EXIT_SOME_FAILED, require_training
-from flatscope.app.settings import checked, choose_crystal
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.drawing.appearance import draw_clean
 from flatscope.electron.drawing.microscopes import learn_look
@@ -20,6 +19,7 @@ from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import MicrographError
 from flatscope.optical.flakes import FlakeParams
+from flatscope.runs.settings import checked, choose_crystal
 from flatscope.units import um_from_nm
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.app.settings import SettingsError, read_json
 from flatscope.files.read import read
 from flatscope.micrograph import MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background, estimate_flatfield, flatfield_from
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.observations import KnownRegion
+from flatscope.runs.settings import SettingsError, read_json
 
 _AROUND_PX = 3
 """The median over 7x7 px stands for a region: enough against noise, little enough for a small flake."""

@@ -19,146 +19,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import flatscope
-from flatscope.app.folder import SCHEMA, Folder
-from flatscope.app.items import Digests, Item, digest_of, make_key
-from flatscope.files.write import WriteError, write_atomic
+from flatscope.files.write import WriteError
 from flatscope.micrograph import MicrographError
 from flatscope.parallel import LostWorkerError, Workers
-from flatscope.results import Table
-from flatscope.results.store import StoreError, pack, unpack
+from flatscope.results.store import StoreError, unpack
+from flatscope.runs.folder import SCHEMA, Folder
+from flatscope.runs.items import Digests, Item, digest_of, make_key
+from flatscope.runs.task import Answer, Finished, Task
+from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, load_part, name_cut, start
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 _PACKAGES = ("numpy", "scipy", "scikit-image", "onnxruntime", "pillow", "pandas")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What is known of one item in the end.
-
-    Parameters
-    ----------
-    tables
-        By name: "flakes", "twist", "columns", "defects", "tracks", "events".
-    figures
-        Pictures for the report, by caption.
-    facts
-        Plain values for run.json.
-    notes
-        What a user should know, one line each.
-    """
-
-    tables: Mapping[str, Table] = field(default_factory=dict)
-    figures: Mapping[str, bytes] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CutShort:
-    """What is known of an item whose work Ctrl-C ended early: it is shown, and done again at the next start."""
-
-    part: Any
-
-
-Content = bytes | str | Callable[[Path], None]
-"""Of a file: its bytes, its text, or what writes it to a path."""
-
-
-class Views(Protocol):
-    """Makes the files of the run as a whole."""
-
-    def __call__(self, run: Finished) -> Iterator[tuple[str, Content]]:
-        """Yield file names and their content."""
-
-
-def _take_as_given(given: Any) -> Any:
-    return given
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a command does with its items. Its functions belong to modules, so that they reach other processes.
-
-    Parameters
-    ----------
-    verb
-        Name of the command.
-    settings
-        Plain values, for run.json; all items depend on them.
-    alone
-        `alone(item, tools)` does the heavy part of one item and returns what `pack` can store.
-    conclude
-        `conclude(item, part, shared, tools)` returns the item's `Answer` and its own files by ending.
-    views
-        Makes the files of the whole run.
-    endings
-        Of the files that `conclude` returns.
-    view_names
-        Of the files that `views` may make.
-    given
-        What all items share; must be picklable.
-    prepare
-        `prepare(given)` makes the tools, once a process: it loads the network.
-    together
-        `together(parts, given)` looks at all parts, by name of their item, and returns what `conclude` should know of
-        the others, by name; plain values. Optional.
-    kinds
-        Dataclasses that parts may hold.
-    weights
-        Name, version and digest of the network; empty where there is none.
-    digests
-        Of what else the answers depend on, such as a flat field.
-    """
-
-    verb: str
-    settings: Mapping[str, Any]
-    alone: Callable[[Item, Any], Any]
-    conclude: Callable[[Item, Any, Any, Any], tuple[Answer, Mapping[str, bytes]]]
-    views: Views
-    endings: tuple[str, ...]
-    view_names: tuple[str, ...]
-    given: Any = None
-    prepare: Callable[[Any], Any] = _take_as_given
-    together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
-    kinds: tuple[type, ...] = ()
-    weights: Mapping[str, str] = field(default_factory=dict)
-    digests: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run as its views see it.
-
-    Parameters
-    ----------
-    task
-        What was done.
-    items
-        All of them, in the order of the inputs.
-    failures
-        Name of an item to why it has no answer.
-    is_complete
-        False if the run was interrupted.
-    """
-
-    task: Task
-    items: tuple[Item, ...]
-    failures: Mapping[str, str]
-    is_complete: bool
-    _paths: Mapping[str, Path]
-    _part_paths: Mapping[str, Path]
-
-    def parts(self) -> Iterator[tuple[Item, Any]]:
-        """Items with the heavy parts of their answers, read one by one."""
-        for item in self.items:
-            if item.name in self._part_paths:
-                yield item, unpack(self._part_paths[item.name].read_bytes(), self.task.kinds)
-
-    def answers(self) -> Iterator[tuple[Item, Answer]]:
-        """Items with their answers in the order of the inputs, read one by one."""
-        for item in self.items:
-            if item.name in self._paths:
-                yield item, unpack(self._paths[item.name].read_bytes(), (Answer, *self.task.kinds))
 
 
 @dataclass
@@ -256,7 +127,7 @@ class Run:
             If the disk is full or the folder is read-only; what was written before stays.
         """
         count = min(self._workers, len(self.items))
-        workers = Workers(count, start=_start, given=(self.task,), limit_s=self._limit_s)
+        workers = Workers(count, start=start, given=(self.task,), limit_s=self._limit_s)
         with workers:
             try:
                 self._do_alone(workers)
@@ -295,10 +166,10 @@ class Run:
         waiting = [entry for entry in self._entries if entry.key not in stored and not entry.failure]
         self.reporter.stage("analysing", len(waiting))
         jobs = [(entry.item, self.folder.item_path(entry.key)) for entry in waiting]
-        for number, outcome in workers.do(_do_alone, jobs):
+        for number, outcome in workers.do(do_alone, jobs):
             entry = waiting[number]
             if isinstance(outcome, LostWorkerError):
-                outcome = _Outcome(f"{outcome}, out of memory perhaps: use --workers 1")
+                outcome = Outcome(f"{outcome}, out of memory perhaps: use --workers 1")
             entry.failure, entry.is_lasting = outcome.failure, outcome.is_lasting
             entry.is_cut_short = outcome.is_cut_short
             for stage, seconds in outcome.timings_s.items():
@@ -370,7 +241,7 @@ class Run:
 
     def _part_path(self, entry: _Entry) -> Path:
         path = self.folder.item_path(entry.key)
-        return _cut_path(path) if entry.is_cut_short else path
+        return name_cut(path) if entry.is_cut_short else path
 
     def _recall_failures(self) -> None:
         """Failures that an earlier start noted, and that would happen again."""
@@ -392,7 +263,7 @@ class Run:
         if self.task.together is not None:
 
             def loader(entry: _Entry) -> Callable[[], Any]:
-                return lambda: _load_part(self._part_path(entry), self.task.kinds)
+                return lambda: load_part(self._part_path(entry), self.task.kinds)
 
             parts = {entry.item.name: loader(entry) for entry in finished}
             shared = self.task.together(parts, self.task.given)
@@ -418,10 +289,10 @@ class Run:
                 waiting.append(entry)
         self.reporter.stage("drawing", len(waiting))
         jobs = [(e.item, self._part_path(e), e.shared, self.folder.item_path(e.answer)) for e in waiting]
-        for number, outcome in workers.do(_do_conclude, jobs):
+        for number, outcome in workers.do(do_conclude, jobs):
             entry = waiting[number]
             if isinstance(outcome, LostWorkerError):
-                outcome = _Concluded(failure=str(outcome))
+                outcome = Concluded(failure=str(outcome))
             entry.failure, entry.facts = outcome.failure, dict(outcome.facts)
             entry.notes = list(outcome.notes)
             for ending, content in outcome.files.items():
@@ -531,100 +402,3 @@ def _where(item: Item) -> str:
 
 def _readable_name(path: Path, *, whole: bool = False) -> str:
     return os.fsencode(path if whole else path.name).decode("utf-8", "replace")
-
-
-# --- in the processes ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker hands back of an item's heavy part; the part itself lies on the disk."""
-
-    failure: str = ""
-    is_lasting: bool = False
-    is_cut_short: bool = False
-    timings_s: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Concluded:
-    """What a worker hands back; the answer itself lies on the disk."""
-
-    failure: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-class _Process:
-    """What a process keeps between items: its task, its tools, and the part it made last."""
-
-    task: Task
-    tools: Any
-    last: tuple[Path, Any] | None = None
-
-
-def _start(task: Task) -> None:
-    _Process.task, _Process.tools, _Process.last = task, task.prepare(task.given), None
-
-
-def _cut_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-cut.zip")
-
-
-def _load_part(path: Path, kinds: tuple[type, ...]) -> Any:
-    """A stored part; a damaged one is removed, so that the next start makes it again."""
-    try:
-        return unpack(path.read_bytes(), kinds)
-    except StoreError as error:
-        path.unlink(missing_ok=True)
-        raise MicrographError(f"{path} {error}: it is removed, start again") from None
-
-
-def _explain(error: Exception, item: Item) -> str:
-    """Why an item failed, without its path, which stands beside it already."""
-    if isinstance(error, MemoryError):
-        return "does not fit into memory: use fewer workers, or cut it into parts"
-    text = " ".join(str(error).split())
-    if not isinstance(error, MicrographError):
-        return f"unexpected {type(error).__name__} ({text[:200]}): please report it with the picture"
-    for source in item.sources:
-        for prefix in (f"{source}: ", f"{source} "):
-            text = text.removeprefix(prefix)
-    return text
-
-
-def _do_alone(job: tuple[Item, Path]) -> _Outcome:
-    """Make and store the heavy part of one item."""
-    item, path = job
-    begun = time.perf_counter()
-    try:
-        part = _Process.task.alone(item, _Process.tools)
-    except WriteError:
-        raise
-    except Exception as error:  # one item's bug must not cost the others their answers
-        is_readable = all(source.is_file() for source in item.sources)
-        return _Outcome(_explain(error, item), is_lasting=isinstance(error, MicrographError) and is_readable)
-    timings = dict(getattr(part, "timings_s", {}))
-    timings["other_s"] = time.perf_counter() - begun - sum(timings.values())
-    is_cut_short = isinstance(part, CutShort)
-    if is_cut_short:
-        part, path = part.part, _cut_path(path)
-    write_atomic(path, pack(part))
-    _Process.last = path, part
-    return _Outcome(is_cut_short=is_cut_short, timings_s=timings)
-
-
-def _do_conclude(job: tuple[Item, Path, Any, Path]) -> _Concluded:
-    """The answer of one item, stored, and its files."""
-    item, path, shared, target = job
-    task, last = _Process.task, _Process.last
-    try:
-        part = last[1] if last is not None and last[0] == path else _load_part(path, task.kinds)
-        answer, files = task.conclude(item, part, shared, _Process.tools)
-    except WriteError:
-        raise
-    except Exception as error:
-        return _Concluded(failure=_explain(error, item))
-    write_atomic(target, pack(answer))
-    return _Concluded(facts=answer.facts, notes=answer.notes, files=files)

@@ -6,20 +6,14 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
 import flatscope
-from flatscope.app import show
-from flatscope.app.items import Item
-from flatscope.app.light import LightParams
-from flatscope.app.run import Answer, Content, Finished, Task
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
@@ -31,6 +25,9 @@ from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
 from flatscope.results.exports.geojson import collect_outlines, encode_outlines
 from flatscope.results.table import frame_to_csv
+from flatscope.runs.items import Item
+from flatscope.runs.light import LightParams
+from flatscope.runs.task import Answer, Content, Finished, Task
 from flatscope.units import um_from_nm
 
 ENDINGS = (".layers.png", ".overlay.png")
@@ -228,26 +225,3 @@ def _make_entry(item: Item, answer: Answer, table: FlakeTable) -> PictureEntry:
         facts=(f"{facts['cols_px']} × {facts['rows_px']} px", said, f"{facts['material']}{nominal}"),
         calibrated=size is not None,
     )
-
-
-def summarise(run: Finished, out: Path) -> None:
-    """Print the best flakes, counts, and the pictures without any."""
-    answers = [(item.name, answer, answer.tables["flakes"]) for item, answer in run.answers()]
-    frame = join_rows([table.frame for _, _, table in answers], run)
-    found = frame[frame["status"].isin(("accepted", "uncertain"))]
-    thin = found[found["layers"] != "thick"]
-    if len(thin):
-        show.print_flakes(thin)
-    pictures, failed = len(run.items), len(run.failures)
-    rejected = int((frame["status"] == "rejected").sum())
-    click.echo(
-        f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
-        f"{rejected} rejected (each with its reason)"
-        + (f", {failed} picture{'s' * (failed != 1)} failed" if failed else "")
-    )
-    for name, answer, table in answers:
-        if not len(table.found):
-            why = "; ".join(answer.notes) or "nothing stands out from the substrate"
-            click.echo(f"{name}: no flake found ({why})")
-    if any(table.calibration is None for _, _, table in answers):
-        click.echo("pixel size unknown: areas are in px; pass --um-per-px for µm²")

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import flatscope
-from flatscope.app.settings import SettingsError
 from flatscope.files.read import ITEMS_FOLDER
 from flatscope.files.write import WriteError, write_atomic
+from flatscope.runs.settings import SettingsError
 
 SCHEMA = 2
 """Version of run.json; before 2 each command had its own."""

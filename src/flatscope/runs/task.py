@@ -1,0 +1,142 @@
+"""What a run is told to do, and what it knows in the end; plain data, so that other processes can take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from flatscope.results import Table
+from flatscope.results.store import unpack
+from flatscope.runs.items import Item
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one item in the end.
+
+    Parameters
+    ----------
+    tables
+        By name: "flakes", "twist", "columns", "defects", "tracks", "events".
+    figures
+        Pictures for the report, by caption.
+    facts
+        Plain values for run.json.
+    notes
+        What a user should know, one line each.
+    """
+
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CutShort:
+    """What is known of an item whose work Ctrl-C ended early: it is shown, and done again at the next start."""
+
+    part: Any
+
+
+Content = bytes | str | Callable[[Path], None]
+"""Of a file: its bytes, its text, or what writes it to a path."""
+
+
+class Views(Protocol):
+    """Makes the files of the run as a whole."""
+
+    def __call__(self, run: Finished) -> Iterator[tuple[str, Content]]:
+        """Yield file names and their content."""
+
+
+def _take_as_given(given: Any) -> Any:
+    return given
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a command does with its items. Its functions belong to modules, so that they reach other processes.
+
+    Parameters
+    ----------
+    verb
+        Name of the command.
+    settings
+        Plain values, for run.json; all items depend on them.
+    alone
+        `alone(item, tools)` does the heavy part of one item and returns what `pack` can store.
+    conclude
+        `conclude(item, part, shared, tools)` returns the item's `Answer` and its own files by ending.
+    views
+        Makes the files of the whole run.
+    endings
+        Of the files that `conclude` returns.
+    view_names
+        Of the files that `views` may make.
+    given
+        What all items share; must be picklable.
+    prepare
+        `prepare(given)` makes the tools, once a process: it loads the network.
+    together
+        `together(parts, given)` looks at all parts, by name of their item, and returns what `conclude` should know of
+        the others, by name; plain values. Optional.
+    kinds
+        Dataclasses that parts may hold.
+    weights
+        Name, version and digest of the network; empty where there is none.
+    digests
+        Of what else the answers depend on, such as a flat field.
+    """
+
+    verb: str
+    settings: Mapping[str, Any]
+    alone: Callable[[Item, Any], Any]
+    conclude: Callable[[Item, Any, Any, Any], tuple[Answer, Mapping[str, bytes]]]
+    views: Views
+    endings: tuple[str, ...]
+    view_names: tuple[str, ...]
+    given: Any = None
+    prepare: Callable[[Any], Any] = _take_as_given
+    together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
+    kinds: tuple[type, ...] = ()
+    weights: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run as its views see it.
+
+    Parameters
+    ----------
+    task
+        What was done.
+    items
+        All of them, in the order of the inputs.
+    failures
+        Name of an item to why it has no answer.
+    is_complete
+        False if the run was interrupted.
+    """
+
+    task: Task
+    items: tuple[Item, ...]
+    failures: Mapping[str, str]
+    is_complete: bool
+    _paths: Mapping[str, Path]
+    _part_paths: Mapping[str, Path]
+
+    def parts(self) -> Iterator[tuple[Item, Any]]:
+        """Items with the heavy parts of their answers, read one by one."""
+        for item in self.items:
+            if item.name in self._part_paths:
+                yield item, unpack(self._part_paths[item.name].read_bytes(), self.task.kinds)
+
+    def answers(self) -> Iterator[tuple[Item, Answer]]:
+        """Items with their answers in the order of the inputs, read one by one."""
+        for item in self.items:
+            if item.name in self._paths:
+                yield item, unpack(self._paths[item.name].read_bytes(), (Answer, *self.task.kinds))

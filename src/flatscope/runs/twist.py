@@ -1,0 +1,205 @@
+"""The run that measures twist angles: layers of each picture, their angles, what is drawn and written of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from flatscope.files.annotations import LABEL_SUFFIXES
+from flatscope.files.layer_labels import read_layer_labels
+from flatscope.files.read import OWN_SUFFIXES, find_pictures, read
+from flatscope.inference.runtime import Network
+from flatscope.micrograph import Calibration, MicrographError
+from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.twist import TwistParams, measure_twist
+from flatscope.report.figures import Display, encode_png, to_display
+from flatscope.report.study import make_study_page
+from flatscope.report.twist import draw_histogram, draw_twist
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, TWIST_COLUMNS, TwistTable, failed_frame
+from flatscope.results.table import frame_to_csv
+from flatscope.runs.items import Item
+from flatscope.runs.settings import as_plain, checked
+from flatscope.runs.task import Answer, Content, Finished, Task
+from flatscope.units import nm_from_um
+
+_LEAST_SECOND_LAYER_PX = (
+    30  # second layers are small: the flake finder is asked for regions down to this area
+)
+_LAYER_NUMBERS = {*range(7), THICK_LABEL, REJECTED_LABEL}
+_LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
+_DRAWN = tuple(ending for ending in OWN_SUFFIXES if ending not in (".layers.png", ".mask.png"))
+_SHOWN = ("image", "flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "status", "reason")
+_NOTE = (
+    "Yellow: outline of the crystal and an axis to one of its corners; blue: the same of its second layer. Angles "
+    "in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2))."
+)
+
+
+@dataclass(frozen=True)
+class PictureParams:
+    """What `measure_twist` is given besides its own settings.
+
+    Parameters
+    ----------
+    oxide_nm
+        Nominal SiO2 thickness, for micrographs.
+    um_per_px
+        Pixel size, where the files do not state it.
+    weights
+        Of the flake finder: name of shipped weights, or an .onnx file.
+    labels
+        INPUT are label images: 0 rest, 1 monolayer, 2 bilayer.
+    fold
+        Range of angles: 60, or 30 where θ and 60° − θ count as one.
+    """
+
+    oxide_nm: float | None = None
+    um_per_px: float | None = None
+    weights: str = "flakes"
+    labels: bool = False
+    fold: Literal["60", "30"] = "60"
+
+    def __post_init__(self) -> None:
+        if self.um_per_px is not None and not 0 < self.um_per_px < 1e4:
+            raise ValueError(f"um_per_px of {self.um_per_px:g} is no pixel size: give µm per pixel")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What all pictures of a run share."""
+
+    params: TwistParams
+    picture: PictureParams
+
+    def __post_init__(self) -> None:
+        self.finder()
+
+    def finder(self) -> FlakeParams:
+        """Settings of the flake finder."""
+        return FlakeParams(self.params.material, self.picture.oxide_nm, min_area_px=_LEAST_SECOND_LAYER_PX)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The heavy part of one picture: its twist angles and the layer numbers they were measured on."""
+
+    table: TwistTable
+    layers: NDArray[np.uint8]
+
+
+def make_task(params: TwistParams, picture: PictureParams) -> Task:
+    """The task of measuring twist angles.
+
+    Raises
+    ------
+    SettingsError
+        If the settings make no sense together.
+    """
+    network = {} if picture.labels else load_network(picture.weights).describe()
+    return Task(
+        "twist",
+        as_plain(params, picture),
+        alone=measure,
+        conclude=draw,
+        views=make_views,
+        endings=(".twist.png",),
+        view_names=("twist.csv", "report.html"),
+        given=checked(Given, params=params, picture=picture),
+        kinds=(Measured,),
+        weights=network,
+    )
+
+
+def find_label_images(inputs: Iterable[str]) -> list[Path]:
+    """List label images, those that flatscope wrote included; what it drew for people is left out.
+
+    Raises
+    ------
+    MicrographError
+        If there are none.
+    """
+    found: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found += sorted(
+                path
+                for path in given.iterdir()
+                if path.suffix.lower() in LABEL_SUFFIXES and not path.name.endswith(_DRAWN)
+            )
+        else:
+            found += [given] if given.exists() else find_pictures([given])
+    if not found:
+        raise MicrographError(f"{', '.join(inputs)}: the folder holds no label images: .png or .tif")
+    return found
+
+
+@cache
+def load_network(weights: str) -> Network:
+    """The flake finder's network, with one thread."""
+    return Network.load(weights, threads=1)
+
+
+def measure(item: Item, given: Given) -> Measured:
+    """Find the layers of one picture and measure its angles."""
+    path, picture = item.sources[0], given.picture
+    if picture.labels:
+        size = None if picture.um_per_px is None else (nm_from_um(picture.um_per_px),) * 2
+        calibration = None if size is None else Calibration(size, "user")
+        layers = read_layer_labels(path)
+        table = measure_twist(layers, given.params, calibration=calibration, image=item.name)
+    else:
+        micrograph = read(path, um_per_px=picture.um_per_px)
+        if set(np.unique(micrograph.pixels[::4, ::4]).tolist()) <= _LAYER_NUMBERS:
+            raise MicrographError(f"{path}: holds layer numbers, not a photograph: pass --labels")
+        flakes = find_flakes(micrograph, given.finder(), network=load_network(picture.weights))
+        table = measure_twist(flakes, given.params).renamed(item.name)
+        layers = flakes.layer_image()
+    if picture.fold == "30":  # the angle stands in twist_fold30_deg alone
+        table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
+    return Measured(table, layers)
+
+
+def draw(item: Item, part: Measured, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:
+    """The angles, drawn over their picture."""
+    if given.picture.labels:
+        display = Display(_LABEL_COLOURS[np.where(part.layers <= 2, part.layers, 2)])
+    else:
+        display = to_display(read(item.sources[0], um_per_px=given.picture.um_per_px))
+    overlay = encode_png(draw_twist(display, part.layers, part.table.frame))
+    facts = {"second_layers": len(part.table), "with_an_angle": len(part.table.accepted)}
+    answer = Answer({"twist": part.table}, {"overlay": overlay}, facts, part.table.provenance.notes)
+    return answer, {".twist.png": overlay}
+
+
+def join_rows(run: Finished) -> pd.DataFrame:
+    """The rows of all pictures in the order of the inputs, failed ones last."""
+    frames = [answer.tables["twist"].frame for _, answer in run.answers()]
+    frames += [failed_frame(TWIST_COLUMNS, name, why) for name, why in run.failures.items()]
+    return TwistTable.conform(pd.concat([frame.astype(object) for frame in frames], ignore_index=True))
+
+
+def make_views(run: Finished) -> Iterator[tuple[str, Content]]:
+    """Table and report."""
+    frame = join_rows(run)
+    yield "twist.csv", frame_to_csv(frame)
+    rows = [{name: say_number(row[name]) for name in _SHOWN} for row in frame.to_dict("records")]
+    fold = run.task.settings["fold"] == "30"
+    figures = {"Angles of the sample": draw_histogram(frame[frame["status"] != "failed"], fold=fold)}
+    figures |= {item.name: answer.figures["overlay"] for item, answer in run.answers()}
+    yield (
+        "report.html",
+        make_study_page("Twist angles", rows or [dict.fromkeys(_SHOWN, "")], figures, notes=(_NOTE,)),
+    )
+
+
+def say_number(value: object) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.3g}"
+    return str(value)

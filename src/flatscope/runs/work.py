@@ -1,0 +1,109 @@
+"""The work on one item, in this process or another: its heavy part, then its answer, each stored at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flatscope.files.write import WriteError, write_atomic
+from flatscope.micrograph import MicrographError
+from flatscope.results.store import StoreError, pack, unpack
+from flatscope.runs.items import Item
+from flatscope.runs.task import CutShort, Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker hands back of an item's heavy part; the part itself lies on the disk."""
+
+    failure: str = ""
+    is_lasting: bool = False
+    is_cut_short: bool = False
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """What a worker hands back; the answer itself lies on the disk."""
+
+    failure: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class _Process:
+    """What a process keeps between items: its task, its tools, and the part it made last."""
+
+    task: Task
+    tools: Any
+    last: tuple[Path, Any] | None = None
+
+
+def start(task: Task) -> None:
+    _Process.task, _Process.tools, _Process.last = task, task.prepare(task.given), None
+
+
+def name_cut(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-cut.zip")
+
+
+def load_part(path: Path, kinds: tuple[type, ...]) -> Any:
+    """A stored part; a damaged one is removed, so that the next start makes it again."""
+    try:
+        return unpack(path.read_bytes(), kinds)
+    except StoreError as error:
+        path.unlink(missing_ok=True)
+        raise MicrographError(f"{path} {error}: it is removed, start again") from None
+
+
+def _explain(error: Exception, item: Item) -> str:
+    """Why an item failed, without its path, which stands beside it already."""
+    if isinstance(error, MemoryError):
+        return "does not fit into memory: use fewer workers, or cut it into parts"
+    text = " ".join(str(error).split())
+    if not isinstance(error, MicrographError):
+        return f"unexpected {type(error).__name__} ({text[:200]}): please report it with the picture"
+    for source in item.sources:
+        for prefix in (f"{source}: ", f"{source} "):
+            text = text.removeprefix(prefix)
+    return text
+
+
+def do_alone(job: tuple[Item, Path]) -> Outcome:
+    """Make and store the heavy part of one item."""
+    item, path = job
+    begun = time.perf_counter()
+    try:
+        part = _Process.task.alone(item, _Process.tools)
+    except WriteError:
+        raise
+    except Exception as error:  # one item's bug must not cost the others their answers
+        is_readable = all(source.is_file() for source in item.sources)
+        return Outcome(_explain(error, item), is_lasting=isinstance(error, MicrographError) and is_readable)
+    timings = dict(getattr(part, "timings_s", {}))
+    timings["other_s"] = time.perf_counter() - begun - sum(timings.values())
+    is_cut_short = isinstance(part, CutShort)
+    if is_cut_short:
+        part, path = part.part, name_cut(path)
+    write_atomic(path, pack(part))
+    _Process.last = path, part
+    return Outcome(is_cut_short=is_cut_short, timings_s=timings)
+
+
+def do_conclude(job: tuple[Item, Path, Any, Path]) -> Concluded:
+    """The answer of one item, stored, and its files."""
+    item, path, shared, target = job
+    task, last = _Process.task, _Process.last
+    try:
+        part = last[1] if last is not None and last[0] == path else load_part(path, task.kinds)
+        answer, files = task.conclude(item, part, shared, _Process.tools)
+    except WriteError:
+        raise
+    except Exception as error:
+        return Concluded(failure=_explain(error, item))
+    write_atomic(target, pack(answer))
+    return Concluded(facts=answer.facts, notes=answer.notes, files=files)
