@@ -65,7 +65,7 @@ class Micrograph:
     full_scale
         The value at which the detector saturates (255 for 8 bit, 65535 for 16 bit, 1.0 for fractions).
     calibration
-        Pixel size, or None where nobody knows it.
+        Pixel size, or None if unknown.
     source
         File name, or a word for where the array came from.
     sha256
@@ -153,7 +153,7 @@ class Stack:
     frames
         Shape (images, rows, cols), in the file's own data type.
     calibration
-        Pixel size, or None where nobody knows it.
+        Pixel size, or None if unknown.
     source
         File name, or a word for where the array came from.
     sha256
@@ -215,7 +215,7 @@ class Movie:
     count
         Number of frames, or None where only reading tells.
     calibration
-        Pixel size, or None where nobody knows it.
+        Pixel size, or None if unknown.
     frame_s
         Time from one frame to the next, or None.
     source

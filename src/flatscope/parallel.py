@@ -82,7 +82,7 @@ def _begin(start: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
 
 
 def _follow_parent() -> None:
-    """End this process when its parent has ended, in whatever way."""
+    """End this process when its parent has ended, however that happened."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -260,8 +260,8 @@ def _end(slot: ProcessPoolExecutor) -> None:
 
 
 def stream(work: Callable[[Job], Made], jobs: Iterable[Job], *, workers: int) -> Iterator[Made]:
-    """What `work` makes of each job, in order, in threads; a job is taken only when it is nearly its turn, so that
-    memory does not grow with their number."""
+    """Yield what `work` makes of each job, in order, in threads; a job starts only shortly before its turn, so that memory
+    does not grow with their number."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Made]] = deque()
         for job in jobs:

@@ -124,7 +124,7 @@ class Reporter:
         """One more item is done."""
 
     def count(self, done: int, total: int) -> None:
-        """Steps done, and in all; 0 where nobody knows."""
+        """Steps done, and in all; 0 if unknown."""
 
     def say(self, line: str) -> None:
         """One line."""

@@ -216,7 +216,7 @@ def read_columns(network: Network, images: Real, *, least_p: float = LEAST_PRESE
 
 
 def _drop_doubles(positions: Float, presence: Float, least_p: float) -> NDArray[np.int64]:
-    """Columns that are likely there; of two that are one, the surer."""
+    """The likely columns; of two finds on one column, the surer."""
     order = np.argsort(-presence, kind="stable")
     taken = presence >= least_p
     tree = cKDTree(positions) if len(positions) else None

@@ -19,7 +19,7 @@ from flatscope.electron.physics.crystals import NUMBERS, Crystal, Sheet, find_cr
 What = Literal["usual", "vacancy", "antisite", "dopant", "adatom", "extended"]
 
 UNKNOWN = 255
-"""Class of a site that no network is asked about: what stands there is none of the classes, or cannot be seen."""
+"""Class of a site that no network classifies: its occupant is none of the classes, or cannot be seen."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ COLUMN_CLASSES = ("background", "first", "second", "part", "other")
 anything else. They go by what the column holds, wherever it stands."""
 BACKGROUND, FIRST, SECOND, PART, OTHER = range(len(COLUMN_CLASSES))
 FOREIGN, NOTHING = "other", "none"
-"""Species of a column that is none of the material's, and of a site without an atom."""
+"""Species of a column that does not belong to the material, and of a site without an atom."""
 _UNSEEN = ("C", "O")
 """Adatoms too light to be seen in a focal series."""
 

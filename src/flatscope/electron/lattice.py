@@ -42,7 +42,7 @@ _ROUNDS = 12  # of the search for the pixel of a lattice coordinate
 
 
 class NoLatticeError(ValueError):
-    """The image shows no hexagonal lattice; the message says what was looked for."""
+    """The image shows no hexagonal lattice; the message names the one that was expected."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ ELSE = "else"  # name of the part that fits anything
 # Degrees of freedom of the Student distribution of ordinary sites; scan noise has heavier tails than counting noise.
 _TAIL = 8.0
 _OTHER_SPREAD = 0.05  # spread of the brightness of one foreign element, beside noise
-_LEAST_REACH = 4.0  # smallest range of ratios of whatever fits no other part
+_LEAST_REACH = 4.0  # smallest range of ratios of the part that takes what fits no other
 _FIRST_SHARE = 0.005  # share of each part of defects before the fit
 _ROUNDS = 100  # of expectation maximisation
 _FAR_OFF = 4.0  # sigmas off the usual from which a site may be an element of its own

@@ -235,7 +235,7 @@ class Readings:
     residual
         Shape (rows, cols): what does not repeat, seen through a filter as wide as a column, in units of its noise.
     floor
-        Largest residual on any site of an image of the same spectrum without order: what is smaller may be chance.
+        Largest residual on any site of an image of the same spectrum without order; a smaller one may be chance.
     """
 
     ratio: Float

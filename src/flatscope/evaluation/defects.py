@@ -263,7 +263,7 @@ def as_movie(made: HoppingMovie, params: HoppingParams) -> Movie:
 
 
 def _find_in_frames(made: HoppingMovie, params: HoppingParams, network: Network) -> pd.DataFrame:
-    """What is found in each frame by itself."""
+    """The defects that each frame shows by itself."""
     pixel = params.optics.pixel_nm
     parts = []
     for number, frame in enumerate(made.frames):

@@ -55,7 +55,7 @@ class Counts:
     placed
         Found ones within 0.05 nm of a true one.
     found, true
-        All of them, without those that nobody can identify and those at the border.
+        All of them, without unidentifiable ones and those at the border.
     part_right, part_found, part_true
         The same of columns that lack one atom of a pair.
     squared_nm2, stated_nm2
@@ -134,7 +134,7 @@ def score(
 
 @dataclass(frozen=True)
 class SeriesScores(Score):
-    """What is reached at one dose on one support; intervals are by series.
+    """Scores at one dose on one support; intervals are by series.
 
     `f1` counts columns of the right place and kind, `placed` of the right place, `single` those that lack one atom of
     a pair. `bound` is the F1 of `single` of an observer who knows the microscope and every other atom. `error_pm` and

@@ -183,7 +183,7 @@ def read_by_moments(layers: Layers) -> Reading:
 
 
 Found = tuple[list[tuple[Bilayer, Reading]], float]
-"""Bilayers of a picture with what is said of each, and the seconds that took."""
+"""Bilayers of a picture with the answer for each, and the seconds it took."""
 
 
 def _read_masks(mix: str, count: int, *, seed: int, params: TwistParams) -> Iterator[Found]:

@@ -220,7 +220,7 @@ def write_movie(path: Path, frames: Iterator[NDArray[np.uint8]], *, frame_s: flo
     frames
         Taken one after the other.
     frame_s
-        Time from one frame to the next; twelve a second where nobody knows it, and between two and twenty-five.
+        Time from one frame to the next; twelve frames a second if unknown, always between two and twenty-five.
     """
     try:
         import av

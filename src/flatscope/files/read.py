@@ -101,7 +101,7 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     Returns
     -------
     The picture, uint8, uint16 or float32, shape (rows, cols) or (rows, cols, 3), turned as EXIF says, with its
-    pixel size (None where nobody knows it), the sha256 of the file and notes on what had to be decided:
+    pixel size (None if unknown), the sha256 of the file and notes on what had to be decided:
 
     - of several pages the first is read; three channel pages make one RGB picture;
     - an alpha channel is dropped (nothing is blended in); palettes, CMYK, LAB and 1-bit pictures become RGB or gray;

@@ -15,7 +15,7 @@ Float = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_LAYERS = 6
-"""Largest layer number that is told apart from the next; what is above is thick."""
+"""Largest layer number that can be distinguished from the next; more is "thick"."""
 _WITNESS_PX = 250.0
 """The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
 _CORRELATED_PX = 9.0

@@ -105,7 +105,7 @@ class Orientation:
     caution_deg
         The error that decides whether to rely on it: larger where only one of two ways is sure.
     three_fold
-        False if it cannot be told from the one turned by 60°, as for a hexagon.
+        False if it looks the same turned by 60°, as a hexagon does.
     method
         "edges", "network", or "edges and network".
     """

@@ -41,7 +41,7 @@ _SMOOTH_PX = 5
 _NARROW_PX = 5
 """The rim of a terrace is narrower than this; a terrace is not."""
 _NARROW_REST_PX = 7
-"""What is left after a region was divided has rims on both sides: it is divided again into broader pieces only."""
+"""The rest of a divided region has rims on both sides: it is divided again into broader pieces only."""
 _TWO_LEVELS = 0.025
 """A blurred step joins two terraces if their contrasts differ by this much …"""
 _TWO_LEVELS_RELATIVE = 0.13

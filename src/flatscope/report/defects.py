@@ -17,7 +17,7 @@ from flatscope.results import EXTENDED_KINDS, DefectTable, TrackTable
 Style: TypeAlias = tuple[Colour, str]
 """Colour and shape of a mark."""
 
-# Okabe and Ito's colours, told apart by the colour-blind too; shapes say the same again.
+# Okabe and Ito's colours, which the colour-blind can distinguish too; shapes repeat the distinction.
 _STYLES: dict[str, Style] = {
     "V_M": ((230, 159, 0), "circle"),
     "V_X": ((86, 180, 233), "square"),

@@ -136,7 +136,7 @@ TRACK_COLUMNS = (
     _IMAGE,
     Column("track_id", "count", "The same number for the same defect in all frames."),
     _FRAME,
-    Column("time_s", "number", "Time since the first frame; empty where nobody knows it.", "s"),
+    Column("time_s", "number", "Time since the first frame; empty if unknown.", "s"),
     Column("kind", "text", "As in a defect table."),
     Column("kind_p", "number", "Probability of the kind."),
     _ROW,
@@ -157,7 +157,7 @@ EVENT_COLUMNS = (
     ),
     Column("track_id", "count", "The track it happened to."),
     Column("frame", "count", "The first frame after it."),
-    Column("time_s", "number", "Time of that frame; empty where nobody knows it.", "s"),
+    Column("time_s", "number", "Time of that frame; empty if unknown.", "s"),
     Column("kind", "text", "The defect before the event."),
     Column("kind_after", "text", "The defect after it."),
     _X,
@@ -426,7 +426,7 @@ class Atoms:
     Parameters
     ----------
     symbols
-        Elements, "X" where nobody knows.
+        Elements, "X" if unknown.
     positions_nm
         Shape (n, 3): x to the right, y up, z towards the beam's source.
     box_nm

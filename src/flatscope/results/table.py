@@ -170,7 +170,7 @@ class Table:
     marks
         Outlines, points or paths of the rows in the picture.
     calibration
-        Pixel size, or None where nobody knows it.
+        Pixel size, or None if unknown.
     provenance
         Picture, settings, weights, version and notes.
     preview

@@ -1,4 +1,4 @@
-"""A results folder: whose it is, what of it is finished, and that nothing of anybody else's is overwritten.
+"""A results folder: whose it is, what is finished in it, and how the files of others stay untouched.
 
 `run.json` says what was asked and what came of it; `items/` holds every finished item; `log.json` holds what differs
 from one machine and day to the next. All other files are views, made from the items.
@@ -149,7 +149,7 @@ class Folder:
             return {}
 
     def sweep(self, keep: set[str]) -> None:
-        """Remove what kills and superseded settings left behind in `items/`, and half-written files."""
+        """Remove leftovers of kills and of superseded settings from `items/`, and half-written files."""
         with contextlib.suppress(OSError):
             for entry in list(os.scandir(self.out / _ITEMS)):
                 if entry.name.removesuffix(".zip") not in keep:
@@ -288,7 +288,7 @@ def _read_log(path: Path) -> dict[str, Any]:
 
 
 def _read_journal(path: Path) -> dict[str, set[str]]:
-    """Name to digests of what a run that did not end well has written."""
+    """Name to digests of the files that an interrupted run has written."""
     ours: dict[str, set[str]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -86,7 +86,7 @@ class Schedule:
     final_lr: float = 0.0
 
     def rate(self, at: Moment) -> float:
-        """Learning rate of the step that is taken at a moment."""
+        """Learning rate of the next step."""
         if self.kind == "cosine":
             if at.share < self.warmup:
                 return self.lr * max(at.share / self.warmup, _LEAST_WARMUP)

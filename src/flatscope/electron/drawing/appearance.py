@@ -46,7 +46,7 @@ class Look:
     noise
         Standard deviation of what does not repeat, in units of the lattice's.
     scan, zero
-        Noise of the part that is learned from, in the same units, and the level that is taken for no electrons.
+        Noise of the training part, in the same units, and the level that counts as no electrons.
     microscopes
         Microscopes that show the crystal much as the image does.
     """

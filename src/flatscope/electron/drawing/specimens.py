@@ -192,7 +192,7 @@ def draw_specimen(
     shape
         Rows and columns of the images.
     draw
-        `draw_series`, or another function that is called as it is, such as multislice.
+        `draw_series`, or another function with its arguments, such as multislice.
 
     Raises
     ------

@@ -230,7 +230,7 @@ class Sheet:
     buried: Mask = field(default_factory=lambda: np.zeros(0, bool))
 
     def __post_init__(self) -> None:
-        """Nothing is buried unless somebody says so."""
+        """No atom is buried unless declared."""
         if len(self.buried) != len(self.species):
             object.__setattr__(self, "buried", np.zeros(len(self.species), bool))
 

@@ -327,7 +327,7 @@ def _train_detectors(
 
 
 def tabulate(study: Study) -> list[dict[str, str]]:
-    """The study's table, in words: what images look like, and what is found by who learned from them."""
+    """The study's table, in words: what images look like, and what the networks taught by them find."""
     rows = []
     for name in dict.fromkeys([*study.looks, *study.scores]):
         row = {
@@ -425,7 +425,7 @@ def _draw_scores(study: Study) -> dict[str, bytes]:
 
 
 def draw_stand_in() -> Micrograph:
-    """An image to learn from where no experimental one is given: MoS2 by a microscope and a scan that nobody knows."""
+    """An image to learn from where no experimental one is given: MoS2 by an unknown microscope and scan."""
     rng = np.random.default_rng(_SEED)
     scanned = draw_scanned(
         rng,
@@ -457,7 +457,7 @@ def _scale(on_progress: Progress | None) -> Progress | None:
 
 
 def forget(look: Look) -> Look:
-    """What is known of an image without looking at its columns: its microscopes are some at random, just aligned."""
+    """What is known of an image without looking at its columns: random, aligned microscopes stand for its own."""
     rng = np.random.default_rng(_SEED)
     aligned = (draw_microscope(rng, pixel_nm=look.pixel_nm) for _ in look.microscopes)
     return replace(look, microscopes=tuple(aligned))

@@ -49,7 +49,7 @@ _BLOCKS = 8  # strips of a labelled field, from which intervals are drawn
 _COUNTING_SEED = 11  # of images under counting noise alone
 _COUNTING_CELLS = 10.0  # lattice constants a side of these
 _AROUND = 1.5  # lattice constants around the site in question that detectors see
-_RIGHT = 0.9  # share of right answers at which kinds count as told apart
+_RIGHT = 0.9  # share of right answers at which two kinds count as distinguished
 _LEAST_TIMES = (
     1.0,
     3.0,
@@ -281,7 +281,7 @@ def choose_by_labels(
 
 @dataclass(frozen=True)
 class Telling:
-    """How well pristine chalcogen sites, vacancies and oxygen are told apart under counting noise alone.
+    """How well pristine chalcogen sites, vacancies and oxygen can be distinguished under counting noise alone.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ class Telling:
     found
         The same by each detector.
     least, least_found
-        Dose from which oxygen and vacancies are told apart in nine cases of ten, at best and by each detector; None
+        Dose from which oxygen and vacancies are distinguished in nine cases of ten, at best and by each detector; None
         where it is not reached.
     """
 
@@ -343,7 +343,7 @@ def tell_apart(look: Look, readers: Mapping[str, Sequence[Reader]], *, count: in
 
 
 def find_least_dose(one: Float, other: Float, *, accuracy: float = _RIGHT) -> float:
-    """Dose at which two noiseless images can be told apart at best, by the likelihood ratio of Poisson counts.
+    """Lowest dose at which two noiseless images can be distinguished, by the likelihood ratio of Poisson counts.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def find_least_dose(one: Float, other: Float, *, accuracy: float = _RIGHT) -> fl
 
     Notes
     -----
-    The logarithm of the ratio is taken as normal, which holds for many pixels (Neyman and Pearson 1933,
+    The logarithm of the ratio is assumed to be normal, which holds for many pixels (Neyman and Pearson 1933,
     doi:10.1098/rsta.1933.0009).
     """
     both = np.maximum(0.5 * (one + other), 1e-300)

@@ -298,7 +298,7 @@ def make_augment(
 
 
 def read_frame(scene: Scene, network: Network) -> Pixels:
-    """flatscope's own answer as the paper's four classes; what is ambiguous counts as its likeliest number."""
+    """flatscope's own answer as the paper's four classes; an uncertain region counts as its likeliest number."""
     table = find_flakes(Micrograph(scene.pixels, source="frame"), PARAMS, network=network)
     rows = table.found
     p = rows[[*(f"p_{layer}" for layer in range(1, 7)), "p_thick"]].to_numpy(float)

@@ -1,4 +1,4 @@
-"""The sections of recipes: what only one kind of training knows. The section that a recipe has says what is trained."""
+"""The sections of recipes: the settings of one kind of training. The section's name says what is trained."""
 
 from __future__ import annotations
 
