@@ -260,7 +260,7 @@ def _end(slot: ProcessPoolExecutor) -> None:
 
 
 def stream(work: Callable[[Job], Made], jobs: Iterable[Job], *, workers: int) -> Iterator[Made]:
-    """Yield what `work` makes of each job, in order, in threads; a job starts only shortly before its turn, so that memory
+    """Yield what `work` makes of each job, in order, in threads; a job starts shortly before its turn, so memory
     does not grow with their number."""
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Made]] = deque()

@@ -46,7 +46,7 @@ class BlobNet(nn.Module):
 
     @staticmethod
     def loss(answers: Tensor, truth: Tensor) -> Tensor:
-        """Cross entropy of the classes `truth` (n, rows, cols), with as much weight on defects as on their surroundings."""
+        """Cross entropy of the classes `truth` (n, rows, cols), defects weighing as much as their surroundings."""
         share = truth.float().mean().clamp(1e-3, 0.5)
         weights = torch.stack([0.5 / (1.0 - share), 0.5 / share])
         loss: Tensor = nn.functional.cross_entropy(answers, truth.long(), weight=weights)
