@@ -27,7 +27,7 @@ from flatscope.report.figures import (
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, LAYER_COLOURS, FlakeTable, Marks, Provenance, column_names
 
-RECORD = RunRecord("Flakes", "today", {"material": "graphene"}, {"flatscope": "0"}, {"network_s": 0.1})
+RECORD = RunRecord("Flakes", {"material": "graphene"}, {"flatscope": "0"})
 SUBSTRATE = (140, 110, 150)
 
 
