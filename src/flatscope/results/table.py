@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, Movie, Stack
 from flatscope.results.marks import Marks
-from flatscope.results.view import show_table
+from flatscope.results.view import show_answer, show_marks
 
 STATUSES = ("accepted", "uncertain", "rejected", "failed")
 """Of a row: it counts; it counts, with a doubt that `reason` names; it was left out, for the reason that `reason`
@@ -257,7 +258,12 @@ class Table:
         return f"{len(self.found)} found, {len(self.rejected)} rejected"
 
     def _repr_html_(self) -> str:
-        return show_table(self)
+        frame = self.frame
+        has_status = "status" in frame.columns
+        status = dict(zip(frame[self.ROW_ID], frame["status"], strict=True)) if has_status else {}
+        head = f"<b>{html.escape(self.provenance.image)}</b>: {html.escape(self.headline())}"
+        picture = show_marks(self.preview, self.marks, status)
+        return show_answer(head, frame[list(self.SHOWN)] if self.SHOWN else frame, picture)
 
 
 freeze_frames(Table, "frame")

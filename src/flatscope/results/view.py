@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 from shapely.geometry.base import BaseGeometry
 
-if TYPE_CHECKING:
-    from flatscope.results.table import Table
+from flatscope.results.marks import Marks
 
 _MOST_ROWS = 30
 _MOST_MARKS = 2000  # a notebook stays quick up to here
 _WIDTH_PX = 420
 STATUS_COLOURS = {"accepted": "#ffd23f", "uncertain": "#ff7f51", "rejected": "#9a9a9a"}
+_UNKNOWN = STATUS_COLOURS["rejected"]
 
 
-def show_table(table: Table) -> str:
-    """HTML of an answer: headline, picture with marks, first rows."""
-    frame = table.frame
-    shown = frame[list(table.SHOWN)] if table.SHOWN else frame
-    rows = shown.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=_MOST_ROWS)
-    head = f"<b>{html.escape(table.provenance.image)}</b>: {html.escape(table.headline())}"
-    return f"<p>{head}</p>{_draw(table)}{rows}"
+def show_answer(head: str, rows: pd.DataFrame, picture: str = "") -> str:
+    """HTML of an answer: a headline, its picture, the first rows.
+
+    Parameters
+    ----------
+    head
+        HTML of the headline.
+    rows
+        The columns to show.
+    picture
+        What `show_marks` made, or nothing.
+    """
+    table = rows.to_html(index=False, float_format=lambda value: f"{value:.3g}", max_rows=_MOST_ROWS)
+    return f"<p>{head}</p>{picture}{table}"
 
 
-def _draw(table: Table) -> str:
-    """The preview with the marks over it, as SVG."""
-    if not table.preview:
+def show_marks(preview: bytes, marks: Marks, status: Mapping[int, str]) -> str:
+    """A picture with marks over it, as SVG; nothing without a picture.
+
+    Parameters
+    ----------
+    preview
+        JPEG of the picture.
+    marks
+        What to draw, in pixels of the full picture.
+    status
+        Of each row; a row without one counts as accepted.
+    """
+    if not preview:
         return ""
-    rows, cols = table.marks.shape_px
-    frame = table.frame
-    status = dict(zip(frame[table.ROW_ID], frame["status"], strict=True)) if "status" in frame.columns else {}
+    rows, cols = marks.shape_px
     shapes = [
-        _trace(
-            shape,
-            STATUS_COLOURS.get(status.get(row_id, "accepted"), STATUS_COLOURS["rejected"]),
-            cols / _WIDTH_PX,
-        )
-        for row_id, shape in list(table.marks)[:_MOST_MARKS]
+        _trace(shape, STATUS_COLOURS.get(status.get(row_id, "accepted"), _UNKNOWN), cols / _WIDTH_PX)
+        for row_id, shape in list(marks)[:_MOST_MARKS]
     ]
-    picture = base64.b64encode(table.preview).decode("ascii")
+    picture = base64.b64encode(preview).decode("ascii")
     return (
         f'<svg width="{_WIDTH_PX}" viewBox="-0.5 -0.5 {cols} {rows}">'
         f'<image x="-0.5" y="-0.5" width="{cols}" height="{rows}" href="data:image/jpeg;base64,{picture}"/>'
