@@ -119,7 +119,7 @@ def _deaf_to_interrupt() -> Iterator[None]:
 
 
 class LostWorkerError(RuntimeError):
-    """A job whose worker process died, or stopped answering, twice."""
+    """A worker process that died or stopped answering: twice at one job, or before its first one."""
 
 
 class Workers:
@@ -155,6 +155,7 @@ class Workers:
         self.count = count
         self._start, self._given, self._limit_s = start, given, limit_s
         self._slots: list[ProcessPoolExecutor] = []
+        self._starts: dict[ProcessPoolExecutor, Future[int]] = {}
         self._is_started = False
 
     def __enter__(self) -> Self:
@@ -170,6 +171,11 @@ class Workers:
         """Do every job, and yield its number and what came of it as soon as it is done.
 
         A job whose worker died is tried once more in a new one; then a `LostWorkerError` stands for its result.
+
+        Raises
+        ------
+        LostWorkerError
+            If workers die before they begin to work.
         """
         if not jobs:
             return
@@ -204,8 +210,7 @@ class Workers:
         while waiting or running:
             while free and waiting:
                 slot, number = free.pop(), waiting.popleft()
-                future = self._slots[slot].submit(work, jobs[number])
-                running[future] = _Running(slot, number, time.monotonic())
+                running[self._submit(slot, work, jobs[number])] = _Running(slot, number, time.monotonic())
             # A timeout, because on Windows a wait without end cannot be interrupted, and to see who is overdue.
             done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
@@ -214,8 +219,7 @@ class Workers:
                 try:
                     yield ran.number, future.result()
                 except BrokenProcessPool:
-                    _end(self._slots[ran.slot])
-                    self._slots[ran.slot] = self._open()
+                    self._replace(ran.slot)
                     if ran.number in lost:
                         yield ran.number, LostWorkerError(f"its worker process {ran.fate} twice")
                     else:
@@ -226,6 +230,20 @@ class Workers:
                     ran.fate = f"gave no answer within {self._limit_s:g} s"
                     _end(self._slots[ran.slot])
 
+    def _submit(self, slot: int, work: Callable[[Job], Made], job: Job) -> Future[Made]:
+        """Hand a job to a worker, to a new one if it died while it had nothing to do."""
+        try:
+            return self._slots[slot].submit(work, job)
+        except BrokenProcessPool:
+            self._replace(slot)
+            return self._slots[slot].submit(work, job)
+
+    def _replace(self, slot: int) -> None:
+        if self._starts.pop(self._slots[slot]).exception() is not None:
+            raise LostWorkerError("worker processes die before they begin to work: use --workers 1")
+        _end(self._slots[slot])
+        self._slots[slot] = self._open()
+
     def _open(self) -> ProcessPoolExecutor:
         """A process of its own."""
         with _one_thread_a_process(), _deaf_to_interrupt():
@@ -235,7 +253,8 @@ class Workers:
                 initializer=_begin,
                 initargs=(self._start, self._given),
             )
-            slot.submit(os.getpid)  # it starts with its first job: now, while all of that holds
+            # It starts with its first job: now, while all of that holds.
+            self._starts[slot] = slot.submit(os.getpid)
         return slot
 
 

@@ -139,6 +139,7 @@ def _complain(message: str) -> int:
 def _is_expected(error: Exception) -> bool:
     """True for an error whose message was written for the user."""
     homes = {
+        "LostWorkerError": "flatscope.parallel",
         "MicrographError": "flatscope.micrograph",
         "WeightsError": "flatscope.inference.card",
         "WriteError": "flatscope.files.write",

@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from flatscope.app import show
 from flatscope.app.flags import gather, settings_options
 from flatscope.files.read import Modality, find_pictures
 from flatscope.runs.folder import Folder
-from flatscope.runs.items import Item, name_items
+from flatscope.runs.items import Item, name_items, recall_names
 from flatscope.runs.run import EXIT_BAD_INPUT, Run, exit_code
+from flatscope.runs.settings import list_paths
 from flatscope.runs.task import Finished, Task
 
 _DEFAULT_WORKERS = 2
@@ -48,9 +49,12 @@ class Call:
 
     def name(self, sources: Sequence[tuple[Path, ...]], endings: Sequence[str]) -> list[Item]:
         """Items of files; those of an earlier start keep their names."""
-        items = name_items(sources, endings=endings, taken=self.folder.foreign_names())
-        stems = self.folder.stems()
-        return [replace(item, stem=stems.get(item.name, item.stem)) for item in items]
+        taken = self.folder.foreign_names()
+        items = name_items(sources, endings=endings, taken=taken)
+        if self.folder.record is None:
+            return items
+        kept = recall_names(items, self.folder.record["items"], self.folder.digests.of)
+        return name_items(sources, endings=endings, taken=taken, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
             folder = Folder(out)
             if options["replace"]:
                 folder.clear()
+            folder.paths = list_paths(*settings)
             planned = plan(Call(inputs, folder, options), *settings)
             return carry_out(planned, folder, options, begun=begun)
 
@@ -150,11 +155,9 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
     workers = options.get("workers") or min(_DEFAULT_WORKERS, os.cpu_count() or 1)
     with show.reporter(plan.what) as reporter:
         run = Run(task, plan.items, folder, workers=workers, reporter=reporter)
-        folder.check(run.asked, [item.name for item in plan.items], task.view_names)
-        finished = run.already_finished()
-        is_old = finished is not None
+        earlier = run.already_finished()
         try:
-            finished = finished or run.work()
+            finished = earlier or run.work()
         except KeyboardInterrupt:
             done = run.count_finished()
             if done:
@@ -163,8 +166,12 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
                     "and the same command goes on from there"
                 )
             raise
-    if is_old:
-        click.echo(f"flatscope: all {plan.what} were finished before: nothing to do", err=True)
+    if earlier:
+        failed = f" ({len(earlier.failures)} failed)" * bool(earlier.failures)
+        click.echo(
+            f"flatscope: all {len(plan.items)} {plan.what} were finished before{failed}: nothing to do",
+            err=True,
+        )
     code = exit_code(finished)
     if code == EXIT_BAD_INPUT:
         if len(plan.items) > 1:
@@ -173,7 +180,8 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
     if options.get("as_json"):
         show.print_json(finished, folder)
     else:
-        plan.summarise(finished, folder.out)
+        if not earlier:
+            plan.summarise(finished, folder.out)
         if "report.html" in task.view_names:
             click.echo(f"report: {folder.out / 'report.html'}")
     if options.get("timings"):

@@ -52,11 +52,14 @@ SUFFIXES = tuple(_KINDS)
 ELECTRON_SUFFIXES = tuple(_ELECTRON_KINDS)
 """And as electron micrographs."""
 
-OWN_SUFFIXES = (".twist.png", ".layers.png", ".overlay.png", ".mask.png", ".columns.png", ".defects.png")
+OWN_SUFFIXES = (
+    *(".twist.png", ".layers.png", ".overlay.png", ".mask.png", ".columns.png", ".defects.png"),
+    ".defects.mp4",
+)
 """Endings of what flatscope or an annotator puts beside a picture: never taken for pictures in a folder."""
 
-ITEMS_FOLDER = "items"
-"""Folder inside a results folder with the finished items: never searched for pictures."""
+_RECORD, _MADE_FOLDERS = "run.json", ("items", "export")
+"""File that marks a results folder, and the folders in it that are never searched for pictures."""
 
 FILE_REL_SIGMA = 0.02
 """Assumed relative error of a pixel size that comes from a nominal magnification and was not measured by us."""
@@ -219,7 +222,7 @@ def find_pictures(
     modality
         Which suffixes count.
     recursive
-        Subfolders too, except those in which flatscope keeps its items.
+        Subfolders too, except those that flatscope made in a results folder.
     suffixes
         Other ones than those of the modality.
 
@@ -271,7 +274,8 @@ def _list_folder(path: Path, *, recursive: bool) -> list[Path]:
     except PermissionError as error:
         raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
     if recursive:
-        below = [one for one in found if one.is_dir() and not one.is_symlink() and one.name != ITEMS_FOLDER]
+        skipped = _MADE_FOLDERS if (path / _RECORD).exists() else ()
+        below = [one for one in found if one.is_dir() and not one.is_symlink() and one.name not in skipped]
         for folder in sorted(below):
             found += _list_folder(folder, recursive=True)
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -28,6 +29,10 @@ from flatscope.results.table import Provenance
 _TREE = "tree.json"
 _TAG = "~"  # marks an object of the tree that is no plain dictionary
 _FAST = 1  # zlib's level: label images shrink a hundredfold at any
+_DAMAGES = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, NotImplementedError, RecursionError),
+    *(zipfile.BadZipFile, zlib.error),
+)  # what reading a damaged file may raise
 _KNOWN = (Marks, Provenance, Calibration, Atoms, *TABLES)
 
 
@@ -86,7 +91,7 @@ def unpack(content: bytes, kinds: Iterable[type] = ()) -> Any:
                     return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
 
             return _put_together(json.loads(archive.read(_TREE)), load, known)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, RecursionError) as error:
+    except _DAMAGES as error:
         raise StoreError(f"is damaged, or was not stored by flatscope ({error})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -104,10 +105,15 @@ class Provenance:
         timings_s
             Stage to seconds.
         """
+        plain = as_plain(settings)
+        if "weights" in plain:
+            plain["weights"] = os.path.basename(
+                plain["weights"]
+            )  # where the file lies is no part of an answer
         return cls(
             image=image.name,
             image_sha256=image.sha256,
-            settings=as_plain(settings),
+            settings=plain,
             weights=network.card.name if network else "",
             weights_version=network.card.version if network else "",
             weights_sha256=network.sha256 if network else "",

@@ -10,22 +10,22 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flatscope
-from flatscope.files.read import ITEMS_FOLDER
 from flatscope.files.write import WriteError, write_atomic
-from flatscope.runs.settings import SettingsError
+from flatscope.runs.items import Digests
+from flatscope.runs.settings import LOG, RECORD, SettingsError
 
 SCHEMA = 2
 """Version of run.json; before 2 each command had its own."""
-_RECORD = "run.json"
-_LOG = "log.json"
-_ITEMS = ITEMS_FOLDER
+_ITEMS = "items"
 _JOURNAL = f"{_ITEMS}/written.txt"
+_STORED = re.compile(r"\.?[0-9a-f]{32}(-cut)?\.zip(\.\d+\.tmp)?")  # names of our files in `items/`
 _MOST_STARTS = 20  # log.json keeps this many starts
 
 
@@ -41,13 +41,14 @@ class Folder:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.record: dict[str, Any] | None = _read_record(out)
-        self.log: dict[str, Any] = _read_log(out / _LOG)
+        self.log: dict[str, Any] = _read_log(out / LOG)
+        self.digests = Digests(self.log["inputs"])
         self._ours = _read_journal(out / _JOURNAL)
         for name, digest in (self.record or {}).get("files", {}).items():
             self._ours.setdefault(name, set()).add(digest)
         self.files: dict[str, str] = {}
-        self.kept: list[str] = []
-        self._journal = False
+        self.kept: set[str] = set()
+        self.paths: dict[str, str] = {}
 
     # --- whose it is -------------------------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ class Folder:
             If the folder holds another run, or a file of that name that flatscope did not write.
         """
         if self.record is None:
-            for name in (*views, _LOG):
+            for name in (*views, LOG):
                 if (self.out / name).exists():
                     raise SettingsError(
                         f"{self.out / name} is there already and belongs to no run that flatscope knows: "
@@ -106,29 +107,23 @@ class Folder:
         except OSError:
             return set()
 
-    def stems(self) -> dict[str, str]:
-        """The stem that each item had at an earlier start."""
-        return {entry["name"]: entry["stem"] for entry in (self.record or {}).get("items", [])}
-
     def clear(self) -> None:
-        """Remove what an earlier run wrote here; files that somebody changed since then stay.
+        """Remove what an earlier run wrote here, run.json last; files that somebody changed since then stay.
 
         Raises
         ------
         WriteError
             If a file cannot be removed.
         """
+        if self.record is None:
+            return
         try:
-            for name, digests in self._ours.items():
-                path = self.out / name
-                if path.is_file() and _digest(path) in digests:
-                    path.unlink()
-            shutil.rmtree(self.out / _ITEMS, ignore_errors=True)
-            for name in (_RECORD, _LOG):
+            self._tidy(keep=set(), files={})
+            for name in (LOG, RECORD):
                 (self.out / name).unlink(missing_ok=True)
         except OSError as error:
             raise WriteError(f"{self.out}: an earlier run cannot be removed ({error.strerror})") from None
-        self.record, self.log, self._ours = None, {}, {}
+        self.record, self._ours = None, {}
 
     # --- items -------------------------------------------------------------------------------------------------------
 
@@ -143,22 +138,44 @@ class Folder:
                 return {
                     entry.name.removesuffix(".zip"): entry.stat().st_size
                     for entry in entries
-                    if entry.name.endswith(".zip") and not entry.name.startswith(".")
+                    if _STORED.fullmatch(entry.name) and entry.name.endswith(".zip")
                 }
         except OSError:
             return {}
 
-    def sweep(self, keep: set[str]) -> None:
-        """Remove leftovers of kills and of superseded settings from `items/`, and half-written files."""
-        with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.out / _ITEMS)):
-                if entry.name.removesuffix(".zip") not in keep:
+    def is_whole(self, name: str) -> bool:
+        """False for a stored item that is cut off: the end of a zip file says what is in it."""
+        return zipfile.is_zipfile(self.item_path(name))
+
+    def tidy(self, keep: set[str]) -> None:
+        """Remove what kills and earlier starts left behind: superseded items and views, and half-written files.
+
+        Parameters
+        ----------
+        keep
+            Names of the stored items that a finished run needs.
+        """
+        with contextlib.suppress(OSError):  # a finished run may lie where nobody may write
+            self._tidy(keep, self.files or (self.record or {}).get("files", {}))
+
+    def _tidy(self, keep: set[str], files: Mapping[str, str]) -> None:
+        for name in self._ours.keys() - files.keys():
+            path = self.out / name
+            if path.is_file() and _digest(path) in self._ours[name]:
+                path.unlink()
+        for entry in list(os.scandir(self.out)):
+            is_temporary = entry.name.startswith(".") and entry.name.endswith(".tmp")
+            if is_temporary and entry.name[1:].rsplit(".", 2)[0] in {*self._ours, RECORD, LOG}:
+                os.unlink(entry.path)
+        items = self.out / _ITEMS
+        if items.is_dir():
+            for entry in list(os.scandir(items)):
+                if _STORED.fullmatch(entry.name) and entry.name.removesuffix(".zip") not in keep:
                     os.unlink(entry.path)
-        with contextlib.suppress(OSError):
-            for entry in list(os.scandir(self.out)):
-                is_temporary = entry.name.startswith(".") and entry.name.endswith(".tmp")
-                if is_temporary and entry.name[1:].rsplit(".", 2)[0] in {*self.files, _RECORD, _LOG}:
-                    os.unlink(entry.path)
+            (self.out / _JOURNAL).unlink(missing_ok=True)
+            if not keep:
+                with contextlib.suppress(OSError):  # somebody else's files lie there too
+                    items.rmdir()
 
     # --- views -------------------------------------------------------------------------------------------------------
 
@@ -183,17 +200,14 @@ class Folder:
             self.out.mkdir(parents=True, exist_ok=True)
             yield scratch
             digest = _digest(scratch)
+            here = _digest(path) if path.exists() else ""
+            if here and here != digest and here not in self._ours.get(name, ()):
+                self.kept.add(name)
+            elif here != digest:
+                # Noted before it happens, so that a kill in between leaves no file that seems somebody else's.
+                self._note(name, digest)
+                os.replace(scratch, path)
             self.files[name] = digest
-            if path.exists():
-                here = _digest(path)
-                if here == digest:
-                    return
-                if here not in self._ours.get(name, ()):
-                    self.kept.append(name)
-                    return
-            # Noted before it happens, so that a kill in between leaves no file that seems somebody else's.
-            self._note(name, digest)
-            os.replace(scratch, path)
         except WriteError:
             raise
         except OSError as error:
@@ -207,20 +221,40 @@ class Folder:
         path = self.out / _JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as journal:
-            journal.write(f"{digest} {name}\n")
+            journal.write(
+                "\n" + json.dumps([name, digest])
+            )  # a line that a full disk cut off spoils no other
+
+    def find_changed(self) -> set[str]:
+        """Names of files that somebody changed since an earlier start wrote them, or that this one left as they are."""
+        if self.record is None:
+            return self.kept
+        # run.json is written last: what is older is as it was
+        written = os.stat(self.out / RECORD).st_mtime_ns
+        suspects = {
+            entry.name
+            for entry in os.scandir(self.out)
+            if entry.name in self.record["files"]
+            and (entry.name in self.log["changed"] or entry.stat().st_mtime_ns > written)
+        }
+        return self.kept | {name for name in suspects if _digest(self.out / name) not in self._ours[name]}
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write run.json; with it the notes of what was written are superseded."""
-        whole = {**record, "files": dict(sorted(self.files.items()))}
-        write_atomic(self.out / _RECORD, _to_json(whole))
-        if record["complete"]:
-            (self.out / _JOURNAL).unlink(missing_ok=True)
+        """Write run.json; an unfinished run still knows what an earlier start wrote."""
+        earlier = {} if record["complete"] or self.record is None else self.record["files"]
+        whole = {**record, "files": dict(sorted({**earlier, **self.files}.items()))}
+        write_atomic(self.out / RECORD, _to_json(whole))
 
-    def write_log(self, start: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-        """Write log.json: this start added to the earlier ones, and the digests of the inputs."""
-        starts = [*self.log.get("starts", []), dict(start)][-_MOST_STARTS:]
-        self.log = {"flatscope": flatscope.__version__, "starts": starts, "inputs": dict(digests)}
-        write_atomic(self.out / _LOG, _to_json(self.log))
+    def write_log(self, start: Mapping[str, Any], changed: Collection[str]) -> None:
+        """Write log.json: this start added to the earlier ones, and what spares the next one to read everything."""
+        log = {
+            "flatscope": flatscope.__version__,
+            "starts": [*self.log["starts"], dict(start)][-_MOST_STARTS:],
+            "inputs": self.digests.to_plain(),
+            "changed": sorted(changed),
+            "settings": self.paths,
+        }
+        write_atomic(self.out / LOG, _to_json(log))
 
 
 def _to_json(value: Any) -> str:
@@ -245,23 +279,50 @@ def _read_record(out: Path) -> dict[str, Any] | None:
     SettingsError
         If it is not this version's.
     """
-    path = out / _RECORD
+    path = out / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise WriteError(f"{out}: is a file, not a folder: choose another folder") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise SettingsError(f"{path} cannot be read as a run of flatscope: choose another --out") from None
     if not isinstance(record, dict) or "flatscope" not in record:
         raise SettingsError(f"{path} is not flatscope's: choose another --out")
-    needed = {"verb", "settings", "weights", "digests", "items", "files", "complete"}
-    if record.get("schema") != SCHEMA or not needed <= set(record):
+    if record.get("schema") != SCHEMA:
         raise SettingsError(
             f"{path} was written by flatscope {record['flatscope']} in another format: choose another --out"
         )
+    if not _is_sound(record):
+        raise SettingsError(f"{path} is damaged: choose another --out")
     return record
+
+
+_PARTS = {
+    "verb": str,
+    "flatscope": str,
+    "complete": bool,
+    "settings": dict,
+    "weights": dict,
+    "digests": dict,
+    "items": list,
+    "files": dict,
+}
+_ITEM_PARTS = {"name": str, "stem": str, "key": str, "status": str, "inputs": list, "sha256": list}
+_ANSWER_PARTS = {"answer": str, "bytes": int, "notes": list, "facts": dict, "files": list}
+
+
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """True if a record has every part that is relied on."""
+
+    def has(table: Any, parts: Mapping[str, type]) -> bool:
+        return isinstance(table, dict) and all(isinstance(table.get(name), parts[name]) for name in parts)
+
+    return has(record, _PARTS) and all(
+        has(entry, _ITEM_PARTS) and (entry["status"] != "analysed" or has(entry, _ANSWER_PARTS))
+        for entry in record["items"]
+    )
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -280,21 +341,27 @@ def read_run(out: Path) -> dict[str, Any]:
 
 def _read_log(path: Path) -> dict[str, Any]:
     """log.json; a damaged one is begun anew, since nothing depends on it."""
+    empty: dict[str, Any] = {"starts": [], "inputs": {}, "changed": []}
     try:
         log = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return log if isinstance(log, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        return empty
+    if not isinstance(log, dict):
+        return empty
+    return {
+        name: log[name] if isinstance(log.get(name), type(kind)) else kind for name, kind in empty.items()
+    }
 
 
 def _read_journal(path: Path) -> dict[str, set[str]]:
     """Name to digests of the files that an interrupted run has written."""
     ours: dict[str, set[str]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError):
         return ours
     for line in lines:
-        digest, _, name = line.partition(" ")
-        ours.setdefault(name, set()).add(digest)
+        with contextlib.suppress(ValueError):
+            name, digest = json.loads(line)
+            ours.setdefault(name, set()).add(digest)
     return ours

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def name_items(
     *,
     endings: Sequence[str] = (),
     taken: Collection[str] = (),
-    given: Any = None,
+    kept: Mapping[int, tuple[str, str]] | None = None,
 ) -> list[Item]:
     """Make items of files, each with a name in the table and one for its own files.
 
@@ -60,16 +60,22 @@ def name_items(
         Of the files that will be written beside a stem, such as ".overlay.png".
     taken
         Names of files in the results folder that are somebody else's: no stem leads to one of them.
-    given
-        See `Item`.
+    kept
+        Number of an item to the name and stem that it has already.
     """
+    kept = kept or {}
     paths = [_readable(Path(os.path.abspath(files[0]))) for files in sources]
     foreign = {name.lower() for name in taken}
 
     def is_free(stem: str) -> bool:
         return not any((stem + ending).lower() in foreign for ending in endings)
 
-    names = _tell_apart(paths, [_join_last(count, "/") for count in range(1, 6)], lambda name: True)
+    names = _tell_apart(
+        paths,
+        [_join_last(count, "/") for count in range(1, 6)],
+        lambda name: True,
+        {number: name for number, (name, _) in kept.items()},
+    )
     stems = _tell_apart(
         paths,
         [
@@ -78,15 +84,53 @@ def name_items(
             *(_join_last(count, "_") for count in range(2, 6)),
         ],
         is_free,
+        {number: stem for number, (_, stem) in kept.items()},
     )
-    return [
-        Item(name, stem, tuple(files), given) for files, name, stem in zip(sources, names, stems, strict=True)
-    ]
+    return [Item(name, stem, tuple(files)) for files, name, stem in zip(sources, names, stems, strict=True)]
+
+
+def recall_names(
+    items: Sequence[Item], earlier: Sequence[Mapping[str, Any]], digest: Callable[[Path], str]
+) -> dict[int, tuple[str, str]]:
+    """Number of an item to the name and stem that it had at an earlier start.
+
+    A name that an earlier start gave alone may now be shared, such as `a.jpg` when a second folder with an `a.jpg` is
+    added: the content tells which one it was.
+
+    Parameters
+    ----------
+    items
+        As `name_items` would name them now.
+    earlier
+        Items of an earlier run.json.
+    digest
+        Gives the SHA-256 of a file; asked only where names changed.
+    """
+    known = {entry["name"]: (entry["name"], entry["stem"]) for entry in earlier}
+    kept = {number: known.pop(item.name) for number, item in enumerate(items) if item.name in known}
+    lost: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in earlier:
+        if entry["name"] in known:
+            lost[tuple(entry["inputs"])].append(entry)
+    for number, item in enumerate(items):
+        alike = lost.get(tuple(map(readable_name, item.sources)), [])
+        if number in kept or not alike:
+            continue
+        digests = [digest(path) for path in item.sources]
+        same = next((entry for entry in alike if entry["sha256"] == digests), None)
+        if same is not None:
+            alike.remove(same)
+            kept[number] = known[same["name"]]
+    return kept
+
+
+def readable_name(path: Path, *, whole: bool = False) -> str:
+    """The name of a file, or its whole path, as text that can be written: bytes that are no UTF-8 become �."""
+    return os.fsencode(path if whole else path.name).decode("utf-8", "replace")
 
 
 def _readable(path: Path) -> Path:
-    """A path whose every character can be written: bytes that are no UTF-8 become �."""
-    return Path(os.fsencode(path).decode("utf-8", "replace"))
+    return Path(readable_name(path, whole=True))
 
 
 def _shorten(stem: str) -> str:
@@ -109,11 +153,14 @@ def _join_last(count: int, link: str) -> Callable[[Path], str]:
 
 
 def _tell_apart(
-    paths: Sequence[Path], ways: Iterable[Callable[[Path], str]], is_free: Callable[[str], bool]
+    paths: Sequence[Path],
+    ways: Iterable[Callable[[Path], str]],
+    is_free: Callable[[str], bool],
+    kept: Mapping[int, str],
 ) -> list[str]:
     """The first way of naming under which a path differs from all others; at last a number."""
-    chosen: dict[int, str] = {}
-    taken: set[str] = set()
+    chosen: dict[int, str] = dict(kept)
+    taken = {name.lower() for name in kept.values()}
     for way in ways:
         named = {index: way(path) for index, path in enumerate(paths) if index not in chosen}
         counts = Counter(name.lower() for name in named.values())
@@ -165,6 +212,11 @@ class Digests:
             return ""
         self._used[name] = entry
         return str(entry[2])
+
+    @property
+    def are_new(self) -> bool:
+        """True if a file was read, or is asked for no more."""
+        return self._used != self._known
 
     def to_plain(self) -> dict[str, list[Any]]:
         """What `Digests` takes: only the files that were asked for."""

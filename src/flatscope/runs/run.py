@@ -12,8 +12,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,9 @@ from flatscope.micrograph import MicrographError
 from flatscope.parallel import LostWorkerError, Workers
 from flatscope.results.store import StoreError, unpack
 from flatscope.runs.folder import SCHEMA, Folder
-from flatscope.runs.items import Digests, Item, digest_of, make_key
-from flatscope.runs.task import Answer, Finished, Task
-from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, load_part, name_cut, start
+from flatscope.runs.items import Item, digest_of, make_key, readable_name
+from flatscope.runs.task import Answer, Finished, Task, load
+from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, name_cut, start
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 _PACKAGES = ("numpy", "scipy", "scikit-image", "onnxruntime", "pillow", "pandas")
@@ -44,6 +45,7 @@ class _Entry:
     is_cut_short: bool = False
     shared: Any = None
     answer: str = ""  # name of the stored answer
+    is_concluded: bool = False  # the answer is stored and its files are written
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -72,13 +74,18 @@ class Run:
     items
         With what.
     folder
-        Where the results go, see `Folder`; checked against `task` already.
+        Where the results go, see `Folder`.
     workers
         Processes; with one, or one item, everything happens in this one.
     reporter
         Hears what happens.
     limit_s
         A worker that needs longer for one item is ended.
+
+    Raises
+    ------
+    SettingsError
+        If the folder holds another run.
     """
 
     def __init__(
@@ -95,12 +102,12 @@ class Run:
         self._workers, self._limit_s = workers, limit_s
         self.timings: dict[str, float] = {}
         self._begun, self._started = time.perf_counter(), _now()
-        self._digests = Digests(folder.log.get("inputs"))
         self._is_claimed = folder.record is not None
+        folder.check(self.asked, [item.name for item in self.items], task.view_names)
         identity = digest_of(self.asked)
         self._entries = []
         for item in self.items:
-            digests = [self._digests.of(path) for path in item.sources]
+            digests = [folder.digests.of(path) for path in item.sources]
             self._entries.append(_Entry(item, make_key(item, identity, digests), digests))
 
     @property
@@ -146,24 +153,37 @@ class Run:
         record = self.folder.record
         if record is None or not record["complete"]:
             return None
-        stored = self.folder.stored()
         had = record["items"]
         if [entry["key"] for entry in had] != [entry.key for entry in self._entries]:
             return None
-        if not all(e["status"] == "analysed" and stored.get(e["answer"]) == e["bytes"] for e in had):
+        stored = self.folder.stored()
+        done = [entry for entry in had if entry["status"] == "analysed"]
+        if not all(stored.get(entry["answer"]) == entry["bytes"] for entry in done):
             return None
-        present = {entry.name for entry in os.scandir(self.folder.out)}
-        if not set(record["files"]) <= present:
+        if not all(entry["status"] == "analysed" or entry.get("is_lasting") for entry in had):
             return None
-        paths = {e["name"]: self.folder.item_path(e["answer"]) for e in had}
-        parts = {entry.item.name: self.folder.item_path(entry.key) for entry in self._entries}
-        return Finished(self.task, self.items, {}, True, paths, parts)
+        if not set(record["files"]) <= {entry.name for entry in os.scandir(self.folder.out)}:
+            return None
+        self._recall_failures()
+        changed = self.folder.find_changed()
+        self._say_changed(changed)
+        self.folder.tidy({name for entry in done for name in (entry["key"], entry["answer"])})
+        if self.folder.digests.are_new:
+            with contextlib.suppress(WriteError):  # a finished run may lie where nobody may write
+                self._write_log(changed)
+        return Finished(
+            self.task,
+            self.items,
+            {entry["name"]: entry["reason"] for entry in had if entry["status"] != "analysed"},
+            True,
+            {entry["name"]: self.folder.item_path(entry["answer"]) for entry in done},
+            {entry["name"]: self.folder.item_path(entry["key"]) for entry in done},
+        )
 
     def _do_alone(self, workers: Workers) -> None:
         """The heavy part of every item that is not stored yet."""
-        stored = self.folder.stored()
         self._recall_failures()
-        waiting = [entry for entry in self._entries if entry.key not in stored and not entry.failure]
+        waiting = self._find_missing()
         self.reporter.stage("analysing", len(waiting))
         jobs = [(entry.item, self.folder.item_path(entry.key)) for entry in waiting]
         for number, outcome in workers.do(do_alone, jobs):
@@ -176,9 +196,30 @@ class Run:
                 self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             if entry.failure:
                 self._say_failure(entry)
-            elif not self._is_claimed:
-                self._write_record(is_complete=False)  # from now on the folder is this run's
+            else:
+                self._claim()
             self.reporter.done(failed=bool(entry.failure))
+
+    def _find_missing(self) -> list[_Entry]:
+        """What has no heavy part yet, or half of one."""
+        stored = self.folder.stored()
+        missing = []
+        for entry in self._entries:
+            if entry.failure:
+                continue
+            if entry.key in stored and self.folder.is_whole(entry.key):
+                continue
+            if entry.key in stored:
+                self.reporter.say(f"{_where(entry.item)}: its stored part was half-written, it is made again")
+            missing.append(entry)
+        return missing
+
+    def _claim(self) -> None:
+        """From now on the folder is this run's, and the next start need not read the inputs again for their digests."""
+        if not self._is_claimed:
+            self._write_record(is_complete=False)
+            self._write_log(())
+        self._is_claimed = True
 
     def _finish(self, workers: Workers, *, is_complete: bool) -> Finished:
         """All items together, their answers and the views.
@@ -198,25 +239,29 @@ class Run:
         run = self._look_back(is_complete=is_complete and not trouble)
         if len(run.failures) == len(self.items) == 1:
             return run  # nothing to show
+        self._claim()
         with _remember(trouble):
             self._write_views(run)
+        changed = self.folder.find_changed()
         with _remember(trouble):
             self._write_record(is_complete=is_complete and not trouble)
-            self._write_log()
+            self._write_log(changed)
         if trouble:
             raise trouble[0]
         if is_complete:
-            self.folder.sweep({name for entry in self._entries for name in (entry.key, entry.answer)})
-        for name in self.folder.kept:
+            self.folder.tidy({name for entry in self._entries for name in (entry.key, entry.answer)})
+        self._say_changed(changed)
+        return run
+
+    def _say_changed(self, names: Iterable[str]) -> None:
+        for name in sorted(names):
             self.reporter.say(
                 f"{self.folder.out / name} was changed since flatscope wrote it: it stays as it is"
             )
-        return run
 
     def _look_back(self, *, is_complete: bool) -> Finished:
         """The run as its views see it."""
-        stored = self.folder.stored()
-        answered = [entry for entry in self._entries if not entry.failure and entry.answer in stored]
+        answered = [entry for entry in self._entries if entry.is_concluded]
         return Finished(
             self.task,
             self.items,
@@ -260,10 +305,10 @@ class Run:
     def _share(self, finished: Sequence[_Entry]) -> None:
         """Let the items know of each other."""
         shared: Mapping[str, Any] = {}
-        if self.task.together is not None:
+        if self.task.together is not None and finished:
 
             def loader(entry: _Entry) -> Callable[[], Any]:
-                return lambda: load_part(self._part_path(entry), self.task.kinds)
+                return lambda: load(self._part_path(entry), self.task.kinds)
 
             parts = {entry.item.name: loader(entry) for entry in finished}
             shared = self.task.together(parts, self.task.given)
@@ -282,8 +327,10 @@ class Run:
         waiting = []
         for entry in finished:
             before = had.get(entry.answer)
-            if before and entry.answer in stored and all(map(self._is_there, before["files"])):
+            is_stored = before is not None and stored.get(entry.answer) == before["bytes"]
+            if before and is_stored and all(map(self._is_there, before["files"])):
                 entry.facts, entry.notes, entry.files = before["facts"], before["notes"], before["files"]
+                entry.is_concluded = True
                 self.folder.files.update({n: (self.folder.record or {})["files"][n] for n in entry.files})
             else:
                 waiting.append(entry)
@@ -298,6 +345,7 @@ class Run:
             for ending, content in outcome.files.items():
                 self.folder.write(entry.item.stem + ending, content)
                 entry.files.append(entry.item.stem + ending)
+            entry.is_concluded = not entry.failure
             if entry.failure:
                 self._say_failure(entry)
             self.reporter.done(failed=bool(entry.failure))
@@ -308,7 +356,6 @@ class Run:
     # --- the record --------------------------------------------------------------------------------------------------
 
     def _write_record(self, *, is_complete: bool) -> None:
-        self._is_claimed = True
         sizes = self.folder.stored()
         record = {"schema": SCHEMA, **self.asked, "complete": is_complete}
         record["items"] = [self._describe(entry, sizes) for entry in self._entries]
@@ -318,13 +365,13 @@ class Run:
         known = {
             "name": entry.item.name,
             "stem": entry.item.stem,
-            "inputs": [_readable_name(path) for path in entry.item.sources],
+            "inputs": [readable_name(path) for path in entry.item.sources],
             "sha256": entry.digests,
             "key": entry.key,
         }
         if entry.failure:
             return {**known, "status": "failed", "reason": entry.failure, "is_lasting": entry.is_lasting}
-        if entry.answer not in sizes or entry.is_cut_short:
+        if not entry.is_concluded or entry.is_cut_short:
             return {**known, "status": "not analysed"}
         return {
             **known,
@@ -336,19 +383,19 @@ class Run:
             "files": entry.files,
         }
 
-    def _write_log(self) -> None:
+    def _write_log(self, changed: Collection[str]) -> None:
         start = {
             "started": self._started,
             "seconds": round(time.perf_counter() - self._begun, 3),
-            "command": [_readable_name(Path(part), whole=True) for part in sys.argv],
-            "folder": _readable_name(Path.cwd(), whole=True),
+            "command": [readable_name(Path(part), whole=True) for part in sys.argv],
+            "folder": readable_name(Path.cwd(), whole=True),
             "workers": self._workers,
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings.items()},
             "python": platform.python_version(),
             "system": platform.platform(),
-            "packages": {name: metadata.version(name) for name in _PACKAGES},
+            "packages": _find_versions(),
         }
-        self.folder.write_log(start, self._digests.to_plain())
+        self.folder.write_log(start, changed)
 
 
 def read_answers(out: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Answer]]:
@@ -396,9 +443,11 @@ def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+@cache
+def _find_versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
 def _where(item: Item) -> str:
-    return _readable_name(item.sources[0], whole=True) if item.sources else item.name
-
-
-def _readable_name(path: Path, *, whole: bool = False) -> str:
-    return os.fsencode(path if whole else path.name).decode("utf-8", "replace")
+    return readable_name(item.sources[0], whole=True) if item.sources else item.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from flatscope.electron.defects import DefectParams
 
 Settings = TypeVar("Settings")
+
+RECORD, LOG = "run.json", "log.json"
+"""Files of a results folder: what was asked and answered, and what differs from one machine and day to the next."""
+_FILES = ("weights", "flatfield")
+"""Settings that may name a file: run.json holds its name, log.json beside it where it lies."""
 
 
 class SettingsError(ValueError):
@@ -31,9 +37,18 @@ def read_settings(path: Path | str, *kinds: type) -> dict[str, Any]:
     """
     table = read_json(path)
     if "flatscope" in table and isinstance(table.get("settings"), dict):
-        table = table["settings"]
+        table = table["settings"] | _find_paths(Path(path), table["settings"])
     _refuse_unknown(table, [entry.name for kind in kinds for entry in fields(kind)], where=str(path))
     return table
+
+
+def _find_paths(record: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files lie that the settings of a run.json name."""
+    try:
+        paths = read_json(record.with_name(LOG))["settings"]
+        return {name: paths[name] for name in paths if Path(paths[name]).name == settings.get(name)}
+    except (SettingsError, KeyError, TypeError):
+        return {}
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
@@ -144,8 +159,19 @@ def choose_crystal(material: str, *, dopants: str = "") -> DefectParams:
 
 
 def as_plain(*params: Any) -> dict[str, Any]:
-    """Settings as `read_settings` reads them back."""
-    return {name: value for part in params for name, value in _as_plain(part).items()}
+    """Settings as `read_settings` reads them back; of a file the name."""
+    plain = {name: value for part in params for name, value in _as_plain(part).items()}
+    return plain | {name: Path(path).name for name, path in list_paths(*params).items()}
+
+
+def list_paths(*params: Any) -> dict[str, str]:
+    """Settings that name a file by more than a name of shipped weights, and where it lies."""
+    given = {name: getattr(part, name, None) for part in params for name in _FILES if hasattr(part, name)}
+    return {
+        name: os.path.abspath(value)
+        for name, value in given.items()
+        if isinstance(value, str) and Path(value).suffix and os.path.isfile(value)
+    }
 
 
 def make_schema(title: str, *kinds: type) -> dict[str, Any]:

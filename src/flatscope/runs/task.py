@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from flatscope.micrograph import MicrographError
 from flatscope.results import Table
-from flatscope.results.store import unpack
+from flatscope.results.store import StoreError, unpack
 from flatscope.runs.items import Item
 
 
@@ -106,6 +107,22 @@ class Task:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
+def load(path: Path, kinds: tuple[type, ...]) -> Any:
+    """A stored part or answer; a damaged one is removed, so that the next start makes it again.
+
+    Raises
+    ------
+    MicrographError
+        If it is damaged.
+    """
+    try:
+        return unpack(path.read_bytes(), kinds)
+    except StoreError:
+        path.unlink(missing_ok=True)
+        name = f"{path.parent.name}/{path.name}"
+        raise MicrographError(f"{name} was damaged and is removed: start again") from None
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run as its views see it.
@@ -133,10 +150,10 @@ class Finished:
         """Items with the heavy parts of their answers, read one by one."""
         for item in self.items:
             if item.name in self._part_paths:
-                yield item, unpack(self._part_paths[item.name].read_bytes(), self.task.kinds)
+                yield item, load(self._part_paths[item.name], self.task.kinds)
 
     def answers(self) -> Iterator[tuple[Item, Answer]]:
         """Items with their answers in the order of the inputs, read one by one."""
         for item in self.items:
             if item.name in self._paths:
-                yield item, unpack(self._paths[item.name].read_bytes(), (Answer, *self.task.kinds))
+                yield item, load(self._paths[item.name], (Answer, *self.task.kinds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from typing import Any
 
 from flatscope.files.write import WriteError, write_atomic
 from flatscope.micrograph import MicrographError
-from flatscope.results.store import StoreError, pack, unpack
+from flatscope.results.store import pack
 from flatscope.runs.items import Item
-from flatscope.runs.task import CutShort, Task
+from flatscope.runs.task import CutShort, Task, load
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,29 @@ def name_cut(path: Path) -> Path:
     return path.with_name(f"{path.stem}-cut.zip")
 
 
-def load_part(path: Path, kinds: tuple[type, ...]) -> Any:
-    """A stored part; a damaged one is removed, so that the next start makes it again."""
-    try:
-        return unpack(path.read_bytes(), kinds)
-    except StoreError as error:
-        path.unlink(missing_ok=True)
-        raise MicrographError(f"{path} {error}: it is removed, start again") from None
-
-
 def _explain(error: Exception, item: Item) -> str:
     """Why an item failed, without its path, which stands beside it already."""
     if isinstance(error, MemoryError):
         return "does not fit into memory: use fewer workers, or cut it into parts"
     text = " ".join(str(error).split())
-    if not isinstance(error, MicrographError):
-        return f"unexpected {type(error).__name__} ({text[:200]}): please report it with the picture"
     for source in item.sources:
         for prefix in (f"{source}: ", f"{source} "):
             text = text.removeprefix(prefix)
-    return text
+        text = text.replace(str(source), source.name)
+    text = os.fsencode(text).decode("utf-8", "replace")
+    if isinstance(error, MicrographError):
+        return text
+    return f"unexpected {type(error).__name__} ({text[:200]}): please report it with the picture"
+
+
+def _is_lasting(error: Exception, item: Item) -> bool:
+    """True if an item will fail again while its content stays: not for want of memory, a package or the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError | ImportError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, MicrographError) and all(source.is_file() for source in item.sources)
 
 
 def do_alone(job: tuple[Item, Path]) -> Outcome:
@@ -79,17 +83,17 @@ def do_alone(job: tuple[Item, Path]) -> Outcome:
     begun = time.perf_counter()
     try:
         part = _Process.task.alone(item, _Process.tools)
+        is_cut_short = isinstance(part, CutShort)
+        if is_cut_short:
+            part, path = part.part, name_cut(path)
+        content = pack(part)
     except WriteError:
         raise
     except Exception as error:  # one item's bug must not cost the others their answers
-        is_readable = all(source.is_file() for source in item.sources)
-        return Outcome(_explain(error, item), is_lasting=isinstance(error, MicrographError) and is_readable)
+        return Outcome(_explain(error, item), is_lasting=_is_lasting(error, item))
     timings = dict(getattr(part, "timings_s", {}))
     timings["other_s"] = time.perf_counter() - begun - sum(timings.values())
-    is_cut_short = isinstance(part, CutShort)
-    if is_cut_short:
-        part, path = part.part, name_cut(path)
-    write_atomic(path, pack(part))
+    write_atomic(path, content)
     _Process.last = path, part
     return Outcome(is_cut_short=is_cut_short, timings_s=timings)
 
@@ -99,11 +103,12 @@ def do_conclude(job: tuple[Item, Path, Any, Path]) -> Concluded:
     item, path, shared, target = job
     task, last = _Process.task, _Process.last
     try:
-        part = last[1] if last is not None and last[0] == path else load_part(path, task.kinds)
+        part = last[1] if last is not None and last[0] == path else load(path, task.kinds)
         answer, files = task.conclude(item, part, shared, _Process.tools)
+        content = pack(answer)
     except WriteError:
         raise
     except Exception as error:
         return Concluded(failure=_explain(error, item))
-    write_atomic(target, pack(answer))
+    write_atomic(target, content)
     return Concluded(facts=answer.facts, notes=answer.notes, files=files)
