@@ -57,6 +57,7 @@ from flatscope.results.table import as_plain as plain_values
 from flatscope.results.table import conform, frame_to_csv
 from flatscope.runs.items import Item
 from flatscope.runs.settings import as_plain
+from flatscope.runs.work import tell_steps
 from flatscope.runs.task import Answer, Content, CutShort, Finished, Task
 from flatscope.units import um_from_nm
 
@@ -157,7 +158,9 @@ def measure(item: Item, given: Given) -> DefectTable | TrackTable | CutShort:
         return find_defects(micrograph, given.params, network=network).renamed(item.name)
     with _hold_interrupt() as interrupted:
         whole = replace(movie, open=_until(movie.open, interrupted))
-        table = track_defects(whole, given.params, network=network, workers=given.threads)
+        table = track_defects(
+            whole, given.params, network=network, workers=given.threads, on_progress=tell_steps
+        )
         table = table.renamed(item.name)
         return CutShort(table) if interrupted() else table
 

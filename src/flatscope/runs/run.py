@@ -27,7 +27,7 @@ from flatscope.results.store import StoreError, unpack
 from flatscope.runs.folder import SCHEMA, Folder
 from flatscope.runs.items import Item, digest_of, make_key, readable_name
 from flatscope.runs.task import Answer, Finished, Task, load
-from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, name_cut, start
+from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, listen, name_cut, start
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT = 0, 1, 2
 _PACKAGES = ("numpy", "scipy", "scikit-image", "onnxruntime", "pillow", "pandas")
@@ -59,6 +59,9 @@ class Reporter(Protocol):
 
     def done(self, *, failed: bool) -> None:
         """One more item is done."""
+
+    def count(self, done: int, total: int) -> None:
+        """Steps of the only item done, and in all; 0 where nobody knows."""
 
     def say(self, line: str) -> None:
         """Something the user should read now."""
@@ -135,6 +138,7 @@ class Run:
         """
         count = min(self._workers, len(self.items))
         workers = Workers(count, start=start, given=(self.task,), limit_s=self._limit_s)
+        listen(self.reporter.count if len(self.items) == 1 else None)
         with workers:
             try:
                 self._do_alone(workers)
@@ -143,9 +147,6 @@ class Run:
                     with contextlib.suppress(WriteError):
                         self._finish(workers, is_complete=False)
                 raise
-            if any(entry.is_cut_short for entry in self._entries):
-                self._finish(workers, is_complete=False)
-                raise KeyboardInterrupt
             return self._finish(workers, is_complete=True)
 
     def already_finished(self) -> Finished | None:
@@ -199,6 +200,8 @@ class Run:
             else:
                 self._claim()
             self.reporter.done(failed=bool(entry.failure))
+            if entry.is_cut_short:
+                raise KeyboardInterrupt
 
     def _find_missing(self) -> list[_Entry]:
         """What has no heavy part yet, or half of one."""

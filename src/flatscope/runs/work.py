@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,22 @@ class _Process:
     task: Task
     tools: Any
     last: tuple[Path, Any] | None = None
+    on_steps: Callable[[int, int], None] | None = None
 
 
 def start(task: Task) -> None:
     _Process.task, _Process.tools, _Process.last = task, task.prepare(task.given), None
+
+
+def listen(on_steps: Callable[[int, int], None] | None) -> None:
+    """Hear from here on how far the item at hand is, in steps done and in all; None hears no more."""
+    _Process.on_steps = on_steps
+
+
+def tell_steps(done: int, total: int) -> None:
+    """Tell how far the item at hand is, if somebody in this process listens."""
+    if _Process.on_steps is not None:
+        _Process.on_steps(done, total)
 
 
 def name_cut(path: Path) -> Path:
