@@ -23,3 +23,10 @@ def test_examples_print_what_they_say(home: str, tmp_path: Path, monkeypatch: py
     for place in sorted({home, *(getattr(module, name).__module__ for name in names)}):
         outcome = doctest.testmod(sys.modules[place], optionflags=doctest.NORMALIZE_WHITESPACE)
         assert outcome.failed == 0, f"{place}: {outcome.failed} of {outcome.attempted} examples"
+
+
+def test_every_public_function_has_an_example() -> None:
+    functions = [getattr(flatscope, name) for name in flatscope._HOMES]
+    functions = [one for one in functions if callable(one) and not isinstance(one, type)]
+    assert len(functions) > 9
+    assert [one.__name__ for one in functions if ">>> " not in (one.__doc__ or "")] == []

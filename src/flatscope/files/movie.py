@@ -50,6 +50,15 @@ def read_movie(path: Path | str, *, um_per_px: float | None = None, frame_s: flo
     Notes
     -----
     Of coloured videos the luminance is taken, which is right for gray ones and for colour scales that grow lighter.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "movie.npy")
+    >>> np.save(path, np.ones((5, 20, 30)))
+    >>> movie = read_movie(path, frame_s=0.5)
+    >>> movie.count, movie.frame_s
+    (5, 0.5)
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -115,6 +115,14 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     ------
     MicrographError
         If there is no such file, it is no picture, is damaged, too small or too large, or has NaN pixels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "photo.png")
+    >>> Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    >>> read(path, um_per_px=0.15).shape
+    (20, 30)
     """
     if modality not in ("light", "electron"):
         raise MicrographError(f"modality {modality!r}: choose light or electron")
@@ -161,6 +169,14 @@ def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
     ------
     MicrographError
         If there is no such file, it holds no images, is damaged or too large, or has NaN pixels.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "series.npy")
+    >>> np.save(path, np.zeros((3, 20, 30)))
+    >>> len(read_stack(path)), read_stack(path).shape
+    (3, (20, 30))
     """
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
@@ -234,6 +250,14 @@ def find_pictures(
     ------
     MicrographError
         If an input does not exist, or a folder or glob has no picture.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "photo.png")
+    >>> Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    >>> [found.name for found in find_pictures([path.parent])]
+    ['photo.png']
     """
     suffixes = suffixes or (SUFFIXES if modality == "light" else ELECTRON_SUFFIXES)
     found: dict[Path, None] = {}

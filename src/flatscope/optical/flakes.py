@@ -191,6 +191,14 @@ def find_regions(
         For a picture without substrate, or a minimum area in µm² without a pixel size.
     WeightsError
         If the network's weights cannot be read.
+
+    Examples
+    --------
+    >>> from flatscope.optical.scenes import SceneParams, draw_scene
+    >>> scene = draw_scene(np.random.default_rng(1), SceneParams(shape=(256, 256), material="MoS2", oxide_nm=90.0))
+    >>> regions = find_regions(Micrograph(scene.pixels), FlakeParams("MoS2", oxide_nm=90.0))
+    >>> len(regions.measured.area_px) == len(regions)
+    True
     """
     if params.min_area_um2 is not None and micrograph.calibration is None:
         raise MicrographError(f"{micrograph.name} has no pixel size for --min-area-um2: pass --um-per-px")
@@ -249,6 +257,15 @@ def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()
     Returns
     -------
     One table a picture, as from `find_flakes`.
+
+    Examples
+    --------
+    >>> from flatscope.optical.scenes import SceneParams, draw_scene
+    >>> scene = draw_scene(np.random.default_rng(1), SceneParams(shape=(256, 256), material="MoS2", oxide_nm=90.0))
+    >>> regions = find_regions(Micrograph(scene.pixels), FlakeParams("MoS2", oxide_nm=90.0))
+    >>> (table,) = name_layers([regions], FlakeParams("MoS2", oxide_nm=90.0))
+    >>> set(table.frame["status"]) <= {"accepted", "uncertain", "rejected"}
+    True
     """
     posteriors = [_fit_layers(regions, params) for regions in pictures]
     return [_tabulate(*pair, params) for pair in zip(pictures, posteriors, strict=True)]
