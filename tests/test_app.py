@@ -24,6 +24,7 @@ from flatscope.files.annotations import read_outlines
 from flatscope.inference.card import KEY, Card
 from flatscope.optical import flakes as finder
 from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.materials import MATERIALS
 from flatscope.results import FLAKE_COLUMNS, column_names
 from flatscope.runs import settings
 from flatscope.runs.items import name_items
@@ -648,6 +649,15 @@ def test_settings_of_every_command_come_from_its_dataclasses(name: str, capsys: 
     words = capsys.readouterr().out
     for key in set(properties) - {"known"}:
         assert f"--{key.replace('_', '-')}" in words
+
+
+@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "defects"])
+def test_help_names_every_material_and_no_python(name: str, capsys: Any) -> None:
+    assert run([name, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    said = words[words.index("--material") :][:150]
+    assert all(material in said for material in MATERIALS)
+    assert "None" not in words
 
 
 def test_columns_of_every_table_have_a_schema(capsys: Any) -> None:

@@ -64,7 +64,7 @@ class DefectParams:
     Parameters
     ----------
     material
-        One of `flatscope.electron.physics.crystals.CRYSTALS`.
+        MoS2, WS2, MoSe2, WSe2, graphene or hBN.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
     dopants

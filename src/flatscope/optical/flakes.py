@@ -52,16 +52,16 @@ class FlakeParams:
     Parameters
     ----------
     material
-        One of `flatscope.optical.materials.MATERIALS`.
+        graphene, hBN, MoS2, WS2, WSe2 or MoSe2.
     oxide_nm
-        Nominal SiO2 thickness; None leaves 60 to 320 nm open.
+        Nominal SiO2 thickness; without it 60 to 320 nm stay open.
     oxide_sigma_nm
         1-sigma error of the nominal oxide thickness.
     gamma
-        Tone curve of the camera: it stores intensity to the power 1/gamma, and 1 is a linear camera. None leaves 1 to
-        2.4 open.
+        Tone curve of the camera: it stores intensity to the power 1/gamma, and 1 is a linear camera. Without it 1 to
+        2.4 stay open.
     min_area_um2
-        Smaller regions are rejected; needs a pixel size. None: only `min_area_px` counts.
+        Smaller regions are rejected; needs a pixel size. Without it only `min_area_px` counts.
     min_area_px
         Smaller regions are rejected.
     light_order

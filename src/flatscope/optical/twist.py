@@ -60,7 +60,7 @@ class TwistParams:
     Parameters
     ----------
     material
-        One of `flatscope.optical.materials.MATERIALS`: its lattice constant gives the moiré period.
+        graphene, hBN, MoS2, WS2, WSe2 or MoSe2: its lattice constant gives the moiré period.
     min_top_px
         Second layers smaller than this get no angle.
     method

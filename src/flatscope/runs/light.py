@@ -32,10 +32,10 @@ class LightParams:
     Parameters
     ----------
     um_per_px
-        Pixel size in µm, above the file's own; None takes the file's.
+        Pixel size in µm, above the file's own; without it the file's own counts.
     flatfield
         A picture of the light alone, "auto" (from the pictures themselves), or "none" (the light is taken as even).
-        None follows the light in each picture.
+        Without it the light is followed in each picture.
     weights
         Name of shipped weights or path of an .onnx file.
     """
