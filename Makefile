@@ -1,7 +1,8 @@
 # Two commands on a bare machine with Python 3.11 or newer:
 #   make demo   renders synthetic micrographs with known truth and analyses them (no torch)
 #   make test   lint, types, import contract and tests
-# and one that takes longer:
+# and two that take longer:
+#   make slow      the tests that take more than five seconds each
 #   make studies   the published studies at their smallest size, beside flatscope
 # PYTHON=/path/to/python3.12 chooses another interpreter.
 
@@ -13,7 +14,7 @@ RECIPE_OF_INSTALL := pyproject.toml constraints.txt src/flatscope/__init__.py
 
 STUDIES := saito2019 yang2024-layers yang2024-twist larsen2021 defectfinder2018 maksov2019 ke2023
 
-.PHONY: demo test lint types contract tests studies $(STUDIES) format clean
+.PHONY: demo test lint types contract tests slow studies $(STUDIES) format clean
 
 demo: .venv/installed-base
 	$(BIN)/flatscope demo --out demo
@@ -32,7 +33,10 @@ contract: .venv/installed-test
 
 # One thread a process: torch and ONNX Runtime spin against each other otherwise.
 tests: .venv/installed-test
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=20
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow" --durations=20
+
+slow: .venv/installed-test
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --durations=10
 
 # Independent of one another: make -j2 runs two at a time, one thread each.
 studies: $(STUDIES)
