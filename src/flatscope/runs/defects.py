@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
 import tempfile
 import threading
@@ -169,10 +170,8 @@ def measure(item: Item, given: Given) -> DefectTable | TrackTable | CutShort:
 def _hold_interrupt() -> Iterator[Callable[[], bool]]:
     """Ctrl-C ends a movie after the frame in hand, so that what was seen is analysed; a second one ends at once."""
     pressed: list[int] = []
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ):
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or multiprocessing.parent_process() is not None:
         yield lambda: False  # a worker: the parent handles it
         return
 
