@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flatscope.app import cli
 from flatscope.runs.folder import Folder
 
 TOY = Path(__file__).with_name("toy.py")
@@ -645,3 +646,37 @@ def test_a_finished_run_is_not_done_again_and_read_once(
         (tmp_path / "out" / name).unlink()
         assert start(*args) == 0
         assert (tmp_path / "out" / name).exists()
+
+
+# --- settings that cannot be -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flakes IN --oxide-sigma-nm inf",
+        "flakes IN --um-per-px nan",
+        "flakes IN --um-per-px -1",
+        "twist IN --um-per-px nan",
+        "twist IN --oxide-nm nan",
+        "atoms IN --material MoS2 --nm-per-px -1",
+        "atoms IN --material MoS2 --nm-per-px inf",
+        "defects IN --material MoS2 --nm-per-px -1",
+        "defects IN --material MoS2 --frame-s nan",
+        "simulate stem --nm-per-px 0",
+        "simulate stem --nm-per-px nan",
+        "simulate stem --dose 1 inf",
+        "simulate stem --dose nan 3",
+        "simulate stem --translated nan",
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_any_work(
+    tmp_path: Path, capsys: Any, command: str
+) -> None:
+    put(tmp_path / "IN" / "a.png")
+    args = [str(tmp_path / word) if word == "IN" else word for word in command.split()]
+    assert cli.run([*args, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(r"flatscope: [^\n]*\n", said.err), said.err
+    assert said.out == ""
+    assert not (tmp_path / "out").exists()

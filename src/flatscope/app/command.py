@@ -54,6 +54,8 @@ class Call:
         if self.folder.record is None:
             return items
         kept = recall_names(items, self.folder.record["items"], self.folder.digests.of)
+        if all(kept.get(number) == (item.name, item.stem) for number, item in enumerate(items)):
+            return items
         return name_items(sources, endings=endings, taken=taken, kept=kept)
 
 

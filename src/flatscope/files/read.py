@@ -272,7 +272,8 @@ def find_pictures(
         elif path.exists():
             listed = [path]
         elif glob.has_magic(str(item)):
-            listed = _only_pictures(map(Path, glob.glob(str(item), recursive=True)), suffixes)
+            matching = map(Path, glob.glob(str(item), recursive=True))
+            listed = _only_pictures(filter(Path.is_file, matching), suffixes)
             if not listed:
                 raise MicrographError(f"{item}: no picture matches: flatscope reads {', '.join(suffixes)}")
         else:
@@ -282,26 +283,27 @@ def find_pictures(
 
 
 def _only_pictures(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(
+    pictures = [
         path
         for path in paths
         if path.suffix.lower() in suffixes
         and not path.name.lower().endswith(OWN_SUFFIXES)
         and not path.name.startswith(".")  # macOS leaves ._photo.jpg beside photo.jpg on USB sticks
-        and path.is_file()
-    )
+    ]
+    return sorted(pictures, key=lambda path: path.parts)
 
 
 def _list_folder(path: Path, *, recursive: bool) -> list[Path]:
     try:
-        found = [Path(entry.path) for entry in os.scandir(path)]
+        entries = list(os.scandir(path))
+        found = [Path(entry.path) for entry in entries if entry.is_file()]
     except PermissionError as error:
         raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
     if recursive:
         skipped = _MADE_FOLDERS if (path / _RECORD).exists() else ()
-        below = [one for one in found if one.is_dir() and not one.is_symlink() and one.name not in skipped]
-        for folder in sorted(below):
-            found += _list_folder(folder, recursive=True)
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) and entry.name not in skipped:
+                found += _list_folder(Path(entry.path), recursive=True)
     return found
 
 

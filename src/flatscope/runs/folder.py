@@ -95,7 +95,8 @@ class Folder:
             return f"a run with other weights ({had['weights'].get('name', 'none')})"
         if had["digests"] != asked["digests"]:
             return f"a run with another {' and '.join({**had['digests'], **asked['digests']})}"
-        left = [entry["name"] for entry in had["items"] if entry["name"] not in set(items)]
+        now = set(items)
+        left = [entry["name"] for entry in had["items"] if entry["name"] not in now]
         if left:
             return f"a run with {len(left)} more input{'s' * (len(left) > 1)} ({left[0]}{' …' * (len(left) > 1)})"
         return ""
@@ -138,7 +139,7 @@ class Folder:
                 return {
                     entry.name.removesuffix(".zip"): entry.stat().st_size
                     for entry in entries
-                    if _STORED.fullmatch(entry.name) and entry.name.endswith(".zip")
+                    if entry.name.endswith(".zip") and _STORED.fullmatch(entry.name)
                 }
         except OSError:
             return {}
@@ -170,7 +171,7 @@ class Folder:
         items = self.out / _ITEMS
         if items.is_dir():
             for entry in list(os.scandir(items)):
-                if _STORED.fullmatch(entry.name) and entry.name.removesuffix(".zip") not in keep:
+                if entry.name.removesuffix(".zip") not in keep and _STORED.fullmatch(entry.name):
                     os.unlink(entry.path)
             (self.out / _JOURNAL).unlink(missing_ok=True)
             if not keep:

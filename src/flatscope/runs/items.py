@@ -64,7 +64,7 @@ def name_items(
         Number of an item to the name and stem that it has already.
     """
     kept = kept or {}
-    paths = [_readable(Path(os.path.abspath(files[0]))) for files in sources]
+    paths = [_readable(str(files[0])) for files in sources]
     foreign = {name.lower() for name in taken}
 
     def is_free(stem: str) -> bool:
@@ -72,15 +72,15 @@ def name_items(
 
     names = _tell_apart(
         paths,
-        [_join_last(count, "/") for count in range(1, 6)],
+        [os.path.basename, *(_join_last(count, "/") for count in range(2, 6))],
         lambda name: True,
         {number: name for number, (name, _) in kept.items()},
     )
     stems = _tell_apart(
         paths,
         [
-            lambda path: _shorten(path.stem),
-            lambda path: _shorten(path.name),
+            lambda path: _shorten(os.path.splitext(os.path.basename(path))[0]),
+            lambda path: _shorten(os.path.basename(path)),
             *(_join_last(count, "_") for count in range(2, 6)),
         ],
         is_free,
@@ -126,11 +126,11 @@ def recall_names(
 
 def readable_name(path: Path, *, whole: bool = False) -> str:
     """The name of a file, or its whole path, as text that can be written: bytes that are no UTF-8 become �."""
-    return os.fsencode(path if whole else path.name).decode("utf-8", "replace")
+    return _readable(str(path) if whole else path.name)
 
 
-def _readable(path: Path) -> Path:
-    return Path(readable_name(path, whole=True))
+def _readable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def _shorten(stem: str) -> str:
@@ -142,19 +142,19 @@ def _shorten(stem: str) -> str:
     return f"{kept}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
-def _join_last(count: int, link: str) -> Callable[[Path], str]:
+def _join_last(count: int, link: str) -> Callable[[str], str]:
     """Name a path by its last parts."""
 
-    def name(path: Path) -> str:
-        joined = link.join(path.relative_to(path.anchor).parts[-count:])
+    def name(path: str) -> str:
+        joined = link.join(Path(os.path.abspath(path)).parts[1:][-count:])
         return joined if link == "/" else _shorten(joined)
 
     return name
 
 
 def _tell_apart(
-    paths: Sequence[Path],
-    ways: Iterable[Callable[[Path], str]],
+    paths: Sequence[str],
+    ways: Iterable[Callable[[str], str]],
     is_free: Callable[[str], bool],
     kept: Mapping[int, str],
 ) -> list[str]:
@@ -176,7 +176,7 @@ def _tell_apart(
     for index, path in enumerate(paths):
         number = 2
         while index not in chosen:
-            name = f"{_shorten(path.name)}-{number}"
+            name = f"{_shorten(os.path.basename(path))}-{number}"
             if name.lower() not in taken and is_free(name):
                 chosen[index] = name
                 taken.add(name.lower())
@@ -194,20 +194,21 @@ class Digests:
     """
 
     def __init__(self, known: dict[str, Any] | None = None) -> None:
-        self._known = {path: tuple(entry) for path, entry in (known or {}).items()}
-        self._used: dict[str, tuple[Any, ...]] = {}
+        self._known = known or {}
+        self._used: dict[str, list[Any]] = {}
+        self._here = os.getcwd()
 
     def of(self, path: Path) -> str:
         """The digest of a file's content; "" where it cannot be read, which the reader will explain."""
-        place = os.path.abspath(path)
+        place = os.path.join(self._here, path)
         name = os.fsencode(place).decode("utf-8", "backslashreplace")
         try:
             facts = os.stat(place)
             entry = self._known.get(name)
-            if entry is None or entry[:2] != (facts.st_size, facts.st_mtime_ns):
+            if entry is None or entry[:2] != [facts.st_size, facts.st_mtime_ns]:
                 with open(place, "rb") as stream:
                     digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                entry = (facts.st_size, facts.st_mtime_ns, digest)
+                entry = [facts.st_size, facts.st_mtime_ns, digest]
         except OSError:
             return ""
         self._used[name] = entry
@@ -220,7 +221,7 @@ class Digests:
 
     def to_plain(self) -> dict[str, list[Any]]:
         """What `Digests` takes: only the files that were asked for."""
-        return {path: list(entry) for path, entry in sorted(self._used.items())}
+        return dict(sorted(self._used.items()))
 
 
 def make_key(item: Item, identity: str, digests: Sequence[str]) -> str:
@@ -235,7 +236,8 @@ def make_key(item: Item, identity: str, digests: Sequence[str]) -> str:
     digests
         Of its files.
     """
-    parts = [identity, item.name, item.stem, as_plain({"given": item.given}), list(digests)]
+    given = None if item.given is None else as_plain({"given": item.given})["given"]
+    parts = [identity, item.name, item.stem, given, list(digests)]
     return digest_of(parts)
 
 

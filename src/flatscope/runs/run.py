@@ -177,8 +177,9 @@ class Run:
             self.items,
             {entry["name"]: entry["reason"] for entry in had if entry["status"] != "analysed"},
             True,
-            {entry["name"]: self.folder.item_path(entry["answer"]) for entry in done},
-            {entry["name"]: self.folder.item_path(entry["key"]) for entry in done},
+            self.folder.item_path,
+            {entry["name"]: entry["answer"] for entry in done},
+            {entry["name"]: entry["key"] for entry in done},
         )
 
     def _do_alone(self, workers: Workers) -> None:
@@ -270,8 +271,9 @@ class Run:
             self.items,
             {entry.item.name: entry.failure for entry in self._entries if entry.failure},
             is_complete,
-            {entry.item.name: self.folder.item_path(entry.answer) for entry in answered},
-            {entry.item.name: self._part_path(entry) for entry in answered},
+            self.folder.item_path,
+            {entry.item.name: entry.answer for entry in answered},
+            {entry.item.name: self._part_path(entry).stem for entry in answered},
         )
 
     def _write_views(self, run: Finished) -> None:

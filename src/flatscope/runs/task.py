@@ -143,17 +143,18 @@ class Finished:
     items: tuple[Item, ...]
     failures: Mapping[str, str]
     is_complete: bool
-    _paths: Mapping[str, Path]
-    _part_paths: Mapping[str, Path]
+    _locate: Callable[[str], Path]
+    _answers: Mapping[str, str]
+    _parts: Mapping[str, str]
 
     def parts(self) -> Iterator[tuple[Item, Any]]:
         """Items with the heavy parts of their answers, read one by one."""
         for item in self.items:
-            if item.name in self._part_paths:
-                yield item, load(self._part_paths[item.name], self.task.kinds)
+            if item.name in self._parts:
+                yield item, load(self._locate(self._parts[item.name]), self.task.kinds)
 
     def answers(self) -> Iterator[tuple[Item, Answer]]:
         """Items with their answers in the order of the inputs, read one by one."""
         for item in self.items:
-            if item.name in self._paths:
-                yield item, load(self._paths[item.name], (Answer, *self.task.kinds))
+            if item.name in self._answers:
+                yield item, load(self._locate(self._answers[item.name]), (Answer, *self.task.kinds))

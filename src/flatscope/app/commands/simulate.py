@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import fields
 from importlib.util import find_spec
@@ -110,12 +111,14 @@ def _read_order(modality: str, seed: int, settings: dict[str, Any]) -> Order:
         raise click.UsageError("--noise belongs to stem: series have the counting noise of --dose")
     if settings["realism"] is not None:
         settings = settings | _read_look(settings, hrtem=hrtem)
-    elif settings["translated"] < 1.0:
+    elif settings["translated"] != 1.0:
         raise click.UsageError("--translated belongs to --realism")
     material = find_crystal(checked(ColumnParams, material=settings["material"] or "MoS2").material).name
-    pixel_nm = settings["nm_per_px"] or (0.0115 if hrtem else 0.02)
+    pixel_nm = settings["nm_per_px"]
+    if pixel_nm is None:
+        pixel_nm = 0.0115 if hrtem else 0.02
     dose = settings["dose"] or ((1e2, 1e5) if hrtem else (3.0, 100.0))
-    if not 0.0 < dose[0] <= dose[1]:
+    if not 0.0 < dose[0] <= dose[1] < math.inf:
         raise click.UsageError(
             f"--dose {dose[0]:g} {dose[1]:g}: give two positive numbers, the smaller one first"
         )
