@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flatscope.app import cli
+from flatscope.electron.physics.crystals import SheetParams, build_sheet
+from flatscope.electron.physics.imaging import ScanParams, draw_adf
+from flatscope.inference.registry import shipped_folder
 from flatscope.runs.folder import Folder
+from flatscope.runs.run import read_answers
 
 TOY = Path(__file__).with_name("toy.py")
 spec = importlib.util.spec_from_file_location("toy", TOY)
@@ -680,3 +686,84 @@ def test_settings_that_cannot_be_are_refused_before_any_work(
     assert re.fullmatch(r"flatscope: [^\n]*\n", said.err), said.err
     assert said.out == ""
     assert not (tmp_path / "out").exists()
+
+
+# --- where answers come from -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of inputs, one of them broken, and beside it the results of every verb, asked by absolute paths."""
+    home = tmp_path_factory.mktemp("answered")
+    rng = np.random.default_rng(3)
+    field = np.ones((96, 128, 3))
+    field[30:66, 40:76] += (-0.138, -0.139, -0.068)
+    photo = (field * (150.0, 120.0, 160.0) + rng.normal(0, 1.0, field.shape)).clip(0, 255).astype(np.uint8)
+    crystal = build_sheet(rng, SheetParams("WSe2", (3.0, 3.0), turn_deg=10.0))
+    scan = draw_adf(crystal, ScanParams(0.02, collection_mrad=(80.0, 250.0)), shape=(150, 150))
+    for verb in VERBS:
+        (home / verb).mkdir()
+        if verb in ("flakes", "twist"):
+            Image.fromarray(photo).save(home / verb / "a.png")
+        else:
+            np.save(home / verb / "a.npy", rng.poisson(scan / scan.mean() * 100.0).astype(np.float32))
+        put(home / verb / ("b.png" if verb in ("flakes", "twist") else "b.npy"), "broken")
+        weights = shipped_folder() / f"{VERBS[verb]}.onnx"
+        material = "WSe2" if verb in ("atoms", "defects") else "graphene"
+        args = [home / verb, "--material", material, "--weights", weights, "--workers", 1]
+        assert cli.run([verb, *map(str, args), "--out", str(home / f"{verb}-out")]) == 1, verb
+    return home
+
+
+VERBS = {"flakes": "flakes", "twist": "flakes", "atoms": "columns", "defects": "defects"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_answer_says_where_it_comes_from(answered: Path, verb: str) -> None:
+    out = answered / f"{verb}-out"
+    record = record_of(out)
+    good, broken = record["items"]
+    assert (good["status"], broken["status"], broken["is_lasting"]) == ("analysed", "failed", True)
+    ((_, answer),) = read_answers(out, record)
+    (table,) = answer.tables.values()
+    source = next((answered / verb).glob("a.*"))
+    provenance = table.provenance
+    assert provenance.image == good["name"] == source.name
+    assert provenance.image_sha256 == hashlib.sha256(source.read_bytes()).hexdigest() == good["sha256"][0]
+    assert provenance.version == record["flatscope"]
+    assert provenance.settings["material"] == record["settings"]["material"]
+    stated = {
+        "name": provenance.weights,
+        "version": provenance.weights_version,
+        "sha256": provenance.weights_sha256,
+    }
+    if verb == "twist":  # two networks: one finds the flakes, the other turns them
+        assert record["digests"] == {"orientation network": provenance.weights_sha256}
+    elif verb == "atoms":  # its network reads focal series only
+        assert set(stated.values()) == {""} and record["weights"] == {}
+    else:
+        assert stated == record["weights"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_file_but_the_log_knows_places_and_times(answered: Path, verb: str) -> None:
+    words = [str(answered).encode(), time.strftime("%Y-%m-%d").encode(), str(shipped_folder()).encode()]
+    for path in (answered / f"{verb}-out").rglob("*"):
+        if path.is_dir() or path.name == "log.json":
+            continue
+        contents = [path.read_bytes()]
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                contents += [archive.read(name) for name in archive.namelist()]
+        assert not [word for word in words if any(word in content for content in contents)], path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_settings_of_a_run_repeat_it(answered: Path, verb: str) -> None:
+    first, again = answered / f"{verb}-out", answered / f"{verb}-again"
+    args = [answered / verb, "--settings", first / "run.json", "--workers", 1, "--out", again]
+    assert cli.run([verb, *map(str, args)]) == 1
+    assert content_of(again) == content_of(first)

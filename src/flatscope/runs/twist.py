@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flatscope.files.annotations import LABEL_SUFFIXES
 from flatscope.files.layer_labels import read_layer_labels
 from flatscope.files.read import OWN_SUFFIXES, find_pictures, read
+from flatscope.inference.registry import hash_file, resolve
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, MicrographError
 from flatscope.optical.flakes import FlakeParams, find_flakes
@@ -114,6 +115,7 @@ def make_task(params: TwistParams, picture: PictureParams) -> Task:
         given=checked(Given, params=params, picture=picture),
         kinds=(Measured,),
         weights=network,
+        digests={} if params.method == "edges" else {"orientation network": hash_file(resolve("orientation"))},
     )
 
 
