@@ -620,14 +620,39 @@ def test_a_finished_run_is_exported(tmp_path: Path, command: Any, capsys: Any) -
     with (out / "export" / "flakes.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert {tuple(row.values()) for row in rows} == {tuple(row.values()) for row in rows_of(out)}
+    before = sorted((out / "export").iterdir())
     for args, message in (
-        ([str(out), "--to", "cif"], "CIF holds columns, not flakes: use one of"),
+        ([str(out), "--to", "json,cif"], "CIF holds columns, not flakes: use one of"),
         ([str(out), "--to", "docx"], "no format is called 'docx': use one of csv, "),
         ([str(tmp_path), "--to", "csv"], "holds no run"),
     ):
         assert run(["export", *args]) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1
+    assert sorted((out / "export").iterdir()) == before, "a format that does not fit leaves nothing half done"
+    record = record_of(out) | {"complete": False}
+    (out / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert run(["export", str(out), "--to", "csv"]) == 2
+    assert "a run that is not finished: start flatscope flakes again first" in capsys.readouterr().err
+
+
+def test_the_run_json_of_another_command_is_named(tmp_path: Path, command: Any, capsys: Any) -> None:
+    assert command(draw(tmp_path / "a.png")) == 0
+    other = ["twist", str(tmp_path / "a.png"), "--settings", str(tmp_path / "out" / "run.json")]
+    assert run([*other, "--out", str(tmp_path / "twist")]) == 2
+    assert "is the run.json of flatscope flakes, which has " in capsys.readouterr().err
+
+
+def test_replacing_a_run_tells_which_corrected_files_stay(tmp_path: Path, command: Any, capsys: Any) -> None:
+    picture = draw(tmp_path / "a.png")
+    assert command(picture) == 0
+    corrected = tmp_path / "out" / "a.layers.png"
+    Image.fromarray(np.zeros((128, 200), np.uint8)).save(corrected)
+    kept = corrected.read_bytes()
+    capsys.readouterr()
+    assert command(picture, "--replace", oxide="95") == 0
+    assert "a.layers.png was changed since flatscope wrote it: it stays" in capsys.readouterr().err
+    assert corrected.read_bytes() == kept and (tmp_path / "out" / "a.png.layers.png").exists()
 
 
 def test_a_damaged_answer_is_named(tmp_path: Path, command: Any, capsys: Any) -> None:

@@ -95,7 +95,7 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
             settings = gather(options, *kinds)
             folder = Folder(out)
             if options["replace"]:
-                folder.clear()
+                clear(folder)
             folder.paths = list_paths(*settings)
             planned = plan(Call(inputs, folder, options), *settings)
             return carry_out(planned, folder, options, begun=begun)
@@ -108,6 +108,16 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
         return made
 
     return make
+
+
+def clear(folder: Folder) -> None:
+    """Remove an earlier run from its folder, and tell which files stay because somebody changed them."""
+    for name in folder.clear():
+        click.echo(
+            f"flatscope: {folder.out / name} was changed since flatscope wrote it: it stays, and the new file is "
+            "named apart",
+            err=True,
+        )
 
 
 def require(options: dict[str, Any], name: str) -> None:
@@ -170,10 +180,8 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
             raise
     if earlier:
         failed = f" ({len(earlier.failures)} failed)" * bool(earlier.failures)
-        click.echo(
-            f"flatscope: all {len(plan.items)} {plan.what} were finished before{failed}: nothing to do",
-            err=True,
-        )
+        count = f"all {len(plan.items)} {plan.what} were" if len(plan.items) > 1 else "this was"
+        click.echo(f"flatscope: {count} finished before{failed}: nothing to do", err=True)
     code = exit_code(finished)
     if code == EXIT_BAD_INPUT:
         if len(plan.items) > 1:

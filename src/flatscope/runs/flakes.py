@@ -178,7 +178,7 @@ class _Views:
         unknown = sum(not entry.calibrated and not entry.failure for entry in entries)
         if unknown:
             warnings.append(
-                f"The pixel size of {unknown} picture{'s are' if unknown > 1 else ' is'} unknown: areas are in pixels. "
+                f"The pixel size of {unknown} picture{'s' * (unknown > 1)} is unknown: areas are in pixels. "
                 "Pass --um-per-px to get µm²."
             )
         weights = run.task.weights

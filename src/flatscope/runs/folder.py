@@ -108,8 +108,12 @@ class Folder:
         except OSError:
             return set()
 
-    def clear(self) -> None:
+    def clear(self) -> list[str]:
         """Remove what an earlier run wrote here, run.json last; files that somebody changed since then stay.
+
+        Returns
+        -------
+        Names of those that stay.
 
         Raises
         ------
@@ -117,7 +121,8 @@ class Folder:
             If a file cannot be removed.
         """
         if self.record is None:
-            return
+            return []
+        written = set(self._ours)
         try:
             self._tidy(keep=set(), files={})
             for name in (LOG, RECORD):
@@ -125,6 +130,7 @@ class Folder:
         except OSError as error:
             raise WriteError(f"{self.out}: an earlier run cannot be removed ({error.strerror})") from None
         self.record, self._ours = None, {}
+        return sorted(name for name in written if (self.out / name).exists())
 
     # --- items -------------------------------------------------------------------------------------------------------
 

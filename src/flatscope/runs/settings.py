@@ -37,7 +37,12 @@ def read_settings(path: Path | str, *kinds: type) -> dict[str, Any]:
     """
     table = read_json(path)
     if "flatscope" in table and isinstance(table.get("settings"), dict):
+        verb = table.get("verb", "another command")
         table = table["settings"] | _find_paths(Path(path), table["settings"])
+        known = {entry.name for kind in kinds for entry in fields(kind)}
+        strange = sorted(set(table) - known)
+        if strange:
+            raise SettingsError(f"{path}: is the run.json of flatscope {verb}, which has {', '.join(strange)}")
     _refuse_unknown(table, [entry.name for kind in kinds for entry in fields(kind)], where=str(path))
     return table
 

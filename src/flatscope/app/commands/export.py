@@ -29,25 +29,29 @@ def export(run: Path, formats: str, out: Path | None) -> int:
     except ValueError as error:
         raise SettingsError(f"--to {formats}: {error}") from None
     record = read_run(run)
+    if not record["complete"]:
+        raise SettingsError(
+            f"{run} holds a run that is not finished: start flatscope {record['verb']} again first"
+        )
     answers = list(read_answers(run, record))
     if not answers:
         raise SettingsError(f"{run} holds no finished picture: nothing to export")
     target = out or run / "export"
-    for one in chosen:
-        try:
-            paths = _write(one, answers, target)
-        except (ValueError, ImportError) as error:
-            raise SettingsError(" ".join(str(error).split())) from None
-        for path in paths:
-            click.echo(str(path))
+    try:
+        # All formats are made before the first is written: one that does not fit leaves nothing half done.
+        files = [made for one in chosen for made in _encode(one, answers)]
+    except (ValueError, ImportError) as error:
+        raise SettingsError(" ".join(str(error).split())) from None
+    for name, content in files:
+        click.echo(str(write_atomic(target / name, content)))
     return 0
 
 
-def _write(export: Export, answers: list[tuple[str, Answer]], target: Path) -> list[Path]:
-    """The files of one format; the tables of a run are joined by kind."""
+def _encode(export: Export, answers: list[tuple[str, Answer]]) -> list[tuple[str, bytes]]:
+    """Names and content of the files of one format; the tables of a run are joined by kind."""
     if export.scope == "picture":
         return [
-            write_atomic(target / f"{stem}{export.suffix}", export.encode(table))
+            (f"{stem}{export.suffix}", export.encode(table))
             for stem, answer in answers
             for table in answer.tables.values()
         ]
@@ -55,7 +59,4 @@ def _write(export: Export, answers: list[tuple[str, Answer]], target: Path) -> l
     for _, answer in answers:
         for name, table in answer.tables.items():
             by_kind.setdefault(name, []).append(table)
-    return [
-        write_atomic(target / f"{name}{export.suffix}", export.encode(tables))
-        for name, tables in by_kind.items()
-    ]
+    return [(f"{name}{export.suffix}", export.encode(tables)) for name, tables in by_kind.items()]

@@ -13,7 +13,7 @@ from typing import Any
 import click
 import numpy as np
 
-from flatscope.app.command import Plan, carry_out
+from flatscope.app.command import Plan, carry_out, clear
 from flatscope.electron.columns import ColumnParams
 from flatscope.electron.drawing.appearance import Look
 from flatscope.electron.drawing.noise import NoiseParams
@@ -86,7 +86,7 @@ def simulate(modality: str, count: int, seed: int, out: Path, **settings: Any) -
     plan = Plan(make_task(order), list_items(count), summarise, what="items")
     folder = Folder(out)
     if settings["replace"]:
-        folder.clear()
+        clear(folder)
     return carry_out(plan, folder, settings, begun=time.perf_counter())
 
 
