@@ -13,6 +13,8 @@ from torch import nn
 
 from flatscope.training.engine import Report
 
+LEAST_STEPS = 50  # between two measurements of a curve: one takes as long as ten to thirty steps
+
 
 class LearningCurve:
     """Scores a network while it is trained; may choose its best weights and end the training.

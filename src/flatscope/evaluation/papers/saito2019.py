@@ -192,7 +192,7 @@ def _cross_validate(
 ) -> tuple[list[Probabilities], list[Probabilities]]:
     """Class probabilities of every scene by a network that has not seen it, and of extra pictures by the first one."""
     from flatscope.training import supervised
-    from flatscope.training.curve import LearningCurve
+    from flatscope.training.curve import LEAST_STEPS, LearningCurve
     from flatscope.training.nets.unet import SaitoUNet
 
     colours, weighted = variant
@@ -217,7 +217,7 @@ def _cross_validate(
             else LearningCurve(
                 checkpoint.with_name(f"{checkpoint.name}-{fold}.pt"),
                 partial(_score, pictures=pictures[~kept], truth=truth[~kept]),
-                every=max(size.steps // _MEASUREMENTS, 1),
+                every=max(size.steps // _MEASUREMENTS, LEAST_STEPS),
             ),
             on_progress=part_of(on_progress, number=fold, parts=_FOLDS, steps=size.steps),
         )

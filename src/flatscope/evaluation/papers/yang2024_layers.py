@@ -358,7 +358,7 @@ def _train(
     on_progress: Progress | None,
 ) -> Any:
     from flatscope.training import supervised
-    from flatscope.training.curve import LearningCurve
+    from flatscope.training.curve import LEAST_STEPS, LearningCurve
 
     batch = 4
     plan = supervised.Plan(
@@ -378,7 +378,7 @@ def _train(
         augment=make_augment(size.crop_px),
         checkpoint=None
         if checkpoint is None
-        else LearningCurve(checkpoint, score, every=max(plan.steps // _MEASUREMENTS, 1)),
+        else LearningCurve(checkpoint, score, every=max(plan.steps // _MEASUREMENTS, LEAST_STEPS)),
         on_progress=on_progress,
     )
 

@@ -242,7 +242,7 @@ def _train(
     on_progress: Progress | None,
 ) -> Any:
     from flatscope.training import supervised
-    from flatscope.training.curve import LearningCurve
+    from flatscope.training.curve import LEAST_STEPS, LearningCurve
     from flatscope.training.nets.resnet import ResNet18
 
     def draw() -> dict[str, NDArray[Any]]:
@@ -274,7 +274,7 @@ def _train(
         augment=_turn,
         checkpoint=None
         if checkpoint is None
-        else LearningCurve(checkpoint, score, every=max(size.steps // _MEASUREMENTS, 1)),
+        else LearningCurve(checkpoint, score, every=max(size.steps // _MEASUREMENTS, LEAST_STEPS)),
         on_progress=on_progress,
     )
 
