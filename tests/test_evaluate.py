@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from flatscope.app.cli import run
 from flatscope.electron.drawing.noise import NoiseParams
@@ -18,6 +19,9 @@ from flatscope.electron.drawing.specimens import Scanned, draw_scanned
 from flatscope.electron.physics.crystals import Sheet, SheetParams
 from flatscope.electron.physics.imaging import ScanParams, draw_adf, draw_series
 from flatscope.evaluation import defects, flakes, imaging, windows
+from flatscope.evaluation.collection import Mark
+from flatscope.files.annotations import write_labels
+from flatscope.optical.scenes import SceneParams, draw_scene
 
 PIXEL_NM = 0.027
 SIDE_PX = 192
@@ -164,3 +168,73 @@ def test_imaging_without_abtem_says_how_to_get_it(
     assert (
         capsys.readouterr().err == "flatscope: multislice needs abTEM: pip install 'flatscope[multislice]'\n"
     )
+
+
+@pytest.fixture
+def laboratory(tmp_path: Path) -> Path:
+    """A drawn picture of MoS2 and its true regions, in the folder of a laboratory that states its oxide."""
+    plan = SceneParams((320, 480), "MoS2", oxide_nm=285.0, gamma=1.0, clean=True)
+    scene = draw_scene(np.random.default_rng(2), plan)
+    folder = tmp_path / "cvd_mos2"
+    folder.mkdir()
+    Image.fromarray(np.round(scene.pixels).astype(np.uint8)).save(folder / "chip.png")
+    large = np.bincount(scene.regions.ravel())[scene.regions] >= 300
+    regions = np.where(large & ~scene.foreign, scene.regions, 0)
+    write_labels(folder / "chip.mask.png", regions)
+    layers = dict(zip(regions.ravel().tolist(), scene.layers.ravel().tolist(), strict=True))
+    classes = {str(region): {1: "ML", 2: "BL"}.get(count, "FL") for region, count in layers.items() if region}
+    (folder / "chip.classes.json").write_text(json.dumps(classes), "utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_laboratories_are_scored_against_what_their_people_marked(
+    laboratory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = evaluate(capsys, "laboratories", "--data", laboratory, "--sheets", tmp_path / "sheets")
+    stated, free = (row for row in rows if "seen" in row and "rule_seen" in row)
+    labels = [row for row in rows if "answers" in row and row["oxide"] == "285 nm"]
+    assert (stated["oxide"], free["oxide"]) == ("285 nm", "open")
+    assert stated["right"]["value"] >= 0.6 and stated["false"] <= 2
+    assert stated["marks"] == sum(row["marked"] for row in labels)
+    assert stated["right"]["value"] == pytest.approx(sum(row["right"] for row in labels) / stated["marks"])
+    assert (tmp_path / "sheets" / "cvd_mos2, oxide open" / "chip.png").is_file()
+
+    # The same picture with every number wrong: as much is seen, and nothing is right.
+    classes = laboratory / "cvd_mos2" / "chip.classes.json"
+    wrong = {"ML": "FL", "BL": "ML", "FL": "BL"}
+    said = json.loads(classes.read_text("utf-8"))
+    classes.write_text(json.dumps({region: wrong[label] for region, label in said.items()}), "utf-8")
+    again = evaluate(capsys, "laboratories", "--data", laboratory, "--oxide", "stated")[0]
+    assert again["seen"] == stated["seen"] and again["right"]["value"] <= 0.2
+
+
+def test_missing_laboratories_are_named_in_one_line(
+    laboratory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, said in (
+        (("--data", tmp_path / "nowhere"), "nowhere: no such folder"),
+        (("--data", laboratory, "--lab", "iit_ws2"), "the pictures of iit_ws2 are not there"),
+        (("--data", laboratory, "--lab", "harvard"), "harvard: no such laboratory: there are graphene, wse2"),
+    ):
+        assert run(["evaluate", "laboratories", *map(str, arguments)]) != 0
+        line = capsys.readouterr().err.strip()
+        assert said in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "material", "right"),
+    [
+        ("ML", "1", "WS2", True),
+        ("ML", "2", "WS2", False),
+        ("FL", "thick", "WS2", True),
+        ("thin", "6", "WSe2", True),
+        ("thin", "7", "WSe2", False),
+        ("thin", "thick", "WSe2", False),
+        ("thin", "thick", "graphene", True),  # more than six layers, which may be twelve
+        ("7-10", "1", "hBN", False),
+        ("7-10", "thick", "hBN", True),
+    ],
+)
+def test_labels_say_which_numbers_are_right(label: str, name: str, material: str, right: bool) -> None:
+    assert Mark(label, np.ones((2, 2), bool), "outline").is_right(name, material) is right

@@ -80,6 +80,52 @@ def scenes(count: int, seed: int, weights: str, as_json: bool) -> int:
 
 
 @evaluate.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=Path("../shared/data/optical"),
+    show_default=True,
+    help="Folder with graphene, wse2, labs and so on.",
+)
+@click.option("--lab", "labs", multiple=True, help="Name of a laboratory; may be given several times.")
+@click.option(
+    "--oxide",
+    type=click.Choice(["stated", "open", "both"]),
+    default="both",
+    show_default=True,
+    help="Give the oxide that a laboratory states, leave it open, or a line for each.",
+)
+@click.option(
+    "--pictures", type=click.IntRange(1), default=None, help="At most this many of each laboratory."
+)
+@click.option(
+    "--sheets",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder for every picture with its marks beside what flatscope shows.",
+)
+@click.option(
+    "--weights", default="flakes", show_default=True, help="Name of shipped weights, or an .onnx file."
+)
+@_as_json
+def laboratories(data: Path, labs: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Count what is seen and named right in the pictures of many laboratories, beside a rule without physics."""
+    from flatscope.evaluation.laboratories import evaluate_laboratories
+
+    with show.progress("pictures") as on_progress:
+        scores = evaluate_laboratories(
+            data,
+            labs,
+            network=Network.load(options["weights"]),
+            oxide=options["oxide"],
+            most_pictures=options["pictures"],
+            sheets=options["sheets"],
+            on_progress=on_progress,
+        )
+    return _print(*scores, as_json=as_json)
+
+
+@evaluate.command()
 @click.option("--setups", type=click.IntRange(1), default=3, show_default=True, help="Number of set-ups.")
 @click.option(
     "--pictures",
