@@ -15,7 +15,7 @@ from flatscope.optical.layers import count_layers
 from flatscope.optical.materials import WAVELENGTHS_NM, find_material, layer_index, read_index
 from flatscope.optical.observations import Observation
 from flatscope.optical.setups import Prior
-from flatscope.optical.thinfilm import cone_reflectance
+from flatscope.optical.thinfilm import cone_light
 from flatscope.results import count_densities
 
 GARWOOD = {0: (0.0, 3.689), 1: (0.0253, 5.572), 2: (0.242, 7.225), 5: (1.623, 11.668), 10: (4.795, 18.390)}
@@ -31,7 +31,7 @@ def test_the_aperture_cone_averages_both_polarisations_as_tmm_does(name: str, na
     index = layer_index(crystal, 0, np.array([1.0]))[0]
     oxide, silicon = read_index("SiO2", "Malitson"), read_index("Si", "Schinke")
     films = (crystal.layer_nm, 285.0)
-    ours = cone_reflectance([np.ones(1, complex), index, oxide, silicon], [np.array(d) for d in films], na=na)
+    ours = cone_light([np.ones(1, complex), index, oxide, silicon], [np.array(d) for d in films], na=na)
     rings = (np.arange(40) + 0.5) / 40.0
     for place in range(2, len(WAVELENGTHS_NM), 24):
         stack = [1.0, complex(index[place]), complex(oxide[place]), complex(silicon[place])]

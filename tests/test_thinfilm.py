@@ -13,7 +13,7 @@ from flatscope.optical.setups import APERTURES, LATENTS, Prior, store
 from flatscope.optical.thinfilm import (
     LAYER_GRID,
     channel_weights,
-    cone_reflectance,
+    cone_light,
     contrast,
     reflectance,
     spectral_table,
@@ -73,8 +73,8 @@ def test_an_infinitely_thick_film_hides_the_substrate() -> None:
     silicon = read_index("Si", "Schinke")
     graphite = read_index("graphene", "Djurisic-o")
     air = np.ones(1, complex)
-    thick = cone_reflectance([air, graphite, silicon], [np.array(5000.0)], na=0.5)
-    bulk = cone_reflectance([air, graphite], [], na=0.5)
+    thick = cone_light([air, graphite, silicon], [np.array(5000.0)], na=0.5)
+    bulk = cone_light([air, graphite], [], na=0.5)
     np.testing.assert_allclose(thick, bulk, rtol=1e-9)
 
 
@@ -83,7 +83,7 @@ def test_few_angles_are_enough_for_the_aperture_cone(na: float) -> None:
     index = layer_index(find_material("MoS2"), 0, np.array([1.0]))[0]
     stack = [np.ones(1, complex), index, read_index("SiO2", "Malitson"), read_index("Si", "Schinke")]
     films = [np.array(0.615), np.array(285.0)]
-    few, many = (cone_reflectance(stack, films, na=na, nodes=nodes) for nodes in (None, 24))
+    few, many = (cone_light(stack, films, na=na, nodes=nodes) for nodes in (None, 24))
     np.testing.assert_allclose(few, many, atol=1e-3)
 
 
@@ -131,15 +131,16 @@ def test_every_index_file_names_its_paper() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Prior("phosphorene"), "unknown material 'phosphorene': flatscope knows graphene, hBN"),
-        (lambda: Prior("MoS2", oxide_nm=900.0), "oxide of 900 nm lies outside"),
+        (lambda: Prior("unobtainium"), "unknown material 'unobtainium': flatscope knows graphene, hBN"),
+        (lambda: Prior("black phosphorus"), "no free table of n and k of phosphorene covers the visible"),
+        (lambda: Prior("MoS2", oxide_nm=1900.0), "oxide of 1900 nm lies outside"),
         (lambda: Prior("MoS2", gamma=9.0), "gamma of 9 lies outside"),
         (lambda: Prior("MoS2", oxide_sigma_nm=np.inf), "oxide_sigma_nm of inf is no error: give 0 or more"),
         (lambda: Prior("MoS2", oxide_sigma_nm=np.nan), "oxide_sigma_nm of nan is no error: give 0 or more"),
         (lambda: Prior("MoS2", oxide_nm=np.nan), "oxide of nan nm lies outside"),
         (lambda: FlakeParams(min_area_um2=np.inf), "min_area_um2 of inf is no area"),
         (lambda: FlakeParams(light_order=9), "light_order of 9 lies outside 0 to 8"),
-        (lambda: cone_reflectance([ONE, ONE], [], na=1.2), "numerical aperture 1.2"),
+        (lambda: cone_light([ONE, ONE], [], na=1.2), "numerical aperture 1.2"),
         (lambda: reflectance([ONE, ONE], [ONE], ONE, 0.0, polarisation="s"), "2 indices need 0 thicknesses"),
         (lambda: reflectance([ONE, ONE], [], ONE, 0.0, polarisation="x"), "polarisation 'x'"),
     ],
@@ -161,8 +162,8 @@ def test_every_set_up_sees_through_its_own_objective_oxide_and_index() -> None:
         index = layer_index(find_material("WSe2"), int(setups.variant[row]), np.array([1.0]))[0]
         films = [np.array(find_material("WSe2").layer_nm), np.array(setups.oxide_nm[row])]
         na = APERTURES[setups.aperture[row]]
-        bare = cone_reflectance([np.ones(1, complex), oxide, silicon], films[1:], na=na, nodes=24)
-        flake = cone_reflectance([np.ones(1, complex), index, oxide, silicon], films, na=na, nodes=24)
+        bare = cone_light([np.ones(1, complex), oxide, silicon], films[1:], na=na, nodes=24)
+        flake = cone_light([np.ones(1, complex), index, oxide, silicon], films, na=na, nodes=24)
         linear = contrast(bare[None], flake[None, None], weights[row : row + 1])
         stored = store(linear, setups.gamma[row : row + 1], setups.flare[row : row + 1])
         np.testing.assert_allclose(contrasts[row, 0], stored[0, 0], atol=3e-3)

