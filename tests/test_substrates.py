@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tmm
+from PIL import Image
 
+from flatscope.app.cli import run
+from flatscope.files.indices import read_indices
+from flatscope.micrograph import MicrographError
 from flatscope.optical.materials import (
     MATERIALS,
     UNMEASURED,
@@ -17,6 +21,7 @@ from flatscope.optical.materials import (
     layer_index,
     read_index,
 )
+from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.setups import LATENTS, Prior
 from flatscope.optical.substrates import SIO2_ON_SI, SOURCES, Substrate, substance_index
 from flatscope.optical.thinfilm import cone_light, reflectance, stack_spectra, transmittance
@@ -216,6 +221,67 @@ def test_the_database_knows_what_is_not_built_in() -> None:
 def test_errors_say_what_is_wrong_and_the_way_out(call: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wavelength_nm,n,k\n400,2.5,0.5\n750,2.1,0.1\n",
+        "# mine\nwavelength_um;n;k\n0.4;2.5;0.5\n0.75;2.1;0.1\n",
+        "0.4 2.5 0.5\n0.75 2.1 0.1\n",
+        "wl,n\n0.4,2.5\n0.75,2.1\n\nwl,k\n0.75,0.1\n0.4,0.5\n",
+    ],
+)
+def test_tables_are_read_as_people_have_them(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(text, encoding="utf-8")
+    assert read_indices(tmp_path / "own.csv") == ((400.0, 2.5, 0.5), (750.0, 2.1, 0.1))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "wavelength,n,k\n400\n", "eV,n,k\n1,2,3\n3,2,3\n", "400,1,2\n500,2\n", "a,b\n"]
+)
+def test_no_table_is_said_with_the_form(text: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(MicrographError, match=r"own\.csv: .* wavelength_nm,n,k"):
+        read_indices(tmp_path / "own.csv")
+    with pytest.raises(MicrographError, match="No such file"):
+        read_indices(tmp_path / "missing.csv")
+
+
+def test_flakes_of_any_material_on_any_substrate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of WS2 by another name gives the same answer; settings hold the numbers and not the file."""
+    scene = draw_scene(
+        np.random.default_rng(3), SceneParams((240, 320), "WS2", oxide_nm=285.0, gamma=1.0, clean=True)
+    )
+    Image.fromarray(scene.pixels).save(tmp_path / "a.png")
+    index = read_index("WS2", "Munkhbat-o")
+    lines = [f"{w:g},{i.real:.4f},{i.imag:.4f}" for w, i in zip(WAVELENGTHS_NM, index, strict=True)]
+    (tmp_path / "own.csv").write_text("\n".join(["wavelength_nm,n,k", *lines]), encoding="utf-8")
+    out = tmp_path / "out"
+    given = [
+        "--nk",
+        str(tmp_path / "own.csv"),
+        "--layer-nm",
+        "0.618",
+        "--substrate",
+        "PMMA 10 / SiO2 285 / Si",
+    ]
+    assert run(["flakes", str(tmp_path / "a.png"), "--material", "mine", *given, "--out", str(out)]) == 0
+    (tmp_path / "own.csv").unlink()
+    again = [
+        "flakes",
+        str(tmp_path / "a.png"),
+        "--settings",
+        str(out / "run.json"),
+        "--out",
+        str(tmp_path / "more"),
+    ]
+    assert run(again) == 0
+    assert "0 thin" not in capsys.readouterr().out
+    assert (out / "flakes.csv").read_bytes() == (tmp_path / "more" / "flakes.csv").read_bytes()
+    capsys.readouterr()
+    assert run(["flakes", str(tmp_path / "a.png"), "--material", "mine", "--out", str(tmp_path / "no")]) == 2
+    assert "any other needs --layer-nm, and --nk FILE or flatscope[materials]" in capsys.readouterr().err
 
 
 def test_what_has_no_table_says_so_and_takes_one() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
+from flatscope.files.indices import read_indices
 from flatscope.runs.settings import SettingsError, describe, make_params, read_settings
 
 
@@ -28,6 +29,22 @@ class _Numbers(click.ParamType[Any]):
             self.fail(f"{value!r}: give numbers, such as -3,2,7", param, ctx)
 
 
+class _IndexFile(click.ParamType[Any]):
+    """A file of refractive indices; the settings hold its numbers, so that a run does not depend on the file."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Rows of wavelength in nm, n and k."""
+        return value if isinstance(value, tuple) else read_indices(value)
+
+
+_TYPES: dict[Any, click.ParamType[Any]] = {
+    tuple[float, ...]: _Numbers(),
+    tuple[tuple[float, float, float], ...]: _IndexFile(),
+}
+
+
 def list_flags(kind: type) -> list[tuple[Field[Any], Any, str]]:
     """Fields of a settings dataclass that fit on a command line, with their type and help text.
 
@@ -39,8 +56,8 @@ def list_flags(kind: type) -> list[tuple[Field[Any], Any, str]]:
     flags: list[tuple[Field[Any], Any, str]] = []
     for entry in fields(kind):
         hint = hints[entry.name]
-        if hint == tuple[float, ...]:
-            flags.append((entry, _Numbers(), words.get(entry.name, "")))
+        if hint in _TYPES:
+            flags.append((entry, _TYPES[hint], words.get(entry.name, "")))
             continue
         plain = [part for part in get_args(hint) or (hint,) if part in (str, int, float, bool)]
         if get_origin(hint) is Literal:
@@ -114,6 +131,6 @@ def gather(options: Mapping[str, Any], *kinds: type) -> list[Any]:
 
 def show_default(entry: Field[Any]) -> str:
     """The default of a field as help text shows it."""
-    if entry.default is MISSING or entry.default is None:
+    if entry.default is MISSING or entry.default is None or entry.default == ():
         return ""
     return f"{entry.default:g}" if isinstance(entry.default, float) else str(entry.default)

@@ -16,6 +16,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.layers import LayerPosterior, count_layers
+from flatscope.optical.materials import choose_material
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
 from flatscope.optical.regions import (
     Regions,
@@ -27,6 +28,7 @@ from flatscope.optical.regions import (
     number_flakes,
 )
 from flatscope.optical.setups import Prior
+from flatscope.optical.substrates import Substrate
 from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
@@ -43,6 +45,8 @@ _WORKING_PX = 1.9e6
 """Larger pictures are averaged down by a whole number to about this size: the network knows edges of a pixel or two."""
 REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
 """The fields of `FlakeParams` that matter to `find_regions`; the others matter to `name_layers` only."""
+_OF_EACH = ("p", "p_foreign", "low", "high")
+"""What a `LayerPosterior` has of each region."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class FlakeParams:
     Parameters
     ----------
     material
-        graphene, hBN, MoS2, WS2, WSe2 or MoSe2.
+        graphene, hBN, MoS2, WS2, WSe2, MoSe2, MoTe2, WTe2, NbSe2, TaS2, ReS2, PtSe2, SnS2, In2Se3, Bi2Se3, Bi2Te3, or
+        any other with layer_nm and nk.
     oxide_nm
         Nominal SiO2 thickness; without it 60 to 320 nm stay open.
     oxide_sigma_nm
@@ -68,11 +73,13 @@ class FlakeParams:
         Order of the polynomial that follows uneven light, 0 to 8; 0 is even light.
     known
         Regions with known layer number, measured on the same set-up.
-
-    Raises
-    ------
-    ValueError
-        For a setting outside its range.
+    substrate
+        Films from the top with their nm, then the base: "PMMA 50 / SiO2 285 / Si", or "glass, through" for light from
+        below. A film without a thickness, else the thickest, is fitted.
+    layer_nm
+        Thickness of one layer, for a material that is not built in.
+    nk
+        CSV file of wavelength_nm, n and k of the material; without it built-in tables or the database count.
     """
 
     material: str = "graphene"
@@ -83,6 +90,9 @@ class FlakeParams:
     min_area_px: int = 250
     light_order: int = LIGHT_ORDER
     known: tuple[KnownRegion, ...] = ()
+    substrate: str = "SiO2 / Si"
+    layer_nm: float | None = None
+    nk: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         self.prior()
@@ -97,7 +107,14 @@ class FlakeParams:
 
     def prior(self) -> Prior:
         """The set-up as far as these settings know it."""
-        return Prior(self.material, self.oxide_nm, self.oxide_sigma_nm, self.gamma)
+        material = choose_material(self.material, layer_nm=self.layer_nm, nk=self.nk)
+        return Prior(
+            material,
+            self.oxide_nm,
+            self.oxide_sigma_nm,
+            self.gamma,
+            substrate=Substrate.parse(self.substrate),
+        )
 
 
 def find_flakes(
@@ -369,13 +386,7 @@ def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
         placed[regions.large_enough] = values[measured]
         return placed
 
-    return replace(
-        posterior,
-        p=place(posterior.p),
-        p_foreign=place(posterior.p_foreign),
-        low=place(posterior.low),
-        high=place(posterior.high),
-    )
+    return replace(posterior, **{name: place(getattr(posterior, name)) for name in _OF_EACH})
 
 
 def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:

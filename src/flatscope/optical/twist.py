@@ -60,7 +60,8 @@ class TwistParams:
     Parameters
     ----------
     material
-        graphene, hBN, MoS2, WS2, WSe2 or MoSe2: its lattice constant gives the moiré period.
+        graphene, hBN, MoS2, WS2, WSe2, MoSe2, MoTe2, NbSe2, TaS2, PtSe2, SnS2, In2Se3, Bi2Se3 or Bi2Te3: its lattice
+        constant gives the moiré period.
     min_top_px
         Second layers smaller than this get no angle.
     method
