@@ -386,7 +386,8 @@ def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
         placed[regions.large_enough] = values[measured]
         return placed
 
-    return replace(posterior, **{name: place(getattr(posterior, name)) for name in _OF_EACH})
+    placed: dict[str, Any] = {name: place(getattr(posterior, name)) for name in _OF_EACH}
+    return replace(posterior, **placed)
 
 
 def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:
