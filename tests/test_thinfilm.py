@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tmm
 
 from flatscope.optical import materials
+from flatscope.optical.camera import GREY, LUMINANCE, Camera
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, find_material, layer_index, read_index
-from flatscope.optical.setups import APERTURES, LATENTS, Prior, store
+from flatscope.optical.setups import APERTURES, LATENTS, PLAIN_LATENTS, Prior, add_flare
 from flatscope.optical.thinfilm import (
     LAYER_GRID,
     channel_weights,
@@ -109,7 +112,8 @@ def test_contrasts_are_physical_for_every_set_up(name: str) -> None:
     setups = Prior(name).setups(latent)
     values = setups.contrasts()
     assert values.shape == (200, len(LAYER_GRID), 3)
-    assert np.isfinite(values).all() and values.min() > -1.0
+    assert np.isfinite(values).all() and values.min() >= -1.0
+    latent[:, PLAIN_LATENTS:] = 0.0
     flat, steep = (Prior(name, gamma=gamma).setups(latent).contrasts() for gamma in (1.0, 2.2))
     assert (np.abs(steep) <= np.abs(flat) + 1e-12).all()
 
@@ -165,5 +169,47 @@ def test_every_set_up_sees_through_its_own_objective_oxide_and_index() -> None:
         bare = cone_light([np.ones(1, complex), oxide, silicon], films[1:], na=na, nodes=24)
         flake = cone_light([np.ones(1, complex), index, oxide, silicon], films, na=na, nodes=24)
         linear = contrast(bare[None], flake[None, None], weights[row : row + 1])
-        stored = store(linear, setups.gamma[row : row + 1], setups.flare[row : row + 1])
+        ratio = add_flare(1.0 + linear, setups.flare[row : row + 1])
+        stored = setups.camera.take(np.array([row])).contrasts(ratio, GREY)
         np.testing.assert_allclose(contrasts[row, 0], stored[0, 0], atol=3e-3)
+
+
+# --- cameras --------------------------------------------------------------------------------------------------------
+
+
+def _drawn_cameras(count: int) -> Camera:
+    return Prior("graphene").draw(np.random.default_rng(8), count).camera
+
+
+def test_a_camera_stores_what_it_exposes() -> None:
+    cameras = _drawn_cameras(200)
+    stored = np.linspace(0.1, 0.98, 25)[None, :, None] * np.ones((200, 1, 3))
+    np.testing.assert_allclose(cameras.store(cameras.expose(stored)), stored, atol=1e-9)
+
+
+def test_colours_keep_their_luminance_and_grey_stays_grey() -> None:
+    """However vivid, whatever the matrix; and twice the saturation doubles the distance from grey."""
+    cameras = replace(_drawn_cameras(50), unmixing=np.zeros((50, 2)))
+    colour = np.array([0.5, 0.3, 0.2])
+    made = cameras.matrix() @ colour
+    np.testing.assert_allclose(made @ LUMINANCE, colour @ LUMINANCE, rtol=1e-12)
+    np.testing.assert_allclose(_drawn_cameras(50).matrix().sum(-1), 1.0, rtol=1e-12)
+    twice = replace(cameras, saturation=2.0 * cameras.saturation).matrix() @ colour
+    np.testing.assert_allclose(twice - colour @ LUMINANCE, 2.0 * (made - colour @ LUMINANCE), rtol=1e-9)
+
+
+def test_white_balance_drops_out() -> None:
+    """A vivid camera, balanced two ways: the contrast that follows from the substrate's stored colour is the one that
+    the pixels show."""
+    camera = replace(
+        Camera.plain(np.array([1.8])), saturation=np.array([1.6]), unmixing=np.array([[0.3, 0.2]])
+    )
+    ratio = np.array([[[0.86, 0.87, 0.93], [0.75, 0.74, 0.86]]])
+    shown = []
+    for balance in ([0.4, 0.3, 0.22], [0.25, 0.3, 0.28]):
+        light = np.concatenate([np.ones((1, 1, 3)), ratio], axis=1) * balance
+        stored = camera.picture(light[0][None].astype(np.float32))[0].astype(float)
+        shown.append(camera.contrasts(ratio, stored[0])[0])
+        np.testing.assert_allclose(shown[-1], stored[1:] / stored[0] - 1.0, atol=1e-5)
+        np.testing.assert_allclose(camera.ratios(shown[-1][None], stored[0]), ratio, rtol=1e-5)
+    assert np.abs(shown[0] - shown[1]).max() > 0.01

@@ -17,10 +17,11 @@ from flatscope.evaluation.metrics import Interval, Score, bootstrap, ratio, vote
 from flatscope.evaluation.papers import saito2019
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.optical.camera import Camera
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.photographs import Microscope, draw_microscope
 from flatscope.optical.scenes import Scene, label_regions
-from flatscope.optical.setups import LATENTS, Prior
+from flatscope.optical.setups import Prior
 from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
 
 if TYPE_CHECKING:
@@ -261,11 +262,11 @@ class Point:
 
 def draw_unseen(rng: np.random.Generator) -> Microscope:
     """A microscope outside all that the default expects of MoS2: thicker oxide, steeper tone curve, mixed colours."""
-    setup = Prior("MoS2", oxide_nm=300.0).setups(rng.standard_normal((1, LATENTS)))
+    setup = Prior("MoS2", oxide_nm=300.0).draw(rng, wide=False)
     unseen = replace(
         setup,
         oxide_nm=rng.uniform(350.0, 420.0, 1),
-        gamma=rng.uniform(2.5, 3.0, 1),
+        camera=Camera.plain(rng.uniform(2.5, 3.0, 1)),
         mixing=rng.uniform(0.25, 0.4, 1),
     )
     return draw_microscope(rng, unseen)

@@ -23,7 +23,7 @@ from flatscope.micrograph import Micrograph
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.photographs import Microscope, draw_microscope
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
-from flatscope.optical.setups import LATENTS, Prior
+from flatscope.optical.setups import Prior
 from flatscope.results import FlakeTable
 
 CLASSES = ("other", "monolayer", "bilayer")
@@ -45,7 +45,7 @@ def draw_laboratory() -> Microscope:
     """Draw the one set-up of all pictures in the published setting; exposure, white balance and focus still vary."""
     rng = np.random.default_rng(2019)
     prior = Prior("MoS2", oxide_nm=OXIDE_NM, oxide_sigma_nm=0.0)
-    return draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))
+    return draw_microscope(rng, prior.draw(rng, wide=False))
 
 
 def draw_scenes(count: int, *, seed: int, microscope: Microscope | None = None) -> list[Scene]:

@@ -15,6 +15,7 @@ import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
+from flatscope.optical.camera import GREY
 from flatscope.optical.layers import LayerPosterior, count_layers
 from flatscope.optical.materials import choose_material
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
@@ -248,6 +249,7 @@ def find_regions(
         saturated=mark_saturated(measured, rgb, background),
         noise=background.noise,
         step=background.step,
+        bare_colour=background.colour,
         least_px=least,
         factor=factor,
         **_describe(micrograph, network),
@@ -323,6 +325,7 @@ def _find_nothing(micrograph: Micrograph, network: Network, timings_s: dict[str,
         saturated=np.zeros((0, 3), bool),
         noise=np.zeros(3),
         step=np.zeros(3),
+        bare_colour=GREY,
         least_px=0.0,
         factor=1,
         **_describe(micrograph, network),

@@ -150,7 +150,7 @@ def sample_ladders(
     """
     latent = rng.standard_normal((_DRAWN, LATENTS))
     setups = prior.setups(_fit_setups(known, prior, latent, rng=rng)[:count])
-    ladders, _, _ = _pass_through(setups.contrasts().astype(np.float32), known)
+    ladders, _, _ = _pass_through(setups.contrasts(known.bare_colour).astype(np.float32), known)
     return setups, ladders.astype(float)
 
 
@@ -209,7 +209,7 @@ def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float32, 
     -------
     Shapes (regions, setups, layer numbers) and (regions,).
     """
-    theory = setups.contrasts().astype(np.float32)
+    theory = setups.contrasts(observation.bare_colour).astype(np.float32)
     model, scatter, reach = _pass_through(theory, observation.take(np.flatnonzero(observation.known > 0)))
     # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
     gap = np.zeros_like(model)
@@ -373,7 +373,13 @@ def _summarise(crystal: Float32, foreign: Float, setups: Setups, known: NDArray[
         np.where(known > 0, 0.0, share.mean(1)),
         LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)],
         LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
-        float(setups.oxide_nm.mean()),
-        float(np.hypot(setups.oxide_nm.std(), _OXIDE_SHARE * setups.oxide_nm.mean())),
-        float(setups.gamma.mean()),
+        *_summarise_oxide(setups),
+        float(setups.camera.gamma.mean()),
     )
+
+
+def _summarise_oxide(setups: Setups) -> tuple[float, float]:
+    """Oxide and its error, by the stated oxide or without it, whichever is likelier."""
+    likelier = setups.is_open == (setups.is_open.mean() > 0.5)
+    oxide = setups.oxide_nm[likelier]
+    return float(oxide.mean()), float(np.hypot(oxide.std(), _OXIDE_SHARE * oxide.mean()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatscope.optical.camera import GREY
 from flatscope.optical.regions import Regions
 
 Bools = NDArray[np.bool_]
@@ -47,6 +48,8 @@ class Observation:
         Layer number where it is known, else 0; shape (regions,). No number occurs twice.
     witness
         Regions that the set-up is fitted to; the others are counted under the set-up so found. Shape (regions,), bool.
+    bare_colour
+        Stored colour of the substrate in fractions of full scale, shape (3,).
     """
 
     contrast: Float
@@ -56,19 +59,22 @@ class Observation:
     area_px: Float
     known: Ints
     witness: Bools
+    bare_colour: Float = field(default_factory=GREY.copy)
 
     def take(self, which: Ints) -> Observation:
         """The regions at the given places."""
-        return Observation(**{item.name: getattr(self, item.name)[which] for item in fields(self)})
+        return replace(self, **{name: getattr(self, name)[which] for name in self._columns()})
 
     def join(self, other: Observation) -> Observation:
-        """These regions, then others."""
-        return Observation(
-            **{
-                item.name: np.concatenate([getattr(self, item.name), getattr(other, item.name)])
-                for item in fields(self)
-            }
-        )
+        """These regions, then others, on the substrate of the others."""
+        columns = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in self._columns()
+        }
+        return replace(other, **columns)
+
+    @classmethod
+    def _columns(cls) -> list[str]:
+        return [item.name for item in fields(cls) if item.name != "bare_colour"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ def observe_regions(regions: Regions) -> Observation:
         area_px=measured.area_px[counted],
         known=np.zeros(len(counted), np.int64),
         witness=large if large.any() else crystal,
+        bare_colour=regions.bare_colour,
     )
 
 

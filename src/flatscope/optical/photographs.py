@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from flatscope.optical.setups import MODEL_SIGMA, Setups, store
+from flatscope.optical.camera import GREY
+from flatscope.optical.setups import MODEL_SIGMA, Setups, add_flare
 from flatscope.optical.shapes import DIRT, GOLD, SECOND_SUBSTRATE, Thickness
 from flatscope.optical.thinfilm import LAYER_GRID
 
@@ -31,22 +32,25 @@ class Microscope:
         One set-up.
     crystal
         Linear contrast of `LAYER_GRID` layers, shape (28, 3): theory, and how real crystals differ from it.
+    bare_colour
+        Stored colour of the substrate in fractions of full scale, shape (3,); None where each picture has its own.
     """
 
     setup: Setups
     crystal: Float
+    bare_colour: Float | None = None
 
     @classmethod
-    def from_contrast(cls, setup: Setups, contrast: Float) -> Microscope:
-        """A microscope whose camera stores these contrasts, shape (28, 3)."""
+    def from_contrast(cls, setup: Setups, contrast: Float, bare_colour: Float = GREY) -> Microscope:
+        """A microscope whose camera stores these contrasts, shape (28, 3), on a substrate of this colour."""
         flare = setup.flare[0]
-        linear = (1.0 + contrast) ** setup.gamma[0] * (1.0 + flare) - 1.0 - flare
-        return cls(setup, np.maximum(linear, -0.98))
+        linear = setup.camera.ratios(contrast[None], bare_colour)[0] * (1.0 + flare) - 1.0 - flare
+        return cls(setup, np.maximum(linear, -0.98), bare_colour)
 
-    @property
-    def contrast(self) -> Float:
-        """Contrast as the camera stores it, shape (28, 3)."""
-        return store(self.crystal[None], self.setup.gamma, self.setup.flare)[0]
+    def contrast(self, bare_colour: Float = GREY) -> Float:
+        """Contrast as the camera stores it on a substrate of this colour, shape (28, 3)."""
+        ratio = add_flare(1.0 + self.crystal[None], self.setup.flare)
+        return self.setup.camera.contrasts(ratio, bare_colour)[0]
 
 
 def draw_microscope(rng: np.random.Generator, setup: Setups) -> Microscope:
@@ -59,8 +63,7 @@ def _imperfect_contrasts(rng: np.random.Generator, setup: Setups) -> Float:
 
     Doping, strain, adsorbates and the errors of published refractive indices move a contrast by a few percent.
     """
-    one = np.ones(1)
-    linear = replace(setup, gamma=one, flare=0.0 * one).contrasts()[0]
+    linear = replace(setup, flare=np.zeros(1)).ratios()[0] - 1.0
     common = rng.normal(0.0, MODEL_SIGMA / np.sqrt(2.0), 3)
     return np.asarray(
         np.maximum(linear * (1.0 + common + rng.normal(0.0, MODEL_SIGMA / np.sqrt(2.0), linear.shape)), -0.98)
@@ -88,22 +91,22 @@ def photograph(
     The picture, shape (rows, cols, 3); the empty substrate in the same light, in fractions of full scale; the numbers
     drawn.
     """
-    flare, gamma = float(microscope.setup.flare[0]), float(microscope.setup.gamma[0])
+    camera, flare = microscope.setup.camera, float(microscope.setup.flare[0])
     light = np.take(_colour_table(rng, microscope), thickness, axis=0)
     if residue is not None:
         light *= 1.0 + residue
     optics = _blur(rng, light)
     light += np.float32(flare)
     light /= np.float32(1.0 + flare)
-    level, balance = _expose(rng, microscope.setup, gamma)
+    level, balance = _expose(rng, microscope)
     lamp = _illumination(rng, thickness.shape) * level
     light *= lamp
     sensor = _add_noise(rng, light)
     # Many cameras stop short of the full scale.
     white = float(rng.uniform(0.82, 1.0)) if rng.random() < 0.4 else 1.0
-    pixels = _store(light, white, gamma)
-    camera = {**optics, "white": white, **sensor, "balance": balance.tolist(), "level": level.tolist()}
-    return pixels, np.clip(lamp, 0.0, 1.0) ** np.float32(1.0 / gamma), camera
+    pixels = camera.develop(light, white=white)
+    drawn = {**optics, "white": white, **sensor, "balance": balance.tolist(), "level": level.tolist()}
+    return pixels, camera.picture(lamp), drawn
 
 
 def _blur(rng: np.random.Generator, light: Float32) -> dict[str, float]:
@@ -120,16 +123,20 @@ def _blur(rng: np.random.Generator, light: Float32) -> dict[str, float]:
     return {"softness_px": softness, "sharpening": sharpening}
 
 
-def _expose(rng: np.random.Generator, setup: Setups, gamma: float) -> tuple[Float32, Float]:
+def _expose(rng: np.random.Generator, microscope: Microscope) -> tuple[Float32, Float]:
     """Linear brightness of the substrate in the three channels, and the camera's white balance.
 
     The brightest channel of the substrate is set to a usual exposure; white balance sets the others.
     """
+    setup = microscope.setup
     bare = setup.bare()[0]
     balance = np.exp(rng.normal(0.0, 0.18, 3))
     colour = bare * balance / (bare * balance).max()
     colour = colour ** rng.uniform(0.3, 1.0)
-    return (colour * rng.uniform(0.3, 0.85) ** gamma).astype(np.float32), balance
+    level = colour * rng.uniform(0.3, 0.85) ** float(setup.camera.gamma[0])
+    if microscope.bare_colour is not None:
+        level = setup.camera.sense(microscope.bare_colour)[0]
+    return level.astype(np.float32), balance
 
 
 def _add_noise(rng: np.random.Generator, light: Float32) -> dict[str, float]:
@@ -143,15 +150,6 @@ def _add_noise(rng: np.random.Generator, light: Float32) -> dict[str, float]:
         noise *= np.float32(0.8)
     light += noise * np.sqrt(np.maximum(light, 0.0) / np.float32(electrons) + np.float32(read**2))
     return {"electrons": electrons, "read_noise": read}
-
-
-def _store(light: Float32, white: float, gamma: float) -> Pixels:
-    """Clip at the camera's white and apply its tone curve; changes `light`."""
-    steps = 8191
-    curve = np.round(255.0 * (np.arange(steps + 1) / steps) ** (1.0 / gamma)).astype(np.uint8)
-    np.clip(light, 0.0, white, out=light)
-    light *= np.float32(steps)
-    return curve[light.astype(np.uint16)]
 
 
 def _colour_table(rng: np.random.Generator, microscope: Microscope) -> Float32:

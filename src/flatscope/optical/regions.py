@@ -107,6 +107,8 @@ class Regions:
         Channels in which the camera stopped counting, shape (regions, 3).
     noise, step
         1-sigma noise of one pixel's contrast, and what one grey level is worth as contrast, shape (3,).
+    bare_colour
+        Stored colour of the substrate in fractions of full scale, shape (3,).
     least_px
         Smallest area that counts.
     factor
@@ -138,6 +140,7 @@ class Regions:
     saturated: Bools
     noise: Float
     step: Float
+    bare_colour: Float
     least_px: float
     factor: int
     shape: tuple[int, int]

@@ -21,7 +21,7 @@ from flatscope.optical.photographs import (
     photograph,
     write_caption,
 )
-from flatscope.optical.setups import LATENTS, Prior, Setups
+from flatscope.optical.setups import Prior, Setups
 from flatscope.optical.shapes import GOLD, SUBSTRATE, cleave_flakes, draw_foreign, grow_crystals
 from flatscope.results import THICK_LABEL
 
@@ -55,6 +55,8 @@ class SceneParams:
         Flakes per 512x512 px, relative to a typical picture.
     clean
         Leave out residue, dust, scratches, gold and captions.
+    wide
+        Draw cameras that change colours: saturation, matrix, S-shaped tone curve, stretched contrast.
     microscope
         The same for several pictures; its material, oxide and gamma count then.
     """
@@ -66,6 +68,7 @@ class SceneParams:
     gamma: float | None = None
     density: float = 1.0
     clean: bool = False
+    wide: bool = False
     microscope: Microscope | None = None
 
 
@@ -127,7 +130,7 @@ def draw_scene(
     material = given.setup.material if given else params.material or str(rng.choice(DRAWN_MATERIALS))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
     prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
-    microscope = given or draw_microscope(rng, prior.setups(rng.standard_normal((1, LATENTS))))
+    microscope = given or draw_microscope(rng, prior.draw(rng, wide=params.wide))
     if crystals is None:
         draw_crystals = grow_crystals if growth == "cvd" else cleave_flakes
         thickness, drawn = draw_crystals(rng, params.shape, params.density)
@@ -152,7 +155,7 @@ def draw_scene(
     thickness[foreign] = SUBSTRATE
     layers = np.where(thickness <= 6, thickness, THICK_LABEL).astype(np.uint8)
     parameters = {"growth": growth, "jpeg_quality": quality, **drawn, **camera}
-    contrast = np.vstack([np.zeros((1, 3)), microscope.contrast])
+    contrast = np.vstack([np.zeros((1, 3)), microscope.contrast(bare.mean((0, 1)))])
     opaque = (contrast.max(1) > OPAQUE)[thickness]
     return Scene(
         pixels,

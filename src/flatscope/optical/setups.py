@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from flatscope.optical.camera import GREY, Camera
 from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, Material, find_material
 from flatscope.optical.substrates import SIO2_ON_SI, Substrate
 from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, spectral_table
@@ -47,10 +48,12 @@ class Setups:
         Shift of the camera's red, green and blue bands, shape (n, 3).
     width, mixing
         Relative width of the bands, and the share each takes from the other two.
-    gamma
-        The camera stores intensity to the power 1/gamma.
     flare
         Stray light as a share of the substrate's brightness.
+    camera
+        What the camera's software does to colours.
+    is_open
+        Set-ups whose oxide is not taken from the stated one.
     """
 
     material: str | Material
@@ -62,8 +65,9 @@ class Setups:
     shift_nm: Float
     width: Float
     mixing: Float
-    gamma: Float
     flare: Float
+    camera: Camera
+    is_open: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.oxide_nm)
@@ -73,9 +77,9 @@ class Setups:
         arrays = {
             item.name: getattr(self, item.name)[which]
             for item in fields(self)
-            if item.name not in ("material", "substrate")
+            if item.name not in ("material", "substrate", "camera")
         }
-        return Setups(self.material, self.substrate, **arrays)
+        return Setups(self.material, self.substrate, camera=self.camera.take(which), **arrays)
 
     def weights(self) -> Float:
         """What each camera channel sees of each wavelength, shape (n, 3, wavelengths)."""
@@ -86,11 +90,20 @@ class Setups:
         spectra = self._spectra()[0]
         return np.einsum("nw,ncw->nc", spectra, self.weights(), optimize=True)
 
-    def contrasts(self) -> Float:
-        """Contrast of `LAYER_GRID` layers against the substrate as the camera stores it, shape (n, layers, 3)."""
+    def ratios(self) -> Float:
+        """Sensor signal of `LAYER_GRID` layers over that of the substrate, shape (n, layers, 3)."""
         bare, flakes = self._spectra()
-        linear = contrast(bare, flakes, self.weights())
-        return store(linear, self.gamma, self.flare)
+        return add_flare(1.0 + contrast(bare, flakes, self.weights()), self.flare)
+
+    def contrasts(self, bare_colour: Float = GREY) -> Float:
+        """Contrast of `LAYER_GRID` layers as the camera stores it, shape (n, layers, 3).
+
+        Parameters
+        ----------
+        bare_colour
+            Stored colour of the substrate in fractions of full scale, shape (3,).
+        """
+        return self.camera.contrasts(self.ratios(), bare_colour)
 
     def _spectra(self) -> tuple[Float, Float]:
         # Tables cover the oxides at hand in steps of 20 nm, so that nearby pictures share them.
@@ -113,25 +126,20 @@ class Setups:
         return bare, flakes
 
 
-def store(linear: Float, gamma: Float, flare: Float) -> Float:
-    """Contrast after stray light and the camera's tone curve.
-
-    Parameters
-    ----------
-    linear
-        Contrast of the light itself, shape (n, ...).
-    gamma, flare
-        Shape (n,).
-    """
-    shape = (-1,) + (1,) * (linear.ndim - 1)
-    flare, gamma = flare.reshape(shape), gamma.reshape(shape)
-    return np.asarray(((1.0 + linear + flare) / (1.0 + flare)) ** (1.0 / gamma) - 1.0)
+def add_flare(ratio: Float, flare: Float) -> Float:
+    """Brightness relative to the substrate, shape (n, ...), under stray light, shape (n,)."""
+    flare = flare.reshape((-1,) + (1,) * (ratio.ndim - 1))
+    return np.asarray((ratio + flare) / (1.0 + flare))
 
 
 _ALL_MIXED = 2.0 / 3.0
 """Leakage between channels at which all three are the same."""
-LATENTS = 12
+LATENTS = 18
 """Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
+PLAIN_LATENTS = 12
+"""The first of them make the optics and the gamma; with the others 0, the camera's software leaves colours alone."""
+_OPEN_SHARE = 0.1
+"""Share of the prior in which the stated oxide is wrong: then it may be any."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,7 @@ class Prior:
         Name of the crystal, or the crystal itself.
     oxide_nm, oxide_sigma_nm
         Nominal thickness of the oxide, or of the substrate's fitted film, and its 1-sigma error; None means what the
-        substrate states, else anything from 60 to 320 nm.
+        substrate states, else anything from 60 to 320 nm. One set-up in ten takes what is stated as wrong.
     gamma
         The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
     gray
@@ -188,18 +196,26 @@ class Prior:
                 f"gamma of {self.gamma:g} lies outside 0.4 to 3: 1 is a linear camera, 2.2 an ordinary one"
             )
 
+    def draw(self, rng: np.random.Generator, count: int = 1, *, wide: bool = True) -> Setups:
+        """Set-ups drawn by chance, with the stated oxide; unless `wide`, the camera's software leaves colours alone."""
+        latent = np.zeros((count, LATENTS))
+        drawn = LATENTS - 1 if wide else PLAIN_LATENTS
+        latent[:, :drawn] = rng.standard_normal((count, drawn))
+        return self.setups(latent)
+
     def setups(self, latent: Float) -> Setups:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
         share = ndtr(latent)
         nominal = self.substrate.nominal_nm if self.oxide_nm is None else self.oxide_nm
+        is_open = share[:, 17] > 1.0 - _OPEN_SHARE
         if self.substrate.fitted is None:
-            oxide = np.zeros(len(latent))
+            oxide, is_open = np.zeros(len(latent)), np.zeros(len(latent), bool)
         elif nominal is None:
-            oxide = 60.0 + 260.0 * share[:, 0]
+            oxide, is_open = 60.0 + 260.0 * share[:, 0], np.ones(len(latent), bool)
         else:
-            oxide = np.clip(nominal + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
-        gamma = 1.0 + 1.4 * np.maximum(2.0 * share[:, 1] - 1.0, 0.0)
+            stated = np.clip(nominal + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
+            oxide = np.where(is_open, 60.0 + 260.0 * share[:, 0], stated)
         return Setups(
             crystal.name if crystal is MATERIALS.get(crystal.name) else crystal,
             self.substrate,
@@ -210,8 +226,9 @@ class Prior:
             6.0 * latent[:, 5:6] + 4.0 * latent[:, 6:9],
             0.85 + 0.4 * share[:, 9],
             np.full(len(latent), _ALL_MIXED) if self.gray else 0.22 * share[:, 10],
-            gamma if self.gamma is None else np.full(len(latent), self.gamma),
             self._flare(latent[:, 11]),
+            self._camera(share),
+            is_open,
         )
 
     def _flare(self, latent: Float) -> Float:
@@ -220,3 +237,21 @@ class Prior:
         if self.substrate.transparent and not self.substrate.through:
             return np.asarray(stray + ndtr(latent))
         return stray
+
+    def _camera(self, share: Float) -> Camera:
+        """What the software does. Many cameras change nothing, so each quantity has a range of shares that does so."""
+        gamma = 1.0 + 1.4 * _beyond(share[:, 1], 0.5)
+        return Camera(
+            0.8 * _beyond(share[:, 12:14], 0.6),
+            np.exp(
+                np.log(3.0) * _beyond(share[:, 14], 0.6) + np.log(0.2) * _beyond(1.0 - share[:, 14], 0.85)
+            ),
+            gamma if self.gamma is None else np.full(len(share), self.gamma),
+            1.0 + 0.8 * _beyond(share[:, 15], 0.65),
+            0.3 * _beyond(share[:, 16], 0.7) - 0.08 * _beyond(1.0 - share[:, 16], 0.85),
+        )
+
+
+def _beyond(share: Float, start: float) -> Float:
+    """0 up to the start, and from there evenly up to 1."""
+    return np.maximum(share - start, 0.0) / (1.0 - start)
