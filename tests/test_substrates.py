@@ -21,10 +21,19 @@ from flatscope.optical.materials import (
     layer_index,
     read_index,
 )
+from flatscope.optical.planning import plan_visibility
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.setups import LATENTS, Prior
 from flatscope.optical.substrates import SIO2_ON_SI, SOURCES, Substrate, substance_index
-from flatscope.optical.thinfilm import cone_light, reflectance, stack_spectra, transmittance
+from flatscope.optical.thinfilm import (
+    channel_weights,
+    cone_light,
+    contrast,
+    reflectance,
+    spectral_table,
+    stack_spectra,
+    transmittance,
+)
 
 NEW_FILMS = {
     "NbSe2": "SiO2 285 / Si",
@@ -117,6 +126,34 @@ def test_boron_nitride_is_as_faint_as_gorbachev_found() -> None:
     assert np.abs(thin[1][0, 0] / thin[0][0] - 1.0).max() == pytest.approx(0.025, abs=0.01)
     assert abs(thin[1].mean() / thin[0].mean() - 1.0) > abs(usual[1].mean() / usual[0].mean() - 1.0)
     assert abs(usual[1].mean() / usual[0].mean() - 1.0) < 0.015
+
+
+def test_the_best_oxides_for_graphene_are_those_that_blake_found() -> None:
+    """About 90 and about 280 nm (Blake et al. 2007, doi:10.1063/1.2768624)."""
+    best = plan_visibility(find_material("graphene"), SIO2_ON_SI).best_nm()
+    assert min(abs(nm - 90.0) for nm in best) <= 12.0
+    assert min(abs(nm - 280.0) for nm in best) <= 12.0
+
+
+def test_a_plan_is_what_a_plain_camera_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table holds the contrast of `Setups` at the same aperture, and the figure opens."""
+    figure = tmp_path / "plan.png"
+    assert run(["materials", "--plan", "NbSe2", "--substrate", "SiO2 90 / Si", "--out", str(figure)]) == 0
+    said = capsys.readouterr().out
+    row = next(line.split() for line in said.splitlines() if line.startswith("2 "))
+    one = np.ones(1)
+    weights = channel_weights(5500.0 * one, np.zeros((1, 3)), one, 0.0 * one)
+    table = spectral_table("NbSe2", 0, na=0.55, oxide_range_nm=(80.0, 100.0)).at(np.array([90.0]))
+    assert [float(value) for value in row[1:]] == pytest.approx(contrast(*table, weights)[0, 1], abs=2e-3)
+    with Image.open(figure) as drawn:
+        assert drawn.size[0] > 800
+    assert (
+        run(["materials", "--plan", "graphene", "--substrate", "glass", "--out", str(tmp_path / "a.svg")])
+        == 0
+    )
+    assert "shows one layer best" not in capsys.readouterr().out
+    assert run(["materials", "--plan", "graphene", "--out", str(tmp_path / "a.jpg")]) == 2
+    assert "name a file that ends in .png, .svg, .pdf" in capsys.readouterr().err
 
 
 def test_light_is_neither_lost_nor_made() -> None:

@@ -80,7 +80,7 @@ class FlakeParams:
     layer_nm
         Thickness of one layer, for a material that is not built in.
     nk
-        CSV file of wavelength_nm, n and k of the material; without it built-in tables or the database count.
+        CSV file of wavelength_nm, n and k of the material.
     """
 
     material: str = "graphene"
@@ -109,13 +109,8 @@ class FlakeParams:
     def prior(self) -> Prior:
         """The set-up as far as these settings know it."""
         material = choose_material(self.material, layer_nm=self.layer_nm, nk=self.nk)
-        return Prior(
-            material,
-            self.oxide_nm,
-            self.oxide_sigma_nm,
-            self.gamma,
-            substrate=Substrate.parse(self.substrate),
-        )
+        substrate = Substrate.parse(self.substrate)
+        return Prior(material, self.oxide_nm, self.oxide_sigma_nm, self.gamma, substrate=substrate)
 
 
 def find_flakes(
