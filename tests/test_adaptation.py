@@ -14,7 +14,6 @@ from PIL import Image
 from flatscope.app.cli import run
 from flatscope.evaluation import adaptation, monolayers
 from flatscope.evaluation.adaptation import RegionErrors, count_errors
-from flatscope.evaluation.papers import saito2019
 from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
 from flatscope.inference.card import WeightsError
 from flatscope.inference.runtime import Network
@@ -407,8 +406,7 @@ def test_the_learning_curve_goes_from_one_command_to_a_table(
     short = {"scenes_train": 16, "scenes_val": 4, "scene_px": 128, "epochs": 1}
     monkeypatch.setattr(recipes, "load", lambda name: load(name, **short))
     monkeypatch.setattr(adaptation, "_TESTED", 2)
-    size = replace(saito2019.SIZES["quick"], steps=1, widths=(4, 4), crop_px=32)
-    monkeypatch.setitem(saito2019.SIZES, "quick", size)
+    monkeypatch.setattr(adaptation, "_UNET", replace(adaptation._UNET, steps=1, widths=(4, 4), crop_px=32))
     drawn: list[int] = []
     draw_scenes = monolayers.draw_scenes
     monkeypatch.setattr(

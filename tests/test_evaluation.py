@@ -166,10 +166,9 @@ def test_saito_2019_runs_through_and_goes_on(
     from flatscope.app.cli import run
     from flatscope.evaluation.papers import saito2019
 
-    tiny = saito2019.Size((4, 8, 8, 16, 16), 64, 2, 1, 1e-3, (("none", False), ("both", True)))
+    variants = (("none", False), ("both", True))
+    tiny = saito2019.Size((4, 8, 8, 16, 16), 64, 2, 1, 1e-3, variants, pictures=4, voted=1)
     monkeypatch.setitem(saito2019.SIZES, "quick", tiny)
-    monkeypatch.setattr(saito2019, "_TRAINED", 4)
-    monkeypatch.setattr(saito2019, "_VOTED", 1)
     args = ["reproduce", "saito2019", "--out", str(tmp_path), "--json"]
     assert run(args) == 0
     rows = json.loads(capsys.readouterr().out)

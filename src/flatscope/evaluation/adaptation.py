@@ -35,6 +35,7 @@ COLOURS = "measured colours"
 TUNED = "fine-tuned"
 _HELD_OUT_SHARE = 0.25  # of the labelled pictures
 _TESTED = 12  # pictures of each set-up on which the learning curve is measured
+_UNET = saito2019.Size((8, 16, 32, 64, 128), 128, 600, 4, 2e-3, (("contrast", True),))  # trained from scratch
 _TOLD = FlakeParams("MoS2", min_area_px=monolayers.PARAMS.min_area_px)
 """What flatscope is given of an unseen set-up: no oxide, since the true one is refused."""
 
@@ -360,20 +361,19 @@ def _train_from_scratch(
     from flatscope.training import supervised
     from flatscope.training.nets.unet import SaitoUNet
 
-    size = saito2019.SIZES["quick"]
     pictures, truth = monolayers.stack(drawn)
     plan = supervised.Plan(
-        lr=size.lr,
-        steps=3 * size.steps,
-        batch=size.batch,
+        lr=_UNET.lr,
+        steps=_UNET.steps,
+        batch=_UNET.batch,
         class_weights=supervised.median_frequency_weights(truth, count=len(monolayers.CLASSES)),
     )
     net = supervised.fit(
-        supervised.seeded(SaitoUNet, seed=0, outputs=len(monolayers.CLASSES), widths=size.widths),
+        supervised.seeded(SaitoUNet, seed=0, outputs=len(monolayers.CLASSES), widths=_UNET.widths),
         pictures,
         truth,
         plan,
-        augment=saito2019.make_augment("contrast", crop_px=size.crop_px),
+        augment=saito2019.make_augment("contrast", crop_px=_UNET.crop_px),
         checkpoint=folder / "unet.pt",
         on_progress=on_progress,
     )

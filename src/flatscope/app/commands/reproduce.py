@@ -28,7 +28,7 @@ from flatscope.runs.settings import choose_crystal
     type=click.Choice(SIZES),
     default="quick",
     show_default=True,
-    help="A few minutes, until validation stops improving, or the published size.",
+    help="Half a minute, until validation stops improving, or the published size.",
 )
 @click.option(
     "--setting",

@@ -32,7 +32,7 @@ STUDIES: Mapping[str, str] = MappingProxyType(
 )
 """Name of a study to what it is about."""
 SIZES = ("quick", "cpu", "full")
-"""A few minutes, until validation stops improving (hours on one core), and the published size (for a GPU)."""
+"""Half a minute, until validation stops improving (hours on one core), and the published size (for a GPU)."""
 SETTINGS = ("published", "across")
 """One microscope and the published split; or every picture by another microscope, none on both sides of a split."""
 MICROSCOPES = MappingProxyType({"published": "one microscope for all", "across": "another microscope"})

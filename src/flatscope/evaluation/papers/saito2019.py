@@ -52,8 +52,6 @@ PUBLISHED_VOTE = 0.733  # share of regions whose majority vote is right
 PUBLISHED_PEOPLE = 0.67  # the same by twelve people
 PUBLISHED_RECALL = {"monolayer": 0.76, "bilayer": 0.94}
 """Recall up to which the precision is above 0.9."""
-_TRAINED = 24  # pictures of the paper's cross-validation
-_VOTED = 11  # further pictures of the paper, whose regions vote
 _MEASUREMENTS = 32  # points of a learning curve
 _FOLDS = 3  # of the paper's cross-validation
 
@@ -72,6 +70,8 @@ class Size:
         Of each training.
     variants
         Those that are trained.
+    pictures, voted
+        Of the cross-validation; and further ones, whose regions vote.
     """
 
     widths: tuple[int, ...]
@@ -80,12 +80,14 @@ class Size:
     batch: int
     lr: float
     variants: tuple[Variant, ...]
+    pictures: int = 24  # as published
+    voted: int = 11  # as published
 
 
 ALL_VARIANTS = tuple(itertools.product(COLOURS, (False, True)))
 _FEW_VARIANTS = (("contrast", True), ("none", True), ("none", False))
 SIZES = {
-    "quick": Size((8, 16, 32, 64, 128), 128, 100, 4, 2e-3, _FEW_VARIANTS),
+    "quick": Size((8, 16, 32, 64, 128), 128, 20, 4, 2e-3, _FEW_VARIANTS[:1], pictures=6, voted=2),
     # As many crops as published, of a sixteenth of the area, through a quarter of the channels.
     "cpu": Size((16, 32, 64, 128, 256), 128, 16_000, 4, 3e-4, _FEW_VARIANTS),
     # 16 pictures in 40 versions each, 100 times over.
@@ -142,8 +144,8 @@ def run(
     """
     chosen = SIZES[size]
     microscope = draw_laboratory() if setting == "published" else None
-    scenes = draw_scenes(_TRAINED, seed=2019, microscope=microscope)
-    extra = draw_scenes(_VOTED, seed=2020, microscope=microscope)
+    scenes = draw_scenes(chosen.pictures, seed=2019, microscope=microscope)
+    extra = draw_scenes(chosen.voted, seed=2020, microscope=microscope)
     networks: dict[Variant, Verdicts] = {}
     guesses: dict[Variant, list[Probabilities]] = {}
     for number, variant in enumerate(chosen.variants):
