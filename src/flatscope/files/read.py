@@ -264,7 +264,7 @@ def find_pictures(
     for item in inputs:
         path = Path(item)
         if path.is_dir():
-            listed = _only_pictures(_list_folder(path, recursive=recursive), suffixes)
+            listed = sorted(_list_folder(path, suffixes, recursive=recursive), key=lambda path: path.parts)
             if not listed:
                 raise MicrographError(
                     f"{path}: the folder holds no pictures: flatscope reads {', '.join(suffixes)}"
@@ -273,7 +273,8 @@ def find_pictures(
             listed = [path]
         elif glob.has_magic(str(item)):
             matching = map(Path, glob.glob(str(item), recursive=True))
-            listed = _only_pictures(filter(Path.is_file, matching), suffixes)
+            pictures = [path for path in matching if _is_picture(path.name, suffixes) and path.is_file()]
+            listed = sorted(pictures, key=lambda path: path.parts)
             if not listed:
                 raise MicrographError(f"{item}: no picture matches: flatscope reads {', '.join(suffixes)}")
         else:
@@ -282,28 +283,26 @@ def find_pictures(
     return list(found)
 
 
-def _only_pictures(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    pictures = [
-        path
-        for path in paths
-        if path.suffix.lower() in suffixes
-        and not path.name.lower().endswith(OWN_SUFFIXES)
-        and not path.name.startswith(".")  # macOS leaves ._photo.jpg beside photo.jpg on USB sticks
-    ]
-    return sorted(pictures, key=lambda path: path.parts)
+def _is_picture(name: str, suffixes: tuple[str, ...]) -> bool:
+    if name.startswith("."):  # macOS leaves ._photo.jpg beside photo.jpg on USB sticks
+        return False
+    small = name.lower()
+    return os.path.splitext(small)[1] in suffixes and not small.endswith(OWN_SUFFIXES)
 
 
-def _list_folder(path: Path, *, recursive: bool) -> list[Path]:
+def _list_folder(path: Path, suffixes: tuple[str, ...], *, recursive: bool) -> list[Path]:
     try:
         entries = list(os.scandir(path))
-        found = [Path(entry.path) for entry in entries if entry.is_file()]
+        found = [
+            path / entry.name for entry in entries if _is_picture(entry.name, suffixes) and entry.is_file()
+        ]
     except PermissionError as error:
         raise MicrographError(f"{path}: no permission to read this folder: change its permissions") from error
     if recursive:
         skipped = _MADE_FOLDERS if (path / _RECORD).exists() else ()
         for entry in entries:
             if entry.is_dir(follow_symlinks=False) and entry.name not in skipped:
-                found += _list_folder(Path(entry.path), recursive=True)
+                found += _list_folder(Path(entry.path), suffixes, recursive=True)
     return found
 
 

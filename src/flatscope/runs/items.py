@@ -15,6 +15,7 @@ from flatscope.micrograph import MicrographError
 from flatscope.results.table import as_plain
 
 _MOST_STEM_BYTES = 200  # file systems allow 255: endings and temporary names need the rest
+_encode = json.JSONEncoder(sort_keys=True).encode  # json.dumps would make an encoder for each of 20,000 items
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def readable_name(path: Path, *, whole: bool = False) -> str:
 
 
 def _readable(text: str) -> str:
-    return os.fsencode(text).decode("utf-8", "replace")
+    return text if text.isascii() else os.fsencode(text).decode("utf-8", "replace")
 
 
 def _shorten(stem: str) -> str:
@@ -201,7 +202,7 @@ class Digests:
     def of(self, path: Path) -> str:
         """The digest of a file's content; "" where it cannot be read, which the reader will explain."""
         place = os.path.join(self._here, path)
-        name = os.fsencode(place).decode("utf-8", "backslashreplace")
+        name = place if place.isascii() else os.fsencode(place).decode("utf-8", "backslashreplace")
         try:
             facts = os.stat(place)
             entry = self._known.get(name)
@@ -243,7 +244,7 @@ def make_key(item: Item, identity: str, digests: Sequence[str]) -> str:
 
 def digest_of(plain: Any) -> str:
     """Half a SHA-256 of plain values, as a name for what follows from them."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(_encode(plain).encode()).hexdigest()[:32]
 
 
 def expect_file(item: Item) -> Path:
