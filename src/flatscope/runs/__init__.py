@@ -1,1 +1,1 @@
-"""Runs: what each verb does with many inputs, resumably and without a terminal; commands, servers and notebooks call it."""
+"""Runs: what each verb does with many inputs, resumably and without a terminal, for commands, servers and notebooks."""

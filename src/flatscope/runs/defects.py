@@ -58,8 +58,8 @@ from flatscope.results.table import as_plain as plain_values
 from flatscope.results.table import conform, frame_to_csv
 from flatscope.runs.items import Item
 from flatscope.runs.settings import as_plain
-from flatscope.runs.work import tell_steps
 from flatscope.runs.task import Answer, Content, CutShort, Finished, Task
+from flatscope.runs.work import tell_steps
 from flatscope.units import um_from_nm
 
 _NOTE = (

@@ -42,7 +42,9 @@ def read_settings(path: Path | str, *kinds: type) -> dict[str, Any]:
         known = {entry.name for kind in kinds for entry in fields(kind)}
         strange = sorted(set(table) - known)
         if strange:
-            raise SettingsError(f"{path}: is the run.json of flatscope {verb}, which has {', '.join(strange)}")
+            raise SettingsError(
+                f"{path}: is the run.json of flatscope {verb}, which has {', '.join(strange)}"
+            )
     _refuse_unknown(table, [entry.name for kind in kinds for entry in fields(kind)], where=str(path))
     return table
 

@@ -115,7 +115,9 @@ def make_task(params: TwistParams, picture: PictureParams) -> Task:
         given=checked(Given, params=params, picture=picture),
         kinds=(Measured,),
         weights=network,
-        digests={} if params.method == "edges" else {"orientation network": hash_file(resolve("orientation"))},
+        digests={}
+        if params.method == "edges"
+        else {"orientation network": hash_file(resolve("orientation"))},
     )
 
 
