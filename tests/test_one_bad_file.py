@@ -1,4 +1,4 @@
-"""One broken file of 400 costs only itself, whatever the verb."""
+"""One broken file of forty costs only itself, whatever the verb."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flatscope.electron.physics.imaging import ScanParams, draw_adf
 from flatscope.optical.bilayers import BilayerParams, draw_bilayer
 from flatscope.runs.task import Answer
 
-COUNT, BAD = 400, 123
+COUNT, BAD = 40, 12
 ELECTRON = ("--material", "WSe2")
 # Verb and kind of file to the table of the answers, and what else the command is given.
 CASES = {
@@ -79,7 +79,7 @@ def _read(table: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "suffix"), CASES)
-def test_one_broken_file_of_400_costs_only_itself(
+def test_one_broken_file_of_forty_costs_only_itself(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
