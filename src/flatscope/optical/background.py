@@ -44,6 +44,10 @@ _SATURATED = 0.992
 """Fraction of full scale above which a block has lost its colour."""
 _DARKEST = 2e-3
 """Fraction of full scale below which a block has no colour: a floor for the logarithm."""
+_DEAD = 0.03
+"""A channel is dead if three quarters of the picture lie below this fraction of full scale."""
+_NOISY = 0.12
+"""A channel says nothing if a pixel's noise exceeds this contrast: ten times that of an ordinary camera."""
 _FULL_ORDER_AREA = 0.3
 """Smallest share of the picture that fixes the full order of the light; less fixes its second order only."""
 
@@ -182,6 +186,36 @@ def estimate_background(
     return Background(
         coefficients, flat, np.maximum(noise, step / np.sqrt(12.0)), step, coverage, colour, notes
     )
+
+
+def mend_channels(rgb: Float32, usable: Blocks | None = None) -> tuple[Float32, Blocks]:
+    """Put the mean of the channels that say something in place of those that are dead, burnt out or all noise.
+
+    Parameters
+    ----------
+    rgb
+        Shape (rows, cols, 3), fractions of full scale.
+    usable
+        Which channels say something, shape (3,), if that is known.
+
+    Returns
+    -------
+    The picture, and which channels say something. The picture is as it was where all or none do.
+    """
+    if usable is None:
+        usable = _find_usable(rgb)
+    if usable.all() or not usable.any():
+        return rgb, usable
+    mended = rgb.copy()
+    mended[..., ~usable] = rgb[..., usable].mean(-1, keepdims=True)
+    return mended, usable
+
+
+def _find_usable(rgb: Float32) -> Blocks:
+    means, spreads = (values[::2].reshape(-1, 3) for values in _block_statistics(rgb))
+    lit = (np.percentile(means, 75, axis=0) > _DEAD) & (np.percentile(means, 25, axis=0) < _SATURATED)
+    quiet = lit & (np.percentile(spreads / np.maximum(means, _DARKEST), 25, axis=0) < _NOISY)
+    return quiet if quiet.any() else lit
 
 
 def estimate_flatfield(pictures: Sequence[Float32]) -> Float32:

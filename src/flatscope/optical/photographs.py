@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from flatscope.optical.camera import GREY
+from flatscope.optical.nuisances import PLAIN, draw_rendering, spoil_light
 from flatscope.optical.setups import MODEL_SIGMA, Setups, add_flare
 from flatscope.optical.shapes import DIRT, GOLD, SECOND_SUBSTRATE, Thickness
 from flatscope.optical.thinfilm import LAYER_GRID
@@ -70,9 +71,39 @@ def _imperfect_contrasts(rng: np.random.Generator, setup: Setups) -> Float:
     )
 
 
+@dataclass(frozen=True)
+class Photograph:
+    """A picture of a map of thickness, and what is true about it.
+
+    Parameters
+    ----------
+    pixels
+        The picture, shape (rows, cols, 3).
+    bare
+        The empty substrate in the same light, in fractions of full scale, shape (rows, cols, 3).
+    contrast
+        Stored contrast of `LAYER_GRID` layers, shape (28, 3).
+    behind
+        What lies behind a field stop, shape (rows, cols).
+    camera
+        The numbers drawn.
+    """
+
+    pixels: Pixels
+    bare: Float32
+    contrast: Float
+    behind: Mask
+    camera: dict[str, Any]
+
+
 def photograph(
-    rng: np.random.Generator, microscope: Microscope, thickness: Thickness, residue: Float32 | None
-) -> tuple[Pixels, Float32, dict[str, Any]]:
+    rng: np.random.Generator,
+    microscope: Microscope,
+    thickness: Thickness,
+    residue: Float32 | None,
+    *,
+    anyone: bool = False,
+) -> Photograph:
     """Turn a map of thickness into a picture.
 
     Parameters
@@ -85,11 +116,8 @@ def photograph(
         Entries as in `flatscope.optical.shapes`, shape (rows, cols).
     residue
         What residue adds to the relative brightness, shape (rows, cols, 3), or None.
-
-    Returns
-    -------
-    The picture, shape (rows, cols, 3); the empty substrate in the same light, in fractions of full scale; the numbers
-    drawn.
+    anyone
+        Also draw what `flatscope.optical.nuisances` knows of other people's pictures.
     """
     camera, flare = microscope.setup.camera, float(microscope.setup.flare[0])
     light = np.take(_colour_table(rng, microscope), thickness, axis=0)
@@ -101,12 +129,18 @@ def photograph(
     level, balance = _expose(rng, microscope)
     lamp = _illumination(rng, thickness.shape) * level
     light *= lamp
+    rendering, behind = PLAIN, np.zeros(thickness.shape, bool)
+    spoilt: dict[str, Any] = {}
+    if anyone:
+        rendering = draw_rendering(rng)
+        behind, spoilt = spoil_light(rng, light)
     sensor = _add_noise(rng, light)
     # Many cameras stop short of the full scale.
     white = float(rng.uniform(0.82, 1.0)) if rng.random() < 0.4 else 1.0
-    pixels = camera.develop(light, white=white)
-    drawn = {**optics, "white": white, **sensor, "balance": balance.tolist(), "level": level.tolist()}
-    return pixels, camera.picture(lamp), drawn
+    pixels, bare = camera.develop(light, white=white), camera.picture(lamp)
+    drawn = {"white": white, **sensor, "balance": balance.tolist(), "level": level.tolist(), **spoilt}
+    contrast = microscope.contrast(bare.mean((0, 1)))
+    return Photograph(rendering.finish(pixels), rendering.scale(bare), contrast, behind, {**optics, **drawn})
 
 
 def _blur(rng: np.random.Generator, light: Float32) -> dict[str, float]:

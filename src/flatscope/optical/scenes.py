@@ -22,7 +22,14 @@ from flatscope.optical.photographs import (
     write_caption,
 )
 from flatscope.optical.setups import Prior, Setups
-from flatscope.optical.shapes import GOLD, SUBSTRATE, cleave_flakes, draw_foreign, grow_crystals
+from flatscope.optical.shapes import (
+    GOLD,
+    SUBSTRATE,
+    cleave_flakes,
+    draw_foreign,
+    grow_crystals,
+    lay_large_flakes,
+)
 from flatscope.results import THICK_LABEL
 
 Float = NDArray[np.float64]
@@ -59,6 +66,8 @@ class SceneParams:
         Draw cameras that change colours: saturation, matrix, S-shaped tone curve, stretched contrast.
     microscope
         The same for several pictures; its material, oxide and gamma count then.
+    anyone
+        Draw pictures of any laboratory: `wide`, large flakes, and what `flatscope.optical.nuisances` knows.
     """
 
     shape: tuple[int, int] = (512, 512)
@@ -70,6 +79,7 @@ class SceneParams:
     clean: bool = False
     wide: bool = False
     microscope: Microscope | None = None
+    anyone: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class Scene:
         Shape (rows, cols, 3), float32: the empty substrate in the same light, in fractions of full scale.
     contrast
         Shape (29, 3): stored contrast of each entry of the thickness map, 0 the substrate.
+    behind
+        Shape (rows, cols), bool: what lies behind a field stop.
     setup
         The drawn microscope (one set-up).
     parameters
@@ -105,6 +117,7 @@ class Scene:
     foreign: NDArray[np.bool_]
     bare: NDArray[np.float32]
     contrast: Float
+    behind: NDArray[np.bool_]
     setup: Setups
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -130,10 +143,12 @@ def draw_scene(
     material = given.setup.material if given else params.material or str(rng.choice(DRAWN_MATERIALS))
     growth = params.growth or ("cvd" if material != "graphene" and rng.random() < 0.3 else "exfoliated")
     prior = Prior(material, oxide_nm=params.oxide_nm, oxide_sigma_nm=0.0, gamma=params.gamma)
-    microscope = given or draw_microscope(rng, prior.draw(rng, wide=params.wide))
+    microscope = given or draw_microscope(rng, prior.draw(rng, wide=params.wide or params.anyone))
     if crystals is None:
         draw_crystals = grow_crystals if growth == "cvd" else cleave_flakes
         thickness, drawn = draw_crystals(rng, params.shape, params.density)
+        if params.anyone:
+            lay_large_flakes(rng, thickness)
     else:
         thickness, drawn = crystals.copy(), {}
     foreign = np.zeros(params.shape, bool)
@@ -144,18 +159,21 @@ def draw_scene(
         if rng.random() < 0.75:
             residue = draw_residue(rng, params.shape)
             foreign |= (np.abs(residue).max(-1) > _VISIBLE_RESIDUE) & (thickness == SUBSTRATE)
-    pixels, bare, camera = photograph(rng, microscope, thickness, residue)
+    taken = photograph(rng, microscope, thickness, residue, anyone=params.anyone)
+    pixels = taken.pixels
     if not params.clean and rng.random() < 0.25:
         written = write_caption(rng, pixels)
         foreign |= written
         thickness[written] = SUBSTRATE
     quality = int(rng.integers(78, 98))
+    if params.anyone and rng.random() < 0.25:
+        quality = int(rng.integers(35, 78))
     if rng.random() < 0.7:
         pixels = compress(pixels, quality)
     thickness[foreign] = SUBSTRATE
     layers = np.where(thickness <= 6, thickness, THICK_LABEL).astype(np.uint8)
-    parameters = {"growth": growth, "jpeg_quality": quality, **drawn, **camera}
-    contrast = np.vstack([np.zeros((1, 3)), microscope.contrast(bare.mean((0, 1)))])
+    parameters = {"growth": growth, "jpeg_quality": quality, **drawn, **taken.camera}
+    contrast = np.vstack([np.zeros((1, 3)), taken.contrast])
     opaque = (contrast.max(1) > OPAQUE)[thickness]
     return Scene(
         pixels,
@@ -163,8 +181,9 @@ def draw_scene(
         label_regions(thickness),
         opaque,
         foreign,
-        bare,
+        taken.bare,
         contrast,
+        taken.behind,
         microscope.setup,
         parameters,
     )

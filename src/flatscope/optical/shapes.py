@@ -272,6 +272,30 @@ def grow_crystals(
     return canvas.array(), {"radius_px": radius, "crystals": count, "hexagonality": hexagonality}
 
 
+def lay_large_flakes(rng: np.random.Generator, thickness: Thickness) -> None:
+    """Lay flakes as large as a close-up shows them over a map of thickness, in place, in half of all maps.
+
+    Some fill half of the picture. Most are thin; pieces of another thickness and holes lie within them.
+    """
+    if rng.random() < 0.5:
+        return
+    rows, cols = thickness.shape
+    canvas = _Canvas(thickness.shape)
+    side = min(rows, cols)
+    for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))):
+        size = side * float(np.exp(rng.uniform(np.log(0.15), np.log(0.65))))
+        centre = rng.uniform(0.0, 1.0, 2) * (cols, rows)
+        outline = _outline_cleaved(rng, centre, size)
+        if rng.random() < 0.2:
+            turn, corners = rng.uniform(0.0, 2.0 * np.pi), float(rng.choice([0.0, rng.uniform(), 1.0]))
+            # A hexagon with edges bent by this much is a disc.
+            bulge = 0.155 if corners == 1.0 else float(rng.normal(0.0, 0.06))
+            outline = _outline_grown(0.7 * size, turn=turn, hexagonality=corners, bulge=bulge) + centre
+        _draw_terraces(rng, canvas, outline, size=size, thin=0.85)
+    drawn = canvas.array()
+    thickness[drawn > 0] = drawn[drawn > 0]
+
+
 def draw_foreign(rng: np.random.Generator, thickness: Thickness) -> None:
     """Draw dust, scratches, gold and a second substrate on a map of thickness, in place."""
     rows, cols = thickness.shape

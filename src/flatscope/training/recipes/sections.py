@@ -51,6 +51,8 @@ class Flakes(Section):
         Of the exported weights and activations: 32, or 8 for a small, fast file; see `onnx_export.export`.
     start
         Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
+    anyone_share
+        Share of the scenes that look like other people's pictures: see `optical.nuisances`.
     """
 
     name = "flakes"
@@ -67,6 +69,7 @@ class Flakes(Section):
     edge_positive_weight: float = 3.0
     bits: int = 32
     start: str = ""
+    anyone_share: float = 0.0
 
 
 @dataclass(frozen=True)
