@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
-from flatscope.optical.background import LIGHT_ORDER, estimate_background
+from flatscope.optical.background import LIGHT_ORDER, estimate_background, mend_channels, note_channels
 from flatscope.optical.camera import GREY
 from flatscope.optical.layers import LayerPosterior, count_layers
 from flatscope.optical.materials import choose_material
@@ -30,7 +30,7 @@ from flatscope.optical.regions import (
 )
 from flatscope.optical.setups import Prior
 from flatscope.optical.substrates import Substrate
-from flatscope.optical.terraces import SPECK_SHARE, Division, divide_picture
+from flatscope.optical.terraces import divide_picture, drop_noise
 from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
 from flatscope.results.marks import trace_outlines
@@ -44,6 +44,9 @@ Labels = NDArray[np.int32]
 
 _WORKING_PX = 1.9e6
 """Larger pictures are averaged down by a whole number to about this size: the network knows edges of a pixel or two."""
+_NO_NEWS = 10.0
+"""Noise of a channel that says nothing, as a contrast: it weighs nothing against the others."""
+_GRAY = "the picture is gray: brightness alone tells layers apart poorly, take a colour picture"
 REGION_SETTINGS = ("min_area_um2", "min_area_px", "light_order")
 """The fields of `FlakeParams` that matter to `find_regions`; the others matter to `name_layers` only."""
 _OF_EACH = ("p", "p_foreign", "low", "high")
@@ -221,7 +224,7 @@ def find_regions(
     if _is_constant(micrograph):
         return _find_nothing(micrograph, network, clock.timings)
     factor = working_factor(micrograph.shape)
-    rgb = shrink(micrograph.rgb(), factor)
+    rgb, usable = mend_channels(shrink(micrograph.rgb(), factor))
     flat = None if flatfield is None else shrink(flatfield, factor)
     levels = 255.0 if micrograph.full_scale == 255.0 else 4095.0
     background = estimate_background(rgb, flat=flat, order=params.light_order, levels=levels)
@@ -231,7 +234,9 @@ def find_regions(
     clock.lap("network_s")
     least = _least_area_px(micrograph, params, factor)
     division = divide_picture(chances, contrast, network.card, least_px=least, noise=background.noise)
-    measured = measure(division.labels, contrast, division.edge)
+    division, measured = drop_noise(
+        division, measure(division.labels, contrast, division.edge), background.grain
+    )
     foreign = np.arange(len(measured.area_px)) >= division.crystals
     metal = foreign & is_metallic(measured.contrast) & (measured.area_px >= ROOMY * least)
     found = Regions(
@@ -242,13 +247,19 @@ def find_regions(
         beside_metal=mark_seams(division.labels, metal),
         flake_id=number_flakes(division.labels, len(foreign)),
         saturated=mark_saturated(measured, rgb, background),
-        noise=background.noise,
+        noise=np.where(usable | ~usable.any(), background.noise, _NO_NEWS),
         step=background.step,
         bare_colour=background.colour,
         least_px=least,
         factor=factor,
         **_describe(micrograph, network),
-        notes=(*micrograph.notes, *background.notes, *_note_picture(micrograph, division, least, factor)),
+        notes=(
+            *micrograph.notes,
+            *note_channels(usable),
+            *background.notes,
+            *([_GRAY] if micrograph.is_gray else []),
+            *division.notes(least, factor),
+        ),
         timings_s=clock.timings,
     )
     clock.lap("regions_s")
@@ -448,21 +459,6 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
         "layers_high": posterior.high,
     }
     return pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
-
-
-def _note_picture(
-    micrograph: Micrograph, division: Division, least_px: float, factor: int
-) -> tuple[str, ...]:
-    """Notes on how the picture was analysed."""
-    notes = []
-    if micrograph.is_gray:
-        notes.append("the picture is gray: brightness alone tells layers apart poorly, take a colour picture")
-    if division.specks:
-        size = SPECK_SHARE * least_px * factor**2
-        notes.append(f"{division.specks} specks below {size:.0f} px are not listed")
-    if factor > 1:
-        notes.append(f"analysed at 1/{factor} of the picture's resolution")
-    return tuple(notes)
 
 
 def _note_material(regions: Regions, material: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,10 @@ class Measured:
     spread: Float
     inside_px: Float
     boxes: Ints
+
+    def take(self, which: Bools) -> Measured:
+        """The chosen regions."""
+        return Measured(**{item.name: getattr(self, item.name)[which] for item in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from skimage.filters import threshold_otsu
 
 from flatscope.inference.card import Card
-from flatscope.optical.regions import measure_contrasts
+from flatscope.optical.regions import Measured, measure_contrasts
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -78,12 +78,28 @@ class Division:
         Number of the regions that are crystals.
     specks
         Number of specks that were left out.
+    lost
+        Number of regions that were left out as no stronger than the substrate's own roughness.
     """
 
     labels: Labels
     edge: Mask
     crystals: int
     specks: int
+    lost: int = 0
+
+    def notes(self, least_px: float, factor: int) -> tuple[str, ...]:
+        """What was left out, in words, for a picture that was reduced by `factor`."""
+        notes = []
+        if self.specks:
+            notes.append(
+                f"{self.specks} specks below {SPECK_SHARE * least_px * factor**2:.0f} px are not listed"
+            )
+        if self.lost:
+            notes.append(f"{self.lost} regions no stronger than the substrate's own roughness are not listed")
+        if factor > 1:
+            notes.append(f"analysed at 1/{factor} of the picture's resolution")
+        return tuple(notes)
 
 
 def divide_picture(
@@ -114,6 +130,36 @@ def divide_picture(
     parts, _ = ndimage.label(foreign, output=np.int32)
     labels = np.where(parts > 0, parts + crystals, labels).astype(np.int32)
     return Division(labels, edge, crystals, specks + more)
+
+
+def drop_noise(division: Division, measured: Measured, grain: Float) -> tuple[Division, Measured]:
+    """Leave out regions that the substrate's own roughness explains.
+
+    A picture holds as many independent places as blocks of 64 px. The largest of that many random contrasts lies at
+    the square root of twice the logarithm of their number: a region must be stronger.
+
+    Parameters
+    ----------
+    division, measured
+        The regions, and their contrasts.
+    grain
+        1-sigma scatter of the contrast of such a block on the substrate, shape (3,).
+
+    Returns
+    -------
+    The other regions.
+    """
+    places = max(division.labels.size / 64.0, 2.0)
+    strength = np.abs(measured.contrast) / np.maximum(grain, 1e-6)
+    real = strength.max(1, initial=0.0) > np.sqrt(2.0 * np.log(places))
+    if real.all():
+        return division, measured
+    lookup = np.concatenate([[0], np.cumsum(real) * real]).astype(np.int32)
+    crystals = int(real[: division.crystals].sum())
+    lost = int((~real).sum())
+    return replace(division, labels=lookup[division.labels], crystals=crystals, lost=lost), measured.take(
+        real
+    )
 
 
 def _drop_specks(mask: Mask, least_px: float) -> tuple[Mask, int]:
