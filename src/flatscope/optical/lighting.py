@@ -59,6 +59,10 @@ _MOST_SPREAD = 2.0
 """Residuals of the light scatter by at most this multiple of a block; more is a crystal."""
 _ONE_AREA = 0.5
 """An area that covers this share of the picture shows all of its light by itself."""
+_ENOUGH = 6000
+"""Blocks that fix a polynomial's 28 terms well enough."""
+_LARGE = 0.02
+"""Smallest share of the picture of a crystal that shows the light upon it."""
 _LEAST_BEND = 0.002
 """Smallest share of the picture of an area that shows how the light bends."""
 _TORN = 4.0
@@ -116,10 +120,10 @@ def find_lighting(source: Float32, *, order: int, levels: float) -> Lighting:
         flat_block = usable
     labels, scatter = _cut_at_steps(logs, flat_block, 1.0 / (levels * np.maximum(means, DARKEST)))
     areas = _rank_areas(logs, labels) if labels.any() else [flat_block]
-    starts: list[Float | None] = [None]
+    bend = _fit_bend(logs, labels, order=order)
+    starts: list[Float | None] = [bend]
     if areas[0].mean() < _ONE_AREA:
-        bend = _fit_bend(logs, labels, order=order)
-        starts.append(bend)
+        starts.append(None)
         # A rough substrate has no large area without a step, but most blocks have its colour.
         level = logs - evaluate(bend, logs.shape[:2])
         usual = np.abs(level - np.median(level[usable], axis=0)) < _MOST_SPREAD * scatter
@@ -131,6 +135,7 @@ def find_lighting(source: Float32, *, order: int, levels: float) -> Lighting:
         for start in starts
     ]
     coefficients, substrate = _choose_substrate(fits, labels)
+    coefficients = _carry_under_crystals(logs, labels, coefficients, substrate)
     notes = _note_second(logs, areas, substrate)
     return Lighting(coefficients, substrate, logs, relative, scatter, notes)
 
@@ -151,14 +156,24 @@ def find_bands(source: Float32, found: Lighting) -> Float32 | None:
     limit = 4.0 * np.sqrt(size) * found.scatter
     used = np.repeat(found.blocks[:, ::_BANDED_EVERY], size, axis=0) & (np.abs(residual) < limit).all(-1)
     count = used.sum(1)[:, None]
-    level = np.einsum("rc,rck->rk", used, residual) / np.maximum(count, 1)
+    # Crystals that the bands hide among the substrate do not sway the middle of a row, unless they hold most of it.
+    level = _middle_of_rows(np.where(used[..., None], residual, np.inf), count[:, 0])
     level -= np.average(level, axis=0, weights=np.maximum(count[:, 0], 1e-6))
     level *= count / (count + 0.05 * used.shape[1])
-    error = np.sqrt(size) * found.scatter / np.sqrt(np.maximum(np.median(count), 1.0))
+    error = np.sqrt(np.mean((residual - level[:, None])[used] ** 2, axis=0) / max(np.median(count), 1.0))
     if (level.std(0) < np.maximum(_BANDED, 2.0 * error)).all():
         return None
     missing = source.shape[0] - rows
     return np.exp(np.pad(level, ((0, missing), (0, 0)), mode="edge")).astype(np.float32)
+
+
+def _middle_of_rows(values: Float, count: NDArray[np.int64]) -> Float:
+    """Median of the first `count` values in order of each row, shape (rows, 3); 0 for rows without any."""
+    ordered = np.sort(values, axis=1)
+    place = np.maximum(count - 1, 0)
+    rows = np.arange(len(values))
+    middle = 0.5 * (ordered[rows, place // 2] + ordered[rows, (place + 1) // 2])
+    return np.where(count[:, None] > 0, middle, 0.0)
 
 
 def find_unlit(found: Lighting) -> Blocks | None:
@@ -292,15 +307,14 @@ def _fit_bend(logs: Float, labels: NDArray[np.int32], *, order: int) -> Float:
     powers, design = _design(*labels.shape, order)
     owner = labels.ravel()
     sizes = np.bincount(owner)
-    used = (owner > 0) & (sizes[owner] >= _LEAST_BEND * owner.size)
+    used = _take_some((owner > 0) & (sizes[owner] >= _LEAST_BEND * owner.size))
     coefficients = np.zeros((3, order + 1, order + 1))
-    if order == 0 or not used.any():
+    if order == 0 or not len(used):
         return coefficients
     owner, terms, values = owner[used], design[used][:, 1:], logs.reshape(-1, 3)[used]
     weight = np.maximum(np.bincount(owner, minlength=len(sizes)), 1)[:, None]
-    own = np.zeros((len(sizes), terms.shape[1] + 3))
     both = np.hstack([terms, values])
-    np.add.at(own, owner, both)
+    own = np.stack([np.bincount(owner, column, len(sizes)) for column in both.T], axis=1)
     both -= (own / weight)[owner]
     terms, values = both[:, :-3], both[:, -3:]
     for _ in range(3):
@@ -312,6 +326,29 @@ def _fit_bend(logs: Float, labels: NDArray[np.int32], *, order: int) -> Float:
     for (i, j), row in zip(powers[1:], solution, strict=True):
         coefficients[:, i, j] = row
     return coefficients
+
+
+def _carry_under_crystals(
+    logs: Float, labels: NDArray[np.int32], coefficients: Float, substrate: Blocks
+) -> Float:
+    """The light fitted once more to the substrate and, each with a contrast of its own, the large crystals.
+
+    A polynomial fitted to the substrate alone says little about the light under a crystal that fills a corner.
+    """
+    areas = np.where(np.bincount(labels.ravel())[labels] >= _LARGE * labels.size, labels, 0)
+    areas[substrate] = labels.max() + 1
+    order = coefficients.shape[1] - 1
+    if substrate.mean() < _FULL_ORDER_AREA and not (areas[~substrate] > 0).any():
+        return coefficients
+    carried = _fit_bend(logs, areas, order=order)
+    before, after = (
+        (logs - evaluate(fitted, logs.shape[:2]))[substrate] for fitted in (coefficients, carried)
+    )
+    level = np.median(after, axis=0)
+    carried[:, 0, 0] += level
+    if np.abs(after - level).mean() > 1.1 * np.abs(before).mean():
+        return coefficients
+    return carried
 
 
 def _fit_light(
@@ -332,20 +369,22 @@ def _fit_light(
     bend
         The shape of the light to start from; None fits the first one to `substrate` alone.
     """
-    reach = substrate
+    reach, shape = substrate, logs.shape[:2]
+    start = np.zeros((3, order + 1, order + 1)) if bend is None else bend
+    rest = logs - evaluate(start, shape)
 
     def fit() -> Float:
-        # A small area says nothing about curvature far from it.
-        return fit_polynomial(
-            logs, reach.astype(float), order=order if reach.mean() >= _FULL_ORDER_AREA else min(order, 2)
-        )
+        # A small area says nothing about curvature far from it; a bend that crystals share says it already.
+        most = order if bend is None and reach.mean() >= _FULL_ORDER_AREA else 2 if bend is None else 1
+        change = fit_polynomial(rest, reach.astype(float), order=min(order, most))
+        missing = order + 1 - change.shape[1]
+        return np.asarray(start + np.pad(change, ((0, 0), (0, missing), (0, missing))))
 
     for slack in (8.0, 6.0, 5.0, 4.0):
-        if bend is None or slack < 8.0:
-            residual = logs - evaluate(fit(), logs.shape[:2])
+        if bend is not None and slack == 8.0:
+            residual = rest - np.median(rest[substrate], axis=0)
         else:
-            residual = logs - evaluate(bend, logs.shape[:2])
-            residual -= np.median(residual[substrate], axis=0)
+            residual = logs - evaluate(fit(), shape)
         spread = 1.48 * np.median(np.abs(residual[reach] - np.median(residual[reach], axis=0)), axis=0)
         agreed = flat_block & (
             np.abs(residual) < slack * np.clip(spread, _LEAST_SCATTER, _MOST_SPREAD * scatter)
@@ -381,6 +420,12 @@ def _design(rows: int, cols: int, order: int) -> tuple[list[tuple[int, int]], Fl
     return powers, np.stack([np.multiply.outer(down[:, i], across[:, j]).ravel() for i, j in powers], 1)
 
 
+def _take_some(used: Blocks) -> NDArray[np.intp]:
+    """Places of the used blocks, evenly thinned out: `_ENOUGH` of them fix the light."""
+    places = np.flatnonzero(used)
+    return places[:: max(1, len(places) // _ENOUGH)]
+
+
 def fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
     """Weighted least squares in two-dimensional Legendre polynomials of total order `order`, with a faint ridge.
 
@@ -389,11 +434,9 @@ def fit_polynomial(values: Float, weight: Float, *, order: int) -> Float:
     Shape (channels, order + 1, order + 1).
     """
     powers, design = _design(values.shape[0], values.shape[1], order)
-    used = weight.ravel() > 0
+    used = _take_some(weight.ravel() > 0)
     chosen, target = design[used], values.reshape(-1, values.shape[2])[used]
-    ridge = (
-        1e-3 * used.sum() * np.diag([0.0 if i + j == 0 else float((i + j) ** 2) for i, j in powers]) / 16.0
-    )
+    ridge = 1e-3 * len(used) * np.diag([0.0 if i + j == 0 else float((i + j) ** 2) for i, j in powers]) / 16.0
     solution = np.linalg.solve(chosen.T @ chosen + ridge, chosen.T @ target)
     coefficients = np.zeros((values.shape[2], order + 1, order + 1))
     for (i, j), row in zip(powers, solution, strict=True):
