@@ -14,7 +14,8 @@ from PIL import Image
 from flatscope.app.cli import run
 from flatscope.evaluation import adaptation, monolayers
 from flatscope.evaluation.adaptation import RegionErrors, count_errors
-from flatscope.files.layer_labels import Labels, find_layer_labels, layers_of
+from flatscope.files.label_formats import layers_of
+from flatscope.files.layer_labels import Labels, find_layer_labels
 from flatscope.inference.card import WeightsError
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError

@@ -7,7 +7,6 @@ A label image holds one number a pixel, 0 for what is not labelled. Outlines are
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,14 @@ import shapely
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from flatscope.files.border import check_claim, guard, read_bytes
+from flatscope.files.tiff import check_page, open_tiff, refuse_cut
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import Calibration, MicrographError
 from flatscope.results.exports.geojson import Outline, find_pixel_um
 from flatscope.results.exports.rows import CORNER_PX
 from flatscope.units import nm_from_um
+from flatscope.words import WordsError, parse_json
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff")
 
@@ -47,21 +49,14 @@ def read_labels(path: Path | str) -> NDArray[np.int32]:
         If the file is missing, damaged, or no label image (colours, fractions, numbers beyond int32).
     """
     path = Path(path)
+    data = read_bytes(path, what="label image")
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MicrographError(f"{path}: no such label image: check the path") from error
-    except OSError as error:
-        raise MicrographError(
-            f"{path}: cannot be read ({error.strerror or error}): check the path"
-        ) from error
-    try:
-        labels = _decode_labels(data)
-    except UnidentifiedImageError as error:
-        raise MicrographError(f"{path}: is no label image: use a gray png or tif") from error
-    except (OSError, SyntaxError, ValueError, KeyError, IndexError) as error:
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise MicrographError(f"{path}: is damaged or truncated ({detail}): export it again") from error
+        with guard(path):
+            labels = _decode_labels(data)
+    except MicrographError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise MicrographError(f"{path}: is no label image: use a gray png or tif") from error
+        raise
     if labels.ndim == 3 and labels.shape[2] >= 3 and (labels[..., :1] == labels[..., 1:3]).all():
         labels = labels[..., 0]
     if labels.ndim != 2:
@@ -80,17 +75,20 @@ def read_labels(path: Path | str) -> NDArray[np.int32]:
 def _decode_labels(data: bytes) -> NDArray[Any]:
     if not data.startswith(_TIFF_FIRST_BYTES):
         with Image.open(io.BytesIO(data)) as image:
+            # Labels of few values take no bytes to speak of, however large the picture.
+            check_claim((image.height, image.width), there=image.height * image.width)
             return np.asarray(image)
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(io.BytesIO(data)) as tif:
-            return np.asarray(tif.pages.first.asarray())
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image)
+    refuse_cut(io.BytesIO(data), len(data))
+    with open_tiff(data) as tif:
+        page = tif.pages.first
+        check_page(page, len(data), drawn=True)
+        try:
+            return np.asarray(page.asarray())
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            with Image.open(io.BytesIO(data)) as image:
+                return np.asarray(image)
 
 
 def write_labels(path: Path | str, labels: NDArray[np.integer[Any]]) -> Path:
@@ -159,22 +157,16 @@ def read_outlines(path: Path | str) -> list[Outline]:
     """
     path = Path(path)
     try:
-        collection = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MicrographError(f"{path}: no such file: check the path") from error
-    except OSError as error:
-        raise MicrographError(
-            f"{path}: cannot be read ({error.strerror or error}): check the path"
-        ) from error
-    except ValueError as error:
-        raise MicrographError(f"{path}: is no JSON ({error}): export it again") from error
+        collection = parse_json(read_bytes(path))
+    except WordsError as error:
+        raise MicrographError(f"{path}: {error}: export it again") from error
     if not isinstance(collection, dict) or collection.get("type") != "FeatureCollection":
         raise MicrographError(f"{path}: is no GeoJSON FeatureCollection: export it again")
     outlines = []
     for number, feature in enumerate(collection.get("features", [])):
         try:
             outlines.append(_from_feature(feature))
-        except (KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as error:
             detail = " ".join(str(error).split())[:120] or type(error).__name__
             raise MicrographError(
                 f"{path}: feature {number} is no outline ({detail}): export it again"

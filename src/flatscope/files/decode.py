@@ -6,7 +6,6 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from flatscope.files.border import check_claim, say_truncated
 from flatscope.micrograph import MicrographError
 
-MAX_PIXELS = 178_956_970
-"""Largest picture (about 13,000 px a side); the limit at which Pillow too suspects a decompression bomb."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit on a picture; `check_claim` has ours
 
 _MOST_LAST = 16
 """An array whose third side is shorter holds its images along that one."""
@@ -58,8 +57,7 @@ def decode_frame(data: bytes, *, frame: int) -> Decoded:
     with Image.open(io.BytesIO(data)) as image:
         if frame:
             image.seek(frame)
-        if image.width * image.height > MAX_PIXELS:
-            raise MicrographError(say_too_large((image.height, image.width)))
+        check_claim((image.height, image.width), there=len(data))
         decoded = _decode_open(image, data, frame)
         # Asked after decoding, since a png's block may come last; Pillow turns a TIFF itself and takes the tag away.
         decoded.pixels = turn(decoded.pixels, int(image.getexif().get(0x0112, 1)))
@@ -142,6 +140,8 @@ def decode_npy(data: bytes, *, stack: bool = False) -> Decoded:
     shape, fortran, dtype = header(stream)
     if dtype.hasobject or dtype.kind not in "biuf":
         raise MicrographError(f"an array of {dtype} is no picture: save numbers")
+    if not all(type(side) is int and side >= 0 for side in shape):  # True is a whole number to NumPy's reader
+        raise MicrographError(f"is damaged: its header claims the shape {shape}: export it again")
     # np.load would first reserve what the header claims.
     claimed, there = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
     if claimed != there:
@@ -168,12 +168,23 @@ def _put_images_first(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
 def decode_mrc(data: bytes, *, stack: bool = False) -> Decoded:
     """Decode an MRC file of one image, or of a stack of them; its cell gives the pixel size."""
     from mrcfile.mrcinterpreter import MrcInterpreter
+    from mrcfile.utils import data_dtype_from_header, data_shape_from_header
 
-    with warnings.catch_warnings():
-        # mrcfile warns of headers that break the letter of the standard; what matters fails when it is read.
-        warnings.simplefilter("ignore")
-        opened = MrcInterpreter(io.BytesIO(data), permissive=True)
-        pixels, size = np.array(opened.data), opened.voxel_size
+    # mrcfile would first reserve what the header claims, and gives None for a kind of data that it doesn't know.
+    header: Any = MrcInterpreter(io.BytesIO(data), permissive=True, header_only=True).header
+    if header is None:
+        raise MicrographError("is no MRC file or its header is damaged: export it again")
+    kind, shape = data_dtype_from_header(header), data_shape_from_header(header)
+    if kind.kind not in "iuf":
+        raise MicrographError(f"holds numbers of {kind}, as a Fourier transform does: save an image")
+    check_claim(shape[-2:], there=len(data))
+    begin = header.nbytes + max(int(header.nsymbt), 0)
+    claimed, there = math.prod(shape) * kind.itemsize, len(data) - begin
+    if claimed > there:
+        raise MicrographError(say_truncated(max(there, 0), claimed))
+    pixels = np.frombuffer(data, kind, math.prod(shape), begin).reshape(shape)
+    pixels = pixels.astype(kind.newbyteorder("="))
+    size = MrcInterpreter(io.BytesIO(data), permissive=True, header_only=True).voxel_size
     notes = []
     if pixels.ndim == 3 and not stack:
         notes.append(f"the first of {len(pixels)} images was read")
@@ -181,8 +192,3 @@ def decode_mrc(data: bytes, *, stack: bool = False) -> Decoded:
     sides = (float(size.y), float(size.x))
     known = all(side > 0 for side in sides)
     return Decoded(pixels, notes, (0.1 * sides[0], 0.1 * sides[1]) if known else None)
-
-
-def say_too_large(shape: Sequence[int] | None) -> str:
-    size = f"{shape[1]}x{shape[0]} px" if shape else "the picture"
-    return f"{size} is more than {MAX_PIXELS / 1e6:.0f} Mpx: cut it into parts"

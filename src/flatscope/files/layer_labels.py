@@ -7,53 +7,27 @@ top, as a terrace does.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage import draw
 
 from flatscope.files.annotations import read_labels
+from flatscope.files.border import read_bytes
 from flatscope.micrograph import MicrographError
 from flatscope.results import REJECTED_LABEL, THICK_LABEL
+from flatscope.words import parse_json
+
+if TYPE_CHECKING:
+    from flatscope.files.label_formats import Shape
 
 Layers = NDArray[np.uint8]
+_FAR = 1000.0  # sides of the picture
 _LABEL_IMAGES = (".layers.png", ".layers.tif", ".mask.png", ".mask.tif", ".png", ".tif", ".tiff")
-_NAMES = {
-    "substrate": 0, "background": 0,
-    "monolayer": 1, "mono": 1, "ml": 1, "single": 1, "singlelayer": 1,
-    "bilayer": 2, "bi": 2, "double": 2, "doublelayer": 2,
-    "trilayer": 3, "tri": 3,
-    "thick": THICK_LABEL, "bulk": THICK_LABEL, "multilayer": THICK_LABEL,
-    "unknown": REJECTED_LABEL, "ignore": REJECTED_LABEL, "dirt": REJECTED_LABEL, "residue": REJECTED_LABEL,
-    "rejected": REJECTED_LABEL,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One marked region.
-
-    Parameters
-    ----------
-    layers
-        0 to 6, 254 or 255.
-    outlines
-        Closed curves (n, 2) in pixels from the corner of the picture, x first; or, if `relative`, in shares of its
-        width and height.
-    runs
-        In place of outlines: a COCO mask, run-length encoded.
-    """
-
-    layers: int
-    outlines: tuple[NDArray[np.float64], ...] = ()
-    relative: bool = False
-    runs: Any = None
 
 
 @dataclass(frozen=True)
@@ -148,95 +122,15 @@ def find_layer_labels(
     return found
 
 
-def layers_of(name: str) -> int:
-    """The layer number that a label's name means: 0 to 6, 254 thick, 255 unknown.
-
-    Raises
-    ------
-    ValueError
-        If it means none.
-    """
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    if plain in _NAMES:
-        return _NAMES[plain]
-    number = re.fullmatch(r"(\d+)(l|ls|ml|layers?)?", plain)
-    if number is None:
-        raise ValueError(f"label {name!r} is no layer number: call it 1L, 2L ... thick or unknown")
-    value = int(number[1])
-    return value if value <= 6 or value in (THICK_LABEL, REJECTED_LABEL) else THICK_LABEL
-
-
 def _read_json(path: Path) -> dict[str, Labels]:
+    content = read_bytes(path)
+    # imported here: pydantic takes a tenth of a second, and label images need none of it
+    from flatscope.files.label_formats import find_shapes
+
     try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MicrographError(f"{path}: is no JSON ({error}): export the labels again") from None
-    try:
-        if isinstance(table, dict) and {"images", "annotations", "categories"} <= set(table):
-            shapes = _from_coco(table)
-        elif isinstance(table, dict) and "shapes" in table:
-            shapes = _from_labelme(table)
-        elif isinstance(table, list) and all(
-            isinstance(task, dict) and "annotations" in task for task in table
-        ):
-            shapes = _from_label_studio(table)
-        else:
-            raise ValueError("is neither COCO nor labelme nor Label Studio")
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        what = f"{error} missing" if isinstance(error, KeyError) else str(error)
-        raise MicrographError(f"{path}: {what}") from None
-    return {name: Labels(path, tuple(found)) for name, found in shapes.items()}
-
-
-def _from_coco(table: dict[str, Any]) -> dict[str, list[Shape]]:
-    names = {image["id"]: Path(image["file_name"]).name for image in table["images"]}
-    layers = {category["id"]: layers_of(str(category["name"])) for category in table["categories"]}
-    shapes: dict[str, list[Shape]] = {name: [] for name in names.values()}
-    for item in table["annotations"]:
-        number, marked = layers[item["category_id"]], item["segmentation"]
-        if isinstance(marked, dict):
-            shape = Shape(number, runs=marked)
-        else:
-            shape = Shape(
-                number, tuple(_curve(np.reshape(np.asarray(part, float), (-1, 2))) for part in marked)
-            )
-        shapes[names[item["image_id"]]].append(shape)
-    return shapes
-
-
-def _from_labelme(table: dict[str, Any]) -> dict[str, list[Shape]]:
-    shapes = []
-    for item in table["shapes"]:
-        points = np.asarray(item["points"], float)
-        kind = item.get("shape_type") or "polygon"
-        if kind == "rectangle":
-            (left, top), (right, bottom) = points
-            points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-        elif kind != "polygon":
-            raise ValueError(f"a shape of type {kind!r}: only polygons and rectangles have an area")
-        shapes.append(Shape(layers_of(str(item["label"])), (_curve(points),)))
-    # labelme writes the path on the annotator's machine, which may have been another system
-    return {re.split(r"[/\\]", table["imagePath"])[-1]: shapes}
-
-
-def _from_label_studio(table: list[dict[str, Any]]) -> dict[str, list[Shape]]:
-    shapes: dict[str, list[Shape]] = {}
-    for task in table:
-        name = str(task["data"]["image"]).replace("\\", "/").rsplit("/", 1)[-1]
-        own = shapes.setdefault(name, [])
-        for answer in task["annotations"]:
-            for item in answer["result"]:
-                if item.get("type") == "polygonlabels":
-                    value = item["value"]
-                    points = _curve(np.asarray(value["points"], float) / 100.0)
-                    own.append(Shape(layers_of(str(value["polygonlabels"][0])), (points,), relative=True))
-    return shapes
-
-
-def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
-        raise ValueError("an outline of fewer than three points")
-    return points
+        return {name: Labels(path, tuple(found)) for name, found in find_shapes(parse_json(content)).items()}
+    except ValueError as error:
+        raise MicrographError(f"{path}: {error}: export the labels again") from None
 
 
 def _draw(shapes: tuple[Shape, ...], size: tuple[int, int], source: Path) -> Layers:
@@ -244,47 +138,26 @@ def _draw(shapes: tuple[Shape, ...], size: tuple[int, int], source: Path) -> Lay
     masks = []
     for shape in shapes:
         if shape.runs is not None:
-            mask = _decode_runs(shape.runs, source)
-            if mask.shape != size:
+            if shape.runs.shape != size:
+                width, height = shape.runs.shape[::-1]
                 raise MicrographError(
-                    f"{source}: a mask of {mask.shape[1]}x{mask.shape[0]} px on a picture of {cols}x{rows} px"
+                    f"{source}: a mask of {width}x{height} px on a picture of {cols}x{rows} px"
                 )
+            try:
+                mask = shape.runs.decode()
+            except ValueError as error:
+                raise MicrographError(
+                    f"{source}: a damaged run-length mask ({error}): export it again"
+                ) from None
         else:
             mask = np.zeros(size, bool)
             for outline in shape.outlines:
                 x, y = (outline * (cols, rows) if shape.relative else outline).T - 0.5
+                # far outside, so that clipping moves no edge within the picture by a pixel
+                x, y = np.clip(x, -_FAR * cols, _FAR * cols), np.clip(y, -_FAR * rows, _FAR * rows)
                 mask[draw.polygon(y, x, size)] = True
         masks.append((int(mask.sum()), mask, shape.layers))
     layers = np.zeros(size, np.uint8)
     for _, mask, number in sorted(masks, key=lambda entry: -entry[0]):
         layers[mask] = number
     return layers
-
-
-def _decode_runs(runs: Any, source: Path) -> NDArray[np.bool_]:
-    try:
-        rows, cols = (int(side) for side in runs["size"])
-        counts = runs["counts"]
-        if isinstance(counts, str):
-            counts = _unpack_counts(counts)
-        # COCO counts down the columns, zeros first.
-        flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-        return flat.reshape(cols, rows).T
-    except (KeyError, TypeError, ValueError) as error:
-        raise MicrographError(f"{source}: a damaged run-length mask ({error}): export it again") from None
-
-
-def _unpack_counts(text: str) -> list[int]:
-    """Run lengths from COCO's compressed text: five bits a character, each number less the one two before."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not bits & 0x20:
-            if bits & 0x10:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value = shift = 0
-    return counts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.files.read import read, read_stack
+from flatscope.files.border import check_claim, check_file, describe_error, guard
+from flatscope.files.read import calibrate, read_stack
+from flatscope.files.tiff import check_page, find_end, find_pixel_size, open_tiff
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import SMALLEST_SIDE_PX, Calibration, MicrographError, Movie
 from flatscope.units import nm_from_um
@@ -22,6 +25,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".gif")
 _STACK_SUFFIXES = (".npy", ".tif", ".tiff", ".mrc", ".dm3", ".dm4", ".emd", ".ser")
 MOVIE_SUFFIXES = (*VIDEO_SUFFIXES, *_STACK_SUFFIXES)
 """What `read_movie` opens; capitals do not matter."""
+_VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif"  # FFmpeg's names of the suffixes above
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 _BLOCK_BYTES = 1 << 24
 _REL_SIGMA = 0.02
@@ -66,10 +70,7 @@ def read_movie(path: Path | str, *, um_per_px: float | None = None, frame_s: flo
         raise MicrographError(
             f"{path}: {suffix or 'no suffix'} is no movie: convert it to one of {', '.join(MOVIE_SUFFIXES)}"
         )
-    if not path.is_file():
-        raise MicrographError(f"{path}: no such file: check the path")
-    if path.stat().st_size == 0:
-        raise MicrographError(f"{path}: the file is empty: copy it again")
+    check_file(path)
     if suffix in VIDEO_SUFFIXES:
         movie = _open_video(path)
     elif suffix == ".npy":
@@ -120,60 +121,60 @@ def _guarded(load: Callable[[int], NDArray[Any]], count: int) -> Iterator[Frame]
         except MicrographError as error:
             yield error
         except Exception as error:  # damaged pages make tifffile raise nearly anything
-            detail = " ".join(str(error).split())[:120] or type(error).__name__
-            yield MicrographError(f"is damaged ({detail})")
+            yield MicrographError(f"is damaged ({describe_error(error)})")
 
 
 def _open_npy(path: Path) -> Movie:
-    try:
+    with guard(path):
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError):
-        raise MicrographError(f"{path}: is no npy file that can be read: export it again") from None
+        shape = tuple(int(side) for side in frames.shape)
     if frames.ndim == 2:
         frames = frames[None]
     coloured = frames.ndim == 4 and frames.shape[3] in (3, 4)
     if frames.ndim != 3 and not coloured:
-        raise MicrographError(
-            f"{path}: an array of shape {frames.shape} is no movie: expected (frames, rows, cols)"
-        )
+        raise MicrographError(f"{path}: an array of shape {shape} is no movie: expected (frames, rows, cols)")
     return Movie(partial(_guarded, lambda index: np.asarray(frames[index]), len(frames)), len(frames))
 
 
 def _open_tiff(path: Path) -> Movie:
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            count = len(file.pages)
-            if not count:
-                raise MicrographError(f"{path}: holds no page: copy or export it again")
-            series = file.series[0] if count == 1 and file.series else None
-            packed = series is not None and series.ndim == 3 and series.shape[2] not in (3, 4)
-    except MicrographError:
-        raise
-    except Exception as error:  # see `_guarded`
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise MicrographError(
-            f"{path}: is damaged or truncated ({detail}): copy or export it again"
-        ) from None
-    if packed:  # ImageJ writes large stacks behind a single page
-        frames = tifffile.memmap(path, mode="r")
-        return Movie(partial(_guarded, lambda index: np.asarray(frames[index]), len(frames)), len(frames))
+    size = path.stat().st_size
+    with guard(path), open_tiff(path) as file:
+        count = len(file.pages)
+        if not count:
+            raise MicrographError("holds no page: copy or export it again")
+        check_page(file.pages.first, size)
+        notes: list[str] = []
+        calibration = calibrate(None, find_pixel_size(file), notes)
+        series = file.series[0] if count == 1 and file.series else None
+        if series is not None and series.ndim == 3 and series.shape[2] not in (3, 4):
+            frames = _map_packed(path, series, order=file.byteorder)
+            load = partial(_guarded, lambda index: np.asarray(frames[index]), len(frames))
+            return Movie(load, len(frames), calibration, notes=tuple(notes))
+        with path.open("rb") as stream:
+            cut = find_end(stream, size) > size
 
     def each() -> Iterator[Frame]:
-        with tifffile.TiffFile(path) as file:
+        with open_tiff(path) as file:
             pages = file.pages
-            yield from _guarded(lambda index: pages[index].asarray(), count)
 
-    return Movie(each, count, _find_calibration(path))
+            def decode(index: int) -> NDArray[Any]:
+                check_page(pages[index], size)
+                return pages[index].asarray()
+
+            yield from _guarded(decode, count)
+        if cut:
+            yield MicrographError("and all that follow are missing, since the file is damaged or truncated")
+
+    return Movie(each, count, calibration, notes=tuple(notes))
 
 
-def _find_calibration(path: Path) -> Calibration | None:
-    """Pixel size of a tif's first page, as a microscope program wrote it."""
-    try:
-        return read(path, modality="electron").calibration
-    except MicrographError:
-        return None
+def _map_packed(path: Path, series: Any, *, order: str) -> NDArray[Any]:
+    """The frames that ImageJ writes behind a single page, where there are many."""
+    if series.dataoffset is None:
+        raise MicrographError(f"holds {series.shape} in one compressed page: save its frames as pages")
+    end = series.dataoffset + series.nbytes
+    check_claim(series.shape, there=path.stat().st_size, raw_bytes=end)
+    return np.memmap(path, series.dtype.newbyteorder(order), "r", series.dataoffset, series.shape)
 
 
 def _open_video(path: Path) -> Movie:
@@ -183,40 +184,60 @@ def _open_video(path: Path) -> Movie:
         raise MicrographError(f"{path.suffix} files need PyAV: pip install 'flatscope[movies]'") from None
 
     try:
-        with av.open(str(path)) as container:
+        with guard(path), _open_container(path) as container:
             if not container.streams.video:
-                raise MicrographError(f"{path}: holds no video")
+                raise MicrographError("holds no video")
             stream = container.streams.video[0]
+            check_claim((stream.height, stream.width), there=path.stat().st_size)
             rate = stream.average_rate
             count = stream.frames or None
             first = next(container.decode(video=0), None)
             if first is None:
-                raise MicrographError(f"{path}: holds no frame that can be read")
+                raise MicrographError("holds no frame that can be read")
             colours = first.to_ndarray(format="rgb24").astype(int)
-    except av.FFmpegError as error:
-        raise MicrographError(f"{path}: is no video that can be read ({error.strerror})") from None
+    except MicrographError as error:
+        if isinstance(error.__cause__, av.FFmpegError):
+            raise MicrographError(
+                f"{path}: is no video that can be read ({error.__cause__.strerror})"
+            ) from None
+        raise
     coloured = int(np.ptp(colours, axis=2).max()) > 8
     notes = (
         ("coloured: its luminance is taken, right for colour scales that grow lighter",) if coloured else ()
     )
-
-    def each() -> Iterator[Frame]:
-        with av.open(str(path)) as container:
-            frames = container.decode(video=0)
-            while True:
-                try:
-                    frame = next(frames).to_ndarray(format="rgb24" if coloured else "gray")
-                    yield check_frame(frame)
-                except StopIteration:
-                    return
-                except MicrographError as error:
-                    yield error
-                except av.FFmpegError as error:
-                    # What comes after a broken packet cannot be found again.
-                    yield MicrographError(f"is damaged ({error.strerror}), and so is what follows")
-                    return
-
+    each = partial(_decode_video, path, count, "rgb24" if coloured else "gray")
     return Movie(each, count, frame_s=float(1 / rate) if rate else None, notes=notes)
+
+
+def _open_container(path: Path) -> Any:
+    """Open a video of the formats that are read; a playlist, which can name other files, is none."""
+    import av
+
+    whitelist = {"format_whitelist": _VIDEO_FORMATS}
+    return av.open(str(path), container_options=whitelist, metadata_errors="replace")
+
+
+def _decode_video(path: Path, count: int | None, pixel_format: str) -> Iterator[Frame]:
+    import av
+
+    with _open_container(path) as container:
+        frames = container.decode(video=0)
+        for done in itertools.count():
+            try:
+                yield check_frame(next(frames).to_ndarray(format=pixel_format))
+            except StopIteration:
+                # The decoder drops what it cannot read, and says so nowhere.
+                if count is not None and done < count:
+                    yield MicrographError(
+                        f"and {count - done - 1} more are missing: the file is damaged or truncated"
+                    )
+                return
+            except MicrographError as error:
+                yield error
+            except av.FFmpegError as error:
+                # What comes after a broken packet cannot be found again.
+                yield MicrographError(f"is damaged ({error.strerror}), and so is what follows")
+                return
 
 
 def write_movie(path: Path, frames: Iterator[NDArray[np.uint8]], *, frame_s: float | None) -> Path:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from flatscope.files.decode import Decoded, decode_mrc, decode_npy, decode_with_pillow, say_too_large
+from flatscope.files.border import check_file, guard, read_bytes
+from flatscope.files.decode import Decoded, decode_mrc, decode_npy, decode_with_pillow
 from flatscope.files.tiff import decode_tiff, decode_tiff_stack
 from flatscope.files.vendor import VENDOR_SUFFIXES, decode_vendor
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
@@ -144,7 +144,7 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     return Micrograph(
         pixels=pixels,
         full_scale=full_scale,
-        calibration=_calibrate(given, decoded.pixel_size_nm, notes),
+        calibration=calibrate(given, decoded.pixel_size_nm, notes),
         source=str(path),
         sha256=hashlib.sha256(data).hexdigest(),
         notes=tuple(notes),
@@ -186,7 +186,7 @@ def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
         frames = frames.astype(np.uint8)
     return Stack(
         frames if frames.ndim != 2 else frames[None],
-        calibration=_calibrate(given, decoded.pixel_size_nm, decoded.notes),
+        calibration=calibrate(given, decoded.pixel_size_nm, decoded.notes),
         source=str(path),
         sha256=hashlib.sha256(data).hexdigest(),
         notes=tuple(decoded.notes),
@@ -197,27 +197,15 @@ def _decode(
     path: Path, kinds: dict[str, _Kind], decoders: dict[str, Callable[..., Decoded]]
 ) -> tuple[bytes, _Kind, Decoded]:
     """A file's bytes, what kind it is, and what it holds."""
-    data = _read_bytes(path, tuple(kinds))
+    _check_suffix(path, tuple(kinds))
+    data = read_bytes(path)
     kind = kinds[path.suffix.lower()]
     if kind not in ("mrc", "vendor"):
         kind = _recognise(data, path)
-    try:
+    with guard(path):
         if kind not in decoders:
             raise MicrographError(f"a {kind} picture is no stack: give npy, tif or mrc")
         return data, kind, decoders[kind](path if kind == "vendor" else data)
-    except MicrographError as error:
-        raise MicrographError(f"{path}: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise MicrographError(f"{path}: {say_too_large(None)}") from error
-    except MemoryError as error:
-        raise MicrographError(f"{path}: does not fit into memory: cut it into parts") from error
-    except (
-        Exception
-    ) as error:  # damaged files make Pillow and tifffile raise nearly anything, AttributeError included
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise MicrographError(
-            f"{path}: is damaged or truncated ({detail}): copy or export it again"
-        ) from error
 
 
 def find_pictures(
@@ -306,28 +294,12 @@ def _list_folder(path: Path, suffixes: tuple[str, ...], *, recursive: bool) -> l
     return found
 
 
-def _read_bytes(path: Path, suffixes: tuple[str, ...]) -> bytes:
-    if path.is_dir():
-        raise MicrographError(f"{path}: is a folder, not a picture: name a file in it")
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     if path.suffix.lower() not in suffixes:
-        if not path.exists():
-            raise MicrographError(f"{path}: no such file: check the path")
+        check_file(path)
         raise MicrographError(
             f"{path}: {path.suffix or 'no suffix'} is not read: convert it to one of {', '.join(suffixes)}"
         )
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MicrographError(f"{path}: no such file: check the path") from error
-    except PermissionError as error:
-        raise MicrographError(f"{path}: no permission to read it: change the file's permissions") from error
-    except OSError as error:
-        raise MicrographError(
-            f"{path}: cannot be read ({error.strerror or error}): check the disk"
-        ) from error
-    if not data:
-        raise MicrographError(f"{path}: the file is empty: copy it again")
-    return data
 
 
 def _recognise(data: bytes, path: Path) -> _Kind:
@@ -406,9 +378,10 @@ def _calibrate_by_user(um_per_px: float | None) -> Calibration | None:
     return Calibration((size, size), "user", FILE_REL_SIGMA)
 
 
-def _calibrate(
+def calibrate(
     given: Calibration | None, in_file: tuple[float, float] | None, notes: list[str]
 ) -> Calibration | None:
+    """The pixel size that was given, else the file's if it is a microscope's; what was decided joins the notes."""
     low, high = PIXEL_SIZE_RANGE_NM
     if in_file and not all(low <= side <= high for side in in_file):
         notes.append(

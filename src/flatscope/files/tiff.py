@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
+import struct
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
-from flatscope.files.decode import MAX_PIXELS, Decoded, decode_frame, say_too_large, turn
+from flatscope.files.border import check_claim, say_truncated
+from flatscope.files.decode import Decoded, decode_frame, turn
 from flatscope.micrograph import MicrographError
 from flatscope.units import nm_from
 
 if TYPE_CHECKING:
     import tifffile
 
-_MOST_VALUES = 2_000_000_000
-"""Of a stack."""
+_MOST_VALUES = 2_000_000_000  # of a stack
+_MOST_SAMPLES = 64  # values a pixel; the most channels of a spectral camera that lie in one page
+_LEAST_TILE_PX = 64  # a tile of fewer pixels costs more time than its pixels; the standard wants 16 px a side
+_MOST_PAGES = 1_000_000
+_VALUE_BYTES = (1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8)  # by the number of a tag's type
+
+
+@contextmanager
+def open_tiff(source: bytes | Path) -> Iterator[tifffile.TiffFile]:
+    """Open a TIFF, and no other file: OME text can name any file of the computer as a part of it."""
+    import tifffile
+
+    stream: IO[bytes] = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
+    with stream, tifffile.TiffFile(stream, _multifile=False) as tif:
+        yield tif
 
 
 def decode_tiff(data: bytes) -> Decoded:
     """Decode the first picture of a TIFF: one page, or three that are its channels."""
-    import tifffile
-
-    # Without a handler its complaints about odd tags would go to the user's terminal.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+    refuse_cut(io.BytesIO(data), len(data))
+    with open_tiff(data) as tif:
         first = tif.pages.first
-        if first.imagewidth * first.imagelength > MAX_PIXELS:
-            raise MicrographError(say_too_large((first.imagelength, first.imagewidth)))
+        check_page(first, len(data))
         numbers, notes = _choose_pages(tif, len(data))
         planes = [_decode_page(tif, number, data) for number in numbers]
         if len({plane.shape for plane in planes}) != 1:
             planes = planes[:1]
         pixels = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
-        size = _ome_pixel_size(tif) if tif.is_ome else _imagej_pixel_size(tif)
+        size = find_pixel_size(tif)
         orientation = _orientation(first)
         if size and orientation >= 5:
             size = size[::-1]
@@ -48,25 +61,96 @@ def decode_tiff(data: bytes) -> Decoded:
 
 def decode_tiff_stack(data: bytes) -> Decoded:
     """Decode every page of a TIFF as an image of a stack."""
-    import tifffile
-
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+    refuse_cut(io.BytesIO(data), len(data))
+    with open_tiff(data) as tif:
         series = tif.series[0]
         if math.prod(series.shape) > _MOST_VALUES:
             raise MicrographError(f"a stack of shape {series.shape} is too large: cut it into parts")
-        ends = [
-            offset + count
-            for page in tif.pages
-            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
-        ]
-        if ends and max(ends) > len(data):
-            raise MicrographError(_say_truncated(len(data), max(ends)))
-        pixels = np.asarray(series.asarray())
+        for page in tif.pages:
+            check_page(page, len(data))
         if not series.axes.endswith("YX"):
             raise MicrographError(f"is coloured or has axes {series.axes}: save gray images as pages")
-        size = _ome_pixel_size(tif) if tif.is_ome else _imagej_pixel_size(tif)
+        check_claim(series.shape[-2:], there=len(data))
+        if series.dataoffset is not None and series.dataoffset + series.nbytes > len(data):
+            raise MicrographError(say_truncated(len(data), series.dataoffset + series.nbytes))
+        pixels = np.asarray(series.asarray())
+        size = find_pixel_size(tif)
         return Decoded(pixels.reshape(-1, *pixels.shape[-2:]), [], size)
+
+
+def check_page(page: Any, size: int, *, drawn: bool = False) -> None:
+    """Refuse a page that claims more than a file of this size can hold; a drawn one may be of a single colour.
+
+    Raises
+    ------
+    MicrographError
+        With what it claims.
+    """
+    frame = page.keyframe
+    samples, depth = frame.samplesperpixel, frame.imagedepth
+    if samples > _MOST_SAMPLES or depth > 1:
+        raise MicrographError(
+            f"claims {samples} values a pixel and a depth of {depth}: save a gray or RGB picture"
+        )
+    if frame.is_tiled and frame.tilewidth * frame.tilelength < _LEAST_TILE_PX:
+        raise MicrographError(
+            f"is made of tiles of {frame.tilewidth}x{frame.tilelength} px: save it without tiles"
+        )
+    raw = frame.imagelength * frame.imagewidth * samples * frame.bitspersample / 8
+    plain = frame.compression == 1
+    check_claim(
+        (frame.imagelength, frame.imagewidth),
+        there=frame.imagelength * frame.imagewidth if drawn and not plain else size,
+        raw_bytes=raw if plain else None,
+    )
+    if len(page.dataoffsets) < math.prod(frame.chunked):
+        raise MicrographError(
+            f"is damaged: it names {len(page.dataoffsets)} of {math.prod(frame.chunked)} parts: "
+            "copy or export it again"
+        )
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    # tifffile fills what is missing with zeros.
+    if ends and max(ends) > size:
+        raise MicrographError(say_truncated(size, max(ends)))
+
+
+def refuse_cut(stream: IO[bytes], size: int) -> None:
+    """Refuse a TIFF whose list of pages goes on behind its end: tifffile would read the first ones in silence.
+
+    Raises
+    ------
+    MicrographError
+        With the number of bytes that are missing at least.
+    """
+    end = find_end(stream, size)
+    if end > size:
+        raise MicrographError(say_truncated(size, end))
+
+
+def find_end(stream: IO[bytes], size: int) -> int:
+    """How far into a TIFF its pages' tags reach: beyond `size` bytes if the file was cut."""
+    start = stream.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    big = len(start) == 16 and start[2:4] in (b"+\0", b"\0+")
+    link, entry, number = (
+        (f"{order}Q", f"{order}HHQQ", f"{order}Q") if big else (f"{order}I", f"{order}HHII", f"{order}H")
+    )
+    inline = struct.calcsize(link)
+    (offset,) = struct.unpack_from(link, start, 8 if big else 4)
+    furthest, seen = 0, set[int]()
+    while offset and offset not in seen and len(seen) < _MOST_PAGES:
+        seen.add(offset)
+        stream.seek(offset)
+        head = stream.read(struct.calcsize(number))
+        count = struct.unpack(number, head)[0] if len(head) == struct.calcsize(number) else 0
+        tags = stream.read(count * struct.calcsize(entry) + inline) if count < 1 << 16 else b""
+        if len(tags) < count * struct.calcsize(entry) + inline or not count:
+            return max(furthest, size + 1)
+        for _, kind, values, place in struct.iter_unpack(entry, tags[:-inline]):
+            length = values * (_VALUE_BYTES[kind] if kind < len(_VALUE_BYTES) else 0)
+            furthest = max(furthest, place + length if length > inline else 0)
+        (offset,) = struct.unpack(link, tags[-inline:])
+    return furthest
 
 
 def _choose_pages(tif: tifffile.TiffFile, size: int) -> tuple[list[int], list[str]]:
@@ -79,7 +163,7 @@ def _choose_pages(tif: tifffile.TiffFile, size: int) -> tuple[list[int], list[st
     images = int((tif.imagej_metadata or {}).get("images", 1))
     end = first.dataoffsets[0] + images * first.nbytes
     if tif.is_imagej and first.compression == tifffile.COMPRESSION.NONE and end > size:
-        raise MicrographError(_say_truncated(size, end))
+        raise MicrographError(say_truncated(size, end))
     # The axes before the pixels, slowest first, for example T, Z, C.
     axes: str = ""
     shape: tuple[int, ...] = ()
@@ -113,10 +197,7 @@ def _decode_page(tif: tifffile.TiffFile, number: int, data: bytes) -> NDArray[An
 
     page = tif.pages[number]
     frame: Any = page.keyframe
-    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    # tifffile fills what is missing with zeros.
-    if ends and max(ends) > len(data):
-        raise MicrographError(_say_truncated(len(data), max(ends)))
+    check_page(page, len(data))
     photometric = frame.photometric
     simple = (
         tifffile.PHOTOMETRIC.MINISBLACK,
@@ -187,6 +268,11 @@ def _stated_bits(tif: tifffile.TiffFile) -> int | None:
     return int(page.bitspersample) if 8 < page.bitspersample < 16 else None
 
 
+def find_pixel_size(tif: tifffile.TiffFile) -> tuple[float, float] | None:
+    """Height and width of a pixel in nm, as a microscope program wrote it."""
+    return _ome_pixel_size(tif) if tif.is_ome else _imagej_pixel_size(tif)
+
+
 def _ome_pixels(tif: tifffile.TiffFile) -> ElementTree.Element | None:
     try:
         root = ElementTree.fromstring(tif.ome_metadata or "")
@@ -234,7 +320,3 @@ def _imagej_pixel_size(tif: tifffile.TiffFile) -> tuple[float, float] | None:
         except ValueError:
             return None
     return sides[0], sides[1]
-
-
-def _say_truncated(there: int, expected: int) -> str:
-    return f"is damaged or truncated ({there} of at least {expected} bytes): copy or export it again"

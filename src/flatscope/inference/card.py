@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flatscope.words import WordsError, parse_json
+
 KEY = "flatscope.card"
 """Name of the entry of the .onnx file's metadata that holds the card as JSON."""
 FORMAT = 1
@@ -157,9 +159,9 @@ class Card:
     def from_json(cls, text: str) -> Card:
         """Read `to_json`'s text; a damaged card or one of a later version raises `WeightsError`."""
         try:
-            table = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise WeightsError(f"damaged card: not JSON ({error})") from None
+            table = parse_json(text)
+        except WordsError as error:
+            raise WeightsError(f"damaged card: {error}") from None
         if not isinstance(table, dict):
             raise WeightsError(f"damaged card: holds a {type(table).__name__}, not an object")
         version = table.pop("format", None)

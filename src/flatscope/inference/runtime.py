@@ -66,9 +66,15 @@ class Network:
         if threads is not None and threads < 1:
             raise ValueError(f"threads = {threads}: give 1 or more, or None for every core")
         path = registry.resolve(name_or_path)
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror}): check the file") from None
         session = _open(content, path, threads or _usable_cores())
-        text = session.get_modelmeta().custom_metadata_map.get(cards.KEY)
+        try:
+            text = session.get_modelmeta().custom_metadata_map.get(cards.KEY)
+        except UnicodeDecodeError:
+            raise WeightsError(f"{path}: damaged card: is no text: copy or export it again") from None
         if text is None:
             raise WeightsError(
                 f"{path}: holds no flatscope card: export it with flatscope.training.onnx_export"

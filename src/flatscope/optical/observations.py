@@ -23,6 +23,8 @@ _CORRELATED_PX = 9.0
 """Neighbouring pixels share their noise: this many of them count as one."""
 _KNOWN_SIGMA = 0.002
 """Error of the contrast of a known region, beyond the scatter of several (1 sigma)."""
+_LARGEST_CONTRAST = 1000.0
+"""A substrate a thousand times darker than a crystal is black to a camera of ten bits."""
 _KNOWN_PX = 1e4
 """Area that stands for a known region's: larger than most, so that it is looked at first."""
 
@@ -88,6 +90,10 @@ class KnownRegion:
         if not 1 <= self.layers <= MOST_LAYERS:
             raise ValueError(
                 f"a known region of {self.layers} layers: flatscope tells 1 to {MOST_LAYERS} apart"
+            )
+        if not all(-1.0 <= value <= _LARGEST_CONTRAST for value in self.contrast):
+            raise ValueError(
+                f"a contrast of {self.contrast}: I / I_substrate - 1 lies between -1 and {_LARGEST_CONTRAST:g}"
             )
 
 

@@ -25,6 +25,8 @@ names; or its picture could not be analysed."""
 
 Kind = Literal["text", "number", "count", "flag"]
 
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # OWASP, "CSV injection"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -373,10 +375,25 @@ def make_schema(name: str, columns: tuple[Column, ...]) -> dict[str, Any]:
 
 
 def frame_to_csv(frame: pd.DataFrame) -> str:
-    """A frame as comma-separated text with six significant digits."""
+    """A frame as comma-separated text with six significant digits.
+
+    A text that a spreadsheet would take for a formula, as the name of a picture can be, gets an apostrophe in front;
+    line breaks in it become blanks.
+    """
     text = io.StringIO()
-    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
+    safe = frame.copy()
+    for number, kind in enumerate(frame.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(number, frame.iloc[:, number].astype(object).map(_to_cell))
+    safe.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
     return text.getvalue()
+
+
+def _to_cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    plain = " ".join(value.splitlines())
+    return f"'{plain}" if plain.startswith(_FORMULA_SIGNS) else plain
 
 
 def frame_to_parquet(frame: pd.DataFrame, columns: tuple[Column, ...], provenance: Any) -> bytes:

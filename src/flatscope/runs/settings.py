@@ -10,7 +10,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
+from flatscope.files.border import read_bytes
+from flatscope.micrograph import MicrographError
 from flatscope.results.table import as_plain as _as_plain
+from flatscope.words import WordsError, parse_json
 
 if TYPE_CHECKING:
     from flatscope.electron.defects import DefectParams
@@ -67,13 +70,11 @@ def read_json(path: Path | str) -> dict[str, Any]:
         If it does not.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file: check the path") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror or error}): check the path") from None
-    except ValueError as error:
-        raise SettingsError(f"{path}: is no JSON ({error})") from None
+        table = parse_json(read_bytes(Path(path)))
+    except MicrographError as error:
+        raise SettingsError(str(error)) from None
+    except WordsError as error:
+        raise SettingsError(f"{path}: {error}") from None
     if not isinstance(table, dict):
         raise SettingsError(
             f'{path}: holds a {type(table).__name__}, not an object like {{"material": "MoS2"}}'
