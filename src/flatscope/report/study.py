@@ -185,6 +185,7 @@ def make_study_page(
     *,
     notes: Sequence[str],
     more: Mapping[str, Sequence[Mapping[str, str]]] = MappingProxyType({}),
+    folded: Mapping[str, Sequence[Mapping[str, str]]] = MappingProxyType({}),
 ) -> str:
     """HTML that holds everything in itself.
 
@@ -193,13 +194,15 @@ def make_study_page(
     title
         Heading.
     table
-        Rows, all with the same keys.
+        Rows, all with the same keys; none, and there is no table.
     figures
         Caption to PNG file.
     notes
         Paragraphs above the table.
     more
         Caption to another table, below the figures.
+    folded
+        Caption to a table that a click on the caption unfolds, below the first table.
     """
     shown = "".join(
         f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,'
@@ -207,17 +210,24 @@ def make_study_page(
         for caption, png in figures.items()
     )
     said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    hidden = "".join(
+        f"<details><summary>{html.escape(caption)}</summary>{_tabulate(rows)}</details>"
+        for caption, rows in folded.items()
+    )
     below = "".join(f"<h2>{html.escape(caption)}</h2>{_tabulate(rows)}" for caption, rows in more.items())
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse}td,th{padding:.25rem .75rem;border-bottom:1px solid #ccc;text-align:left}"
-        ".wide{overflow-x:auto}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}figure{margin:2rem 0}</style>"
-        f"<h1>{html.escape(title)}</h1>{said}{_tabulate(table)}{shown}{below}</html>"
+        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
+        "table{border-collapse:collapse}td,th{padding:.25rem .5rem;border-bottom:1px solid #ccc;text-align:left}"
+        ".wide{overflow-x:auto}h2{font-size:1.1rem;margin-top:2rem}img{max-width:100%}figure{margin:2rem 0}"
+        "td:last-child{min-width:14rem}summary{cursor:pointer;margin:1rem 0}</style>"
+        f"<h1>{html.escape(title)}</h1>{said}{_tabulate(table)}{hidden}{shown}{below}</html>"
     )
 
 
 def _tabulate(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return ""
     head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in rows

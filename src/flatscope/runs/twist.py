@@ -36,10 +36,14 @@ _LEAST_SECOND_LAYER_PX = (
 _LAYER_NUMBERS = {*range(7), THICK_LABEL, REJECTED_LABEL}
 _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
 _DRAWN = tuple(ending for ending in OWN_SUFFIXES if ending not in (".layers.png", ".mask.png"))
-_SHOWN = ("image", "flake_id", "twist_deg", "sigma_deg", "twist_fold30_deg", "moire_nm", "status", "reason")
+_SHOWN = (
+    *("image", "flake_id", "row_px", "col_px", "twist_deg", "sigma_deg"),
+    *("twist_fold30_deg", "moire_nm", "status", "reason"),
+)
+_SHOWN_WITHOUT = ("image", "flake_id", "row_px", "col_px", "area_2l_px", "status", "reason")
 _NOTE = (
-    "Yellow: outline of the crystal and an axis to one of its corners; blue: the same of its second layer. Angles "
-    "in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2))."
+    "Yellow: outline of the crystal and axes to its corners; blue: the same of its second layer; gray rings: second "
+    "layers without an angle. Angles in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2))."
 )
 
 
@@ -193,17 +197,37 @@ def make_views(run: Finished) -> Iterator[tuple[str, Content]]:
     """Table and report."""
     frame = join_rows(run)
     yield "twist.csv", frame_to_csv(frame)
-    rows = [{name: say_number(row[name]) for name in _SHOWN} for row in frame.to_dict("records")]
     fold = run.task.settings["fold"] == "30"
-    figures = {"Angles of the sample": draw_histogram(frame[frame["status"] != "failed"], fold=fold)}
+    has_angle = frame["twist_fold30_deg"].notna()
+    figures = {"Angles of the sample": draw_histogram(frame[has_angle], fold=fold)} if has_angle.any() else {}
     figures |= {item.name: answer.figures["overlay"] for item, answer in run.answers()}
-    yield (
-        "report.html",
-        make_study_page("Twist angles", rows or [dict.fromkeys(_SHOWN, "")], figures, notes=(_NOTE,)),
+    without = frame[~has_angle]
+    page = make_study_page(
+        "Twist angles",
+        _say_rows(frame[has_angle], _SHOWN),
+        figures,
+        notes=(_NOTE, f"{int(has_angle.sum())} of {len(frame)} second layers have an angle."),
+        folded={f"{len(without)} without: {count_reasons(without)}": _say_rows(without, _SHOWN_WITHOUT)}
+        if len(without)
+        else {},
     )
+    yield "report.html", page
+
+
+def count_reasons(without: pd.DataFrame) -> str:
+    """How many second layers have no angle for each reason, the commonest first."""
+    counts = without["reason"].str.split(":").str[0].value_counts()
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _say_rows(frame: pd.DataFrame, names: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of the report, those that are accepted first."""
+    order = frame["status"].map({"accepted": 0}).fillna(1).argsort(kind="stable")
+    return [{name: say_number(row[name]) for name in names} for row in frame.iloc[order].to_dict("records")]
 
 
 def say_number(value: object) -> str:
+    """A number to three digits, whole from a hundred on; nothing where it is unknown."""
     if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.3g}"
+        return "" if np.isnan(value) else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)

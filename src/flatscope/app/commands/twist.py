@@ -11,7 +11,14 @@ from flatscope.app import show
 from flatscope.app.command import Call, Plan, analysis
 from flatscope.optical.twist import TwistParams
 from flatscope.runs.task import Finished
-from flatscope.runs.twist import PictureParams, find_label_images, join_rows, make_task, say_number
+from flatscope.runs.twist import (
+    PictureParams,
+    count_reasons,
+    find_label_images,
+    join_rows,
+    make_task,
+    say_number,
+)
 
 
 @analysis(TwistParams, PictureParams)
@@ -40,9 +47,8 @@ def summarise(run: Finished, out: Path) -> None:
         pictures = len(run.items) - len(run.failures)
         click.echo(f"no crystal with a second layer in {pictures} picture{'s' * (pictures != 1)}")
         return
-    without = frame[frame["twist_fold30_deg"].isna()]["reason"].str.split(":").str[0].value_counts()
-    why = "".join(f", {count} {name}" for name, count in without.items())
-    click.echo(f"{len(good)} of {len(frame)} second layers measured{why}")
+    why = count_reasons(frame[frame["twist_fold30_deg"].isna()])
+    click.echo(f"{len(good)} of {len(frame)} second layers measured" + (f", {why}" if why else ""))
 
 
 def _describe(row: dict[Any, Any], angle: float) -> tuple[str, ...]:
