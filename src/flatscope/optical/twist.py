@@ -19,8 +19,9 @@ from skimage.segmentation import watershed
 import flatscope
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration
+from flatscope.optical.edges import Mask
 from flatscope.optical.materials import find_material
-from flatscope.optical.orientation import METHODS, Mask, orient
+from flatscope.optical.orientation import METHODS, orient
 from flatscope.results import (
     REJECTED_LABEL,
     TWIST_COLUMNS,
@@ -38,7 +39,7 @@ _SPECK_PX = 12
 """Smaller second layers are wrong pixels of a segmentation."""
 _SPOT_PX = 60
 """Smaller unknown spots do not interrupt an outline."""
-_LARGEST_CAUTION_DEG = 3.7
+_LARGEST_CAUTION_DEG = 4.3
 """No angle is given if `Orientation.caution_deg` of both layers together exceeds this (chosen on drawn bilayers, seeds
 2 and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15

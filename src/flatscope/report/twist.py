@@ -65,7 +65,9 @@ def _draw_ring(pen: ImageDraw.ImageDraw, row: dict[object, object], *, letter: i
     reach = max(0.5 * letter, math.sqrt(float(str(row["area_2l_px"])) / 1.3))
     for wider, colour in ((1.0, _SHADE), (0.0, _WITHOUT)):
         edge = reach + wider
-        pen.ellipse((x - edge, y - edge, x + edge, y + edge), outline=colour, width=1 + round(wider) + letter // 12)
+        pen.ellipse(
+            (x - edge, y - edge, x + edge, y + edge), outline=colour, width=1 + round(wider) + letter // 12
+        )
 
 
 def _draw_axes(pen: ImageDraw.ImageDraw, row: dict[object, object], *, width: int) -> None:

@@ -155,7 +155,10 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
 
 @evaluate.command()
 @click.option(
-    "--mix", type=click.Choice(["clean", "ragged", "micrographs"]), default="ragged", show_default=True
+    "--mix",
+    type=click.Choice(["clean", "ragged", "micrographs", "outlines"]),
+    default="ragged",
+    show_default=True,
 )
 @click.option("--count", type=click.IntRange(1), default=1000, show_default=True, help="Bilayers drawn.")
 @click.option("--seed", type=click.IntRange(0), default=5, show_default=True, help="Of the bilayers.")
@@ -170,11 +173,16 @@ def adaptation(setups: int, pictures: tuple[int, ...], out: Path, as_json: bool)
 def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
     """Compare twist angles with the truth on artificial bilayers; all errors in degrees.
 
-    The mixes are label images with exact edges, label images as a network makes them, and photographs.
+    The mixes are label images with exact edges, label images as a network makes them, photographs, and label images
+    with rough outlines by another generator, in four ranges of roughness and correlation.
     """
+    from flatscope.evaluation.outlines import evaluate_outlines
     from flatscope.evaluation.twist import evaluate_twist
 
     with show.progress("bilayers") as on_progress:
+        if mix == "outlines":
+            quarters = evaluate_outlines(count, seed=seed, method=method, on_progress=on_progress)
+            return _print(quarters, as_json=as_json)
         scores = evaluate_twist(mix, count, seed=seed, method=method, on_progress=on_progress)
     return _print(scores, as_json=as_json)
 
