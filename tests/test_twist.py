@@ -11,15 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy import ndimage
 from skimage import draw
 
 from flatscope.app.cli import run
+from flatscope.evaluation.outlines import draw_rough_bilayer
 from flatscope.evaluation.twist import evaluate_twist, top_area_px
 from flatscope.micrograph import Calibration, Micrograph
 from flatscope.optical import twist
 from flatscope.optical.bilayers import PUBLISHED, RAGGED, BilayerParams, cut_triangle, draw_bilayer
+from flatscope.optical.edges import measure_error
 from flatscope.optical.flakes import FlakeParams, find_flakes
 from flatscope.optical.twist import TwistParams, measure_twist, moire_period_nm
+from flatscope.report.figures import Display
+from flatscope.report.twist import draw_twist
 from flatscope.results import TWIST_COLUMNS, column_names
 
 SIZE = (400, 400)
@@ -222,6 +227,53 @@ def test_errors_on_artificial_bilayers(mix: str, mean: float, p95: float) -> Non
     assert scores.mean_error.value < 0.2 * scores.constant_error
 
 
+@pytest.mark.parametrize("correlation_px", [1.0, 3.0, 6.0])
+def test_the_error_of_a_direction_follows_the_correlation_of_its_outline(correlation_px: float) -> None:
+    """Edges with planted noise of 2 px rms: the error that is stated is the one that is made."""
+    rng = np.random.default_rng(3)
+    reach = np.hypot(correlation_px / 2.0, 2.0)  # 1 sigma: of the noise, then of the outline's blur
+    along = np.arange(120.0) - 59.5
+    made, stated = [], []
+    for _ in range(150):
+        noise = ndimage.gaussian_filter1d(rng.standard_normal((3, 240)), reach)[:, 60:180]
+        edges = [(along, across / noise.std()) for across in noise]
+        made.append(np.mean([across @ along / (along @ along) for _, across in edges]))
+        stated.append(measure_error(edges))
+    assert np.rad2deg(np.std(made)) == pytest.approx(np.sqrt(np.mean(np.square(stated))), rel=0.2)
+
+
+def test_masks_of_the_other_generator_are_what_they_say() -> None:
+    drawn = [draw_rough_bilayer(np.random.default_rng([9, index])) for index in range(30)]
+    assert {0, 1, 2} == set(np.unique(np.stack([one.layers for one in drawn])))
+    assert any(max(one.cuts) == 0.0 for one in drawn) and any(max(one.cuts) > 0.2 for one in drawn)
+    large = [one for one in drawn if (one.layers == 2).sum() > 3000 and max(one.cuts) < 0.22][:5]
+    found = [measure_twist(one.layers).frame.iloc[-1:] for one in large]
+    off = [
+        abs(float(row["twist_deg"].iloc[0]) - one.twist_deg)
+        for row, one in zip(found, large, strict=True)
+        if row["status"].iloc[0] == "accepted"
+    ]
+    assert len(off) >= 2 and np.median(off) < 1.5
+
+
+def test_labels_of_an_overlay_do_not_cover_each_other() -> None:
+    """Six crystals at one place: each angle stands somewhere else, inside the picture."""
+    places, angles = (
+        dict.fromkeys(("row_px", "col_px"), 150.0),
+        dict.fromkeys(("twist_deg", "twist_fold30_deg"), 10.0),
+    )
+    layers_of_it = {"bottom_deg": 0.0, "top_deg": 10.0, "area_1l_px": 1500.0, "area_2l_px": 300.0}
+    frame = pd.DataFrame([places | angles | layers_of_it | {"sigma_deg": 1.0, "status": "accepted"}] * 6)
+    blank = Display(np.zeros((300, 300, 3), np.uint8))
+    layers = np.zeros((300, 300), np.uint8)
+
+    def count_letters(rows: int) -> int:
+        drawn = np.asarray(draw_twist(blank, layers, frame.head(rows))).astype(int)
+        return int((drawn.min(-1) > 200).sum())
+
+    assert count_letters(4) > 3.6 * count_letters(1)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +304,7 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert overlay.shape == (*SIZE, 3) and (overlay == (86, 180, 233)).all(-1).sum() > 200
     page = (tmp_path / "out" / "report.html").read_text()
     assert "data:image/png" in page and "a.png" in page
+    assert "<summary>1 inputs failed</summary>" in page and "1 of 1 second layers have an angle" in page
     Image.fromarray(layers[::-1]).save(tmp_path / "in" / "a.tif")
     assert run([*command, "--fold", "30"]) == 2
     assert "other settings (fold" in capsys.readouterr().err

@@ -43,7 +43,8 @@ _SHOWN = (
 _SHOWN_WITHOUT = ("image", "flake_id", "row_px", "col_px", "area_2l_px", "status", "reason")
 _NOTE = (
     "Yellow: outline of the crystal and axes to its corners; blue: the same of its second layer; gray rings: second "
-    "layers without an angle. Angles in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. Moiré period a / (2 sin(θ/2))."
+    "layers without an angle. Angles in [0, 60]° with 1-sigma errors; twist_fold30_deg counts θ and 60° − θ as one. "
+    "Moiré period a / (2 sin(θ/2))."
 )
 
 
@@ -201,15 +202,18 @@ def make_views(run: Finished) -> Iterator[tuple[str, Content]]:
     has_angle = frame["twist_fold30_deg"].notna()
     figures = {"Angles of the sample": draw_histogram(frame[has_angle], fold=fold)} if has_angle.any() else {}
     figures |= {item.name: answer.figures["overlay"] for item, answer in run.answers()}
-    without = frame[~has_angle]
+    failed = frame["status"] == "failed"
+    without = frame[~has_angle & ~failed]
+    folded = {
+        f"{len(without)} without: {count_reasons(without)}": _say_rows(without, _SHOWN_WITHOUT),
+        f"{int(failed.sum())} inputs failed": _say_rows(frame[failed], ("image", "reason")),
+    }
     page = make_study_page(
         "Twist angles",
         _say_rows(frame[has_angle], _SHOWN),
         figures,
-        notes=(_NOTE, f"{int(has_angle.sum())} of {len(frame)} second layers have an angle."),
-        folded={f"{len(without)} without: {count_reasons(without)}": _say_rows(without, _SHOWN_WITHOUT)}
-        if len(without)
-        else {},
+        notes=(_NOTE, f"{int(has_angle.sum())} of {int((~failed).sum())} second layers have an angle."),
+        folded={caption: rows for caption, rows in folded.items() if rows},
     )
     yield "report.html", page
 
