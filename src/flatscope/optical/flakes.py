@@ -389,6 +389,8 @@ def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
     # The same picture and settings give the same answer.
     posterior = count_layers(observation, prior, rng=np.random.default_rng(0))
     measured = observation.known == 0
+    of_each = posterior.thickness.take(np.flatnonzero(measured))
+    thickness = of_each.spread(regions.large_enough)
 
     def place(values: Float) -> Float:
         placed = np.full((len(regions), *values.shape[1:]), np.nan)
@@ -396,7 +398,7 @@ def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
         return placed
 
     placed: dict[str, Any] = {name: place(getattr(posterior, name)) for name in _OF_EACH}
-    return replace(posterior, **placed)
+    return replace(posterior, thickness=thickness, **placed)
 
 
 def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:
@@ -457,6 +459,7 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
         "oxide_sigma_nm": posterior.oxide_sigma_nm,
         "layers_low": posterior.low,
         "layers_high": posterior.high,
+        **posterior.thickness.columns(),
     }
     return pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
 

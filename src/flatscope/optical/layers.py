@@ -19,6 +19,7 @@ from scipy.special import logsumexp
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import MOST_LAYERS, Observation
 from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
+from flatscope.optical.thickness import Thickness, measure_thickness
 from flatscope.optical.thinfilm import LAYER_GRID
 
 Float = NDArray[np.float64]
@@ -93,6 +94,8 @@ class LayerPosterior:
         Oxide thickness after looking at the picture.
     gamma
         The camera's gamma, posterior mean.
+    thickness
+        Of every region, in nm.
     """
 
     p: Float
@@ -102,6 +105,7 @@ class LayerPosterior:
     oxide_nm: float
     oxide_sigma_nm: float
     gamma: float
+    thickness: Thickness
 
 
 def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Generator) -> LayerPosterior:
@@ -127,7 +131,8 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     latent = latent[:_PARTICLES]
     setups = prior.setups(latent)
     crystal, foreign = _log_likelihood(observation, prior.setups(latent[:: _PARTICLES // _REPORTED]))
-    return _summarise(crystal, foreign, setups, observation.known)
+    thickness = measure_thickness(observation, witnesses, prior.setups(latent[:: _PARTICLES // _REPORTED]))
+    return _summarise(crystal, foreign, setups, observation.known, thickness)
 
 
 def sample_ladders(
@@ -358,7 +363,9 @@ def _move(
     return latent, fit, moved / len(fit)
 
 
-def _summarise(crystal: Float32, foreign: Float, setups: Setups, known: NDArray[np.int64]) -> LayerPosterior:
+def _summarise(
+    crystal: Float32, foreign: Float, setups: Setups, known: NDArray[np.int64], thickness: Thickness
+) -> LayerPosterior:
     """Average over the set-ups."""
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = (
@@ -375,6 +382,7 @@ def _summarise(crystal: Float32, foreign: Float, setups: Setups, known: NDArray[
         LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
         *_summarise_oxide(setups),
         float(setups.camera.gamma.mean()),
+        thickness,
     )
 
 

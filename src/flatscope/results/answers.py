@@ -58,6 +58,16 @@ FLAKE_COLUMNS = (
     Column(
         "layers_high", "number", "Upper end of it, for thick regions too where the optics can still tell."
     ),
+    Column(
+        "thickness_nm", "number", "Thickness by the interference colour; empty where it is left open.", "nm"
+    ),
+    Column("thickness_low_nm", "number", "Lower end of its 95 % interval, over all candidates.", "nm"),
+    Column("thickness_high_nm", "number", "Upper end of it.", "nm"),
+    Column(
+        "thickness_candidates_nm",
+        "text",
+        'The thicknesses in question, likeliest first, such as "12.3|41.0" where colours repeat.',
+    ),
 )
 
 TWIST_COLUMNS = (
