@@ -4,7 +4,8 @@ Without options, everything that follows from the package alone. `--real` takes 
 part of the repository) for the before-and-after figure, scenes beside them, and the comparison of contrasts; `--scores`
 takes what `flatscope evaluate scenes --json` printed, for the reliability diagram; `--curve` the folder of
 `flatscope evaluate adaptation --json > FOLDER/curve.json --out FOLDER`; `--larsen` the larsen2021.json of
-`flatscope reproduce larsen2021`; `--look` weights of `flatscope train realism` for the HAADF image of WSe2 in `--real`.
+`flatscope reproduce larsen2021`; `--sheets` the folder of `flatscope evaluate laboratories --sheets FOLDER`, for ten
+pictures of other laboratories; `--look` weights of `flatscope train realism` for the HAADF image of WSe2 in `--real`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import flatscope
 from flatscope.electron.drawing.appearance import draw_clean
@@ -32,6 +33,7 @@ from flatscope.electron.kinds import find_codes
 from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.scans import open_scan
+from flatscope.evaluation.collection import LABORATORIES
 from flatscope.evaluation.defects import as_movie
 from flatscope.evaluation.likeness import list_ways
 from flatscope.evaluation.papers.larsen2021 import EXAMPLE
@@ -42,7 +44,7 @@ from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.optical.thinfilm import channel_weights, contrast, spectral_table
 from flatscope.report.atoms import draw_columns
 from flatscope.report.defects import choose_styles, draw_broom, draw_defects, draw_examples
-from flatscope.report.figures import Display, draw_overlay, to_display
+from flatscope.report.figures import Display, draw_overlay, load_font, to_display
 from flatscope.report.study import draw_grays
 from flatscope.report.twist import draw_twist
 
@@ -57,6 +59,19 @@ REAL = (
     ("graphene/20ea4e7f.jpg", "graphene", 90.0, 0.384, (300, 60, 240, 375)),
     ("graphene/large_2456x1842.jpg", "graphene", 285.0, None, (480, 1080, 800, 1250)),
     ("wse2/4b7772c0.jpg", "WSe2", 70.0, 0.384, (0, 1295, 400, 625)),
+)
+# Laboratory and picture; only of licences that allow it: MIT, BSD, Apache, CC BY.
+SHOWN_PICTURES = (
+    ("graphene", "45ce9af7"),
+    ("wse2", "4b7772c0"),
+    ("kleinlab_graphene", "20260213_SD_GpF10000"),
+    ("kleinlab_hbn", "ETBN2_3_e0002_thin_hBN_3"),
+    ("kleinlab_hbn", "ETBN3_5_c0005_thin_hBN_1"),
+    ("islandlab_graphene", "large_2456x1842"),
+    ("karolync", "28-29_20x-1_jpg"),
+    ("karolync", "34_20x-2_jpg"),
+    ("karolync", "37_20x-1_jpg"),
+    ("tdmms", "default_OM_image"),
 )
 REAL_FOLDERS = ("wse2", "ws2", "mose2", "graphene")
 
@@ -154,6 +169,24 @@ def draw_before_after(folder: Path) -> None:
         rows.append(np.hstack(pair))
     Image.fromarray(np.vstack(rows)).save(FIGURES / "real_before_after.jpg", quality=82)
     Image.fromarray(np.vstack(rows[:2])).save(FIGURES / "overview.jpg", quality=85)
+
+
+def draw_laboratories(sheets: Path) -> None:
+    """Ten pictures with what flatscope shows, at most 400 px each; only of laboratories whose licence allows it."""
+    tiles = []
+    for name, stem in SHOWN_PICTURES:
+        lab = LABORATORIES[name]
+        (path,) = list(sheets.glob(f"{name}, oxide *"))[:1]
+        pair = Image.open(path / f"{stem}.png").crop((0, 24, *Image.open(path / f"{stem}.png").size))
+        small = pair.resize((800, round(pair.height * 800 / pair.width)), Image.Resampling.LANCZOS)
+        tile = Image.new("RGB", (800, 420), "white")
+        tile.paste(small.crop((0, 0, 800, 392)), (0, 26))
+        ImageDraw.Draw(tile).text((4, 4), f"{lab.source}, {lab.licence}", fill="black", font=load_font(15))
+        tiles.append(tile)
+    whole = Image.new("RGB", (1600, 420 * -(-len(tiles) // 2)), "white")
+    for place, tile in enumerate(tiles):
+        whole.paste(tile, (place % 2 * 800, place // 2 * 420))
+    whole.save(FIGURES / "laboratories.jpg", quality=80)
 
 
 def draw_reliability(scores: Path) -> None:
@@ -345,6 +378,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path)
     parser.add_argument("--larsen", type=Path)
     parser.add_argument("--limits", type=Path)
+    parser.add_argument("--sheets", type=Path)
     parser.add_argument("--look", type=Path)
     options = parser.parse_args()
     FIGURES.mkdir(parents=True, exist_ok=True)
@@ -360,6 +394,8 @@ def main() -> None:
     if options.curve:
         draw_learning_curve(options.curve)
         draw_adapted(options.curve)
+    if options.sheets:
+        draw_laboratories(options.sheets)
     if options.scores:
         draw_reliability(options.scores)
     if options.real:

@@ -39,7 +39,7 @@ _SPECK_PX = 12
 """Smaller second layers are wrong pixels of a segmentation."""
 _SPOT_PX = 60
 """Smaller unknown spots do not interrupt an outline."""
-_LARGEST_CAUTION_DEG = 4.3
+_LARGEST_CAUTION_DEG = 4.1
 """No angle is given if `Orientation.caution_deg` of both layers together exceeds this (chosen on drawn bilayers, seeds
 2 and 4; see docs/twist.md)."""
 _HIDDEN_SHARE = 0.15
