@@ -99,6 +99,7 @@ class FlakeParams:
     nk: tuple[tuple[float, float, float], ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "nk", tuple(tuple(row) for row in self.nk))  # JSON has lists
         self.prior()
         if self.min_area_px < 1:
             raise ValueError(f"min_area_px of {self.min_area_px}: a region has at least 1 px")

@@ -67,6 +67,7 @@ FLAKE_COLUMNS = (
         "thickness_candidates_nm",
         "text",
         'The thicknesses in question, likeliest first, such as "12.3|41.0" where colours repeat.',
+        "nm",
     ),
 )
 
