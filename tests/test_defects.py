@@ -48,6 +48,7 @@ from flatscope.electron.rates import (
     find_events,
     measure_diffusion,
     measure_dwell,
+    measure_lifetimes,
     measure_rates,
 )
 from flatscope.electron.sites import CROP_PX, cut_crops, find_sites, level, measure_sites
@@ -586,14 +587,72 @@ def test_transitions_dwell_times_and_rates(two_tracks: pd.DataFrame) -> None:
     dwell = measure_dwell(two_tracks, frames)
     assert sorted(dwell["frames"]) == [1, 1, 2, 4]
     assert dwell[dwell["frames"] == 2]["cut"].all()
+    assert dwell["ended"].tolist() == [True, True, True, False]
+    assert measure_dwell(two_tracks, frames, left={1})["ended"].tolist() == [True, True, False, False]
     events = find_events(two_tracks, frames, shape=(100, 100), margin_px=5.0)
-    # Seven defects, one of them in the last frame, where nothing can happen any more.
-    rates = measure_rates(events, two_tracks, frames, frame_s=0.5).set_index("event")
-    assert rates.loc["hop", "per_frame"] == pytest.approx(1 / 6)
-    assert rates.loc["hop", "per_s"] == pytest.approx(2 / 6)
-    assert rates.loc["hop", "low"] < 1 / 6 < rates.loc["hop", "high"]
+    # The first track is watched over four steps, its disappearance included, the second one over three.
+    rates = measure_rates(events, two_tracks, frames, area_nm2=20.0, frame_s=0.5).set_index("event")
+    assert rates.loc["hop", "per_frame"] == pytest.approx(1 / 7)
+    assert rates.loc["hop", "per_s"] == pytest.approx(2 / 7)
+    assert rates.loc["hop", "low"] < 1 / 7 < rates.loc["hop", "high"]
+    # One appearance in 20 nm² over five steps.
+    assert rates.loc["appearance", "per_frame"] == pytest.approx(1 / 100)
+    assert rates["per"].to_dict() == {
+        "appearance": "nm²", "disappearance": "defect", "hop": "defect", "transformation": "defect"
+    }  # fmt: skip
     counts = count_kinds(two_tracks, frames)
     assert counts["V_S"].tolist() == [1, 1, 2, 1, 0, 1]
+
+
+def test_an_interval_from_one_track_is_unknown(two_tracks: pd.DataFrame) -> None:
+    frames = np.arange(6)
+    lone = two_tracks[two_tracks["track_id"] == 1]
+    events = find_events(lone, frames, shape=(100, 100), margin_px=5.0)
+    rates = measure_rates(events, lone, frames, area_nm2=20.0, frame_s=None).set_index("event")
+    assert np.isnan(rates.loc["hop", ["low", "high", "per_s"]].to_numpy(float)).all()
+    stays = measure_lifetimes(measure_dwell(lone, frames), frame_s=None)
+    assert np.isnan(stays[["low", "high"]].to_numpy()).all()
+    walk = make_track(1, list(range(40)), list(np.cumsum(np.ones(40))), ["V_S"] * 40)
+    (spread,) = measure_diffusion(walk)
+    assert np.isfinite(spread.coefficient) and np.isnan([spread.low, spread.high]).all()
+
+
+def test_stays_that_outlast_the_movie_count_and_the_interval_covers_the_truth() -> None:
+    """Stays of 12 frames in the mean, watched through windows of 10 frames: most of them are cut."""
+    rng = np.random.default_rng(8)
+    truth, covered, naive, trials = 12.0, 0, [], 100
+    for _ in range(trials):
+        lasting = np.ceil(rng.exponential(truth, 30)).astype(int)
+        ended = lasting < 10
+        stays = pd.DataFrame(
+            {"track_id": np.arange(30), "kind": "V_S", "frames": np.minimum(lasting, 10), "ended": ended}
+        )
+        found = measure_lifetimes(stays, frame_s=2.0).iloc[0]
+        assert found["mean_s"] == pytest.approx(2.0 * found["mean_frames"])
+        covered += found["low"] <= truth <= found["high"]
+        naive.append(lasting[ended].mean())
+    assert covered >= 0.93 * trials
+    assert np.mean(naive) < 0.5 * truth  # what the stays that ended would say alone
+
+
+def test_a_kind_that_never_left_has_no_upper_bound() -> None:
+    stays = pd.DataFrame({"track_id": [1, 2], "kind": "V_S", "frames": [20, 20], "ended": False})
+    found = measure_lifetimes(stays, frame_s=None).iloc[0]
+    assert found["mean_frames"] == found["high"] == np.inf and 5.0 < found["low"] < 20.0
+
+
+def test_few_tracks_give_wide_and_honest_intervals_of_diffusion() -> None:
+    rng = np.random.default_rng(9)
+    true, covered, trials = 0.02, 0, 40
+    for _ in range(trials):
+        steps = rng.normal(0.0, np.sqrt(2.0 * true), (4, 30, 2)).cumsum(axis=1)
+        parts = [
+            make_track(number, list(range(30)), list(walk[:, 0]), ["V_S"] * 30).assign(y_nm=walk[:, 1])
+            for number, walk in enumerate(steps)
+        ]
+        (found,) = measure_diffusion(pd.concat(parts))
+        covered += found.low <= true <= found.high
+    assert covered >= 0.88 * trials
 
 
 def test_diffusion_of_random_walks_without_the_error_of_places() -> None:

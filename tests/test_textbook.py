@@ -71,8 +71,9 @@ def test_densities_have_garwoods_limits(count: int) -> None:
 def test_rates_have_garwoods_limits(count: int) -> None:
     """Of this number of events among 50 defects that another frame follows."""
     events = pd.DataFrame({"event": ["hop"] * count})
-    tracks = pd.DataFrame({"frame": [0] * 25 + [1] * 25 + [2] * 25})
-    row = measure_rates(events, tracks, np.arange(3), frame_s=None).iloc[0]
+    events["track_id"] = 0
+    tracks = pd.DataFrame({"frame": [0] * 25 + [1] * 25 + [2] * 25, "track_id": [*range(25)] * 3})
+    row = measure_rates(events, tracks, np.arange(3), area_nm2=1.0, frame_s=None).iloc[0]
     assert (row["low"] * 50.0, row["high"] * 50.0) == pytest.approx(GARWOOD[count], abs=6e-4)
 
 

@@ -18,7 +18,7 @@ Whole = NDArray[np.int64]
 
 _SAME_NM = 1e-3  # places in a perfect lattice that differ by less are one site
 _PRIOR = 0.5  # Jeffreys' prior of a transition matrix
-_BOOTSTRAP = 500  # samples of tracks behind an interval
+_OVER_THE_BORDER = ("entered", "left")  # events of the field, not of the crystal
 GONE = "none"
 """Kind of a defect that is gone one frame later."""
 
@@ -87,43 +87,124 @@ def count_kinds(tracks: pd.DataFrame, frames: Whole) -> pd.DataFrame:
 
 
 def measure_rates(
-    events: pd.DataFrame, tracks: pd.DataFrame, frames: Whole, *, frame_s: float | None
+    events: pd.DataFrame, tracks: pd.DataFrame, frames: Whole, *, area_nm2: float, frame_s: float | None
 ) -> pd.DataFrame:
-    """How often each event happens to a defect from one frame to the next, and per second, with the exact 95 % interval
-    of a count.
+    """How often each event happens from one frame to the next, and per second.
+
+    A new defect can appear anywhere in the crystal, so appearances count per area. All else happens to a defect that is
+    there. What comes in and leaves over the border of the field is no event of the crystal and has no rate.
+
+    Parameters
+    ----------
+    events
+        Columns as `flatscope.results.EVENT_COLUMNS`.
+    tracks
+        Columns as `flatscope.results.TRACK_COLUMNS`.
+    frames
+        Numbers of the frames that were read.
+    area_nm2
+        Crystal in which a defect would have been seen.
+    frame_s
+        Time from one frame to the next, or None.
 
     Returns
     -------
-    Columns `event`, `count`, `per_frame`, `low`, `high`, `per_s` (NaN where the time of a frame is unknown).
+    Columns `event`, `count`, `per` ("nm²" or "defect"), `per_frame` with the exact 95 % interval of a count, `low` and
+    `high`, and `per_s` (NaN where the time of a frame is unknown). The events of a single track say nothing about other
+    defects: their interval is NaN, unknown.
     """
-    # In the last frame nothing can happen any more.
-    exposure = max(float((tracks["frame"] < frames[-1]).sum()), 1.0)
+    steps = _find_steps(tracks, frames, left=set(events.loc[events["event"] == "left", "track_id"]))
+    at_risk = max(float(sum(steps.values())), 1.0)
+    several = sum(count > 0 for count in steps.values()) > 1
     rows = []
     for name, count in sorted(events["event"].value_counts().items()):
-        low = special.gammaincinv(count, 0.025) / exposure
-        high = special.gammaincinv(count + 1, 0.975) / exposure
-        rows.append(
-            (name, int(count), count / exposure, low, high, count / exposure / frame_s if frame_s else np.nan)
-        )
-    return pd.DataFrame(rows, columns=["event", "count", "per_frame", "low", "high", "per_s"])
+        if name in _OVER_THE_BORDER:
+            continue
+        by_area = name == "appearance"
+        exposure = area_nm2 * max(len(frames) - 1, 1) if by_area else at_risk
+        low, high = np.nan, np.nan
+        if by_area or several:
+            low, high = special.gammaincinv((count, count + 1), (0.025, 0.975)) / exposure
+        rate = count / exposure
+        row = (name, int(count), "nm²" if by_area else "defect", rate, float(low), float(high))
+        rows.append((*row, rate / frame_s if frame_s else np.nan))
+    return pd.DataFrame(rows, columns=["event", "count", "per", "per_frame", "low", "high", "per_s"])
 
 
-def measure_dwell(tracks: pd.DataFrame, frames: Whole) -> pd.DataFrame:
+def _find_steps(tracks: pd.DataFrame, frames: Whole, *, left: Collection[int]) -> dict[int, int]:
+    """From how many frames to the next each track was watched, also where a frame missed it."""
+    order = {int(frame): number for number, frame in enumerate(frames)}
+    spans = tracks.groupby("track_id")["frame"].agg(["min", "max"])
+    return {
+        int(track_id): order[last] - order[first] + int(last != frames[-1] and track_id not in left)
+        for track_id, first, last in spans.itertuples()
+    }
+
+
+def measure_dwell(tracks: pd.DataFrame, frames: Whole, *, left: Collection[int] = ()) -> pd.DataFrame:
     """How long defects stay on a site as one kind.
+
+    Parameters
+    ----------
+    tracks, frames
+        As for `measure_rates`.
+    left
+        Tracks that go out of the field: how long their last stay goes on is unknown.
 
     Returns
     -------
-    Columns `track_id`, `kind`, `frames`, and `cut`: whether the stay began or ended with the movie, so that it was
-    longer.
+    Columns `track_id`, `kind`, `frames`, `cut`: whether the stay began or ended with the movie, so that it was longer,
+    and `ended`: whether its end was seen.
     """
     rows = []
     for track_id, track in tracks.sort_values("frame").groupby("track_id"):
         change = (track[["site", "kind"]] != track[["site", "kind"]].shift()).any(axis=1).cumsum()
-        for _, stay in track.groupby(change):
+        for number, stay in track.groupby(change):
             begin, end = stay["frame"].iloc[0], stay["frame"].iloc[-1]
             cut = begin == frames[0] or end == frames[-1]
-            rows.append((track_id, stay["kind"].iloc[0], int(end - begin + 1), bool(cut)))
-    return pd.DataFrame(rows, columns=["track_id", "kind", "frames", "cut"])
+            ended = number < change.iloc[-1] or (end != frames[-1] and track_id not in left)
+            rows.append((track_id, stay["kind"].iloc[0], int(end - begin + 1), bool(cut), bool(ended)))
+    return pd.DataFrame(rows, columns=["track_id", "kind", "frames", "cut", "ended"])
+
+
+def measure_lifetimes(stays: pd.DataFrame, *, frame_s: float | None) -> pd.DataFrame:
+    """Mean time for which a defect of each kind stays on its site, from stays whose ends were seen and others.
+
+    An exponential law: the chance to leave from one frame to the next is the number of ends that were seen over the
+    number of steps that were watched. It has no memory, so a stay that had begun before the movie counts from its
+    first frame, and one that outlasts the movie counts without an end. Leaving out the latter would favour short stays.
+
+    Parameters
+    ----------
+    stays
+        What `measure_dwell` found.
+    frame_s
+        Time from one frame to the next, or None.
+
+    Returns
+    -------
+    Columns `kind`, `stays`, `ended`, `mean_frames` with its 95 % interval `low` and `high` (from Clopper and Pearson's
+    of that chance; infinite where no end was seen, NaN where all stays are one track's), and `mean_s`.
+    """
+    rows = []
+    for kind, own in stays.groupby("kind"):
+        ended = int(own["ended"].sum())
+        steps = int((own["frames"] - 1).sum()) + ended
+        low, high = np.nan, np.nan
+        if own["track_id"].nunique() > 1 and steps:
+            often = special.betaincinv(ended + 1, steps - ended, 0.975) if ended < steps else 1.0
+            rarely = special.betaincinv(ended, steps - ended + 1, 0.025) if ended else 0.0
+            low, high = _mean_stay(often), _mean_stay(rarely)
+        mean = _mean_stay(ended / steps) if steps else np.nan
+        rows.append((kind, len(own), ended, mean, low, high, mean * frame_s if frame_s else np.nan))
+    return pd.DataFrame(rows, columns=["kind", "stays", "ended", "mean_frames", "low", "high", "mean_s"])
+
+
+def _mean_stay(chance: float) -> float:
+    """Mean time, in frames, before something happens that happens from one frame to the next with this chance."""
+    if chance in (0.0, 1.0):
+        return np.inf if chance == 0.0 else 0.0
+    return float(-1.0 / np.log1p(-chance))
 
 
 def count_transitions(tracks: pd.DataFrame, frames: Whole, *, left: Collection[int] = ()) -> pd.DataFrame:
@@ -166,10 +247,10 @@ def count_transitions(tracks: pd.DataFrame, frames: Whole, *, left: Collection[i
 class Diffusion:
     """Diffusion of the defects of one kind, nm² a frame.
 
-    `coefficient` with its 95 % interval (bootstrap over tracks) is the slope of the mean squared displacement, its
-    intercept set free for the error of places, which is `error_nm` along either axis; `by_variance` is that of the
-    published studies, the variance of the steps from one frame to the next over four, which counts that error as
-    motion.
+    `coefficient` with its 95 % interval (jackknife over tracks and Student's distribution; NaN for a single track) is
+    the slope of the mean squared displacement, its intercept set free for the error of places, which is `error_nm`
+    along either axis; `by_variance` is that of the published studies, the variance of the steps from one frame to the
+    next over four, which counts that error as motion.
     """
 
     kind: str
@@ -181,7 +262,7 @@ class Diffusion:
     by_variance: float
 
 
-def measure_diffusion(tracks: pd.DataFrame, *, lags: int = 5, seed: int = 0) -> list[Diffusion]:
+def measure_diffusion(tracks: pd.DataFrame, *, lags: int = 5) -> list[Diffusion]:
     """Diffusion of each kind of defect that is followed over more than `lags` frames.
 
     Parameters
@@ -190,11 +271,8 @@ def measure_diffusion(tracks: pd.DataFrame, *, lags: int = 5, seed: int = 0) -> 
         Columns as `flatscope.results.TRACK_COLUMNS`.
     lags
         Largest number of frames between two places.
-    seed
-        Of the bootstrap.
     """
     found = []
-    rng = np.random.default_rng(seed)
     main = tracks.groupby("track_id")["kind"].agg(lambda kinds: kinds.mode().iloc[0])
     for kind in sorted(set(main)):
         sums = [
@@ -204,23 +282,24 @@ def measure_diffusion(tracks: pd.DataFrame, *, lags: int = 5, seed: int = 0) -> 
         if not len(whole):
             continue
         slope, intercept = _fit_slope(whole.sum(0))
-        again = [
-            _fit_slope(whole[rng.integers(len(whole), size=len(whole))].sum(0))[0] for _ in range(_BOOTSTRAP)
-        ]
-        low, high = np.quantile(again, (0.025, 0.975))
+        half = _find_half_width(whole)
         total, count = whole.sum(0)[:, 0]
-        found.append(
-            Diffusion(
-                kind,
-                len(whole),
-                slope / 4.0,
-                float(low) / 4.0,
-                float(high) / 4.0,
-                float(np.sqrt(max(intercept, 0.0) / 4.0)),
-                float(total / count) / 4.0,
-            )
+        error = float(np.sqrt(max(intercept, 0.0) / 4.0))
+        low, high = (
+            (max(slope - half, 0.0) / 4.0, (slope + half) / 4.0) if half < np.inf else (np.nan, np.nan)
         )
+        found.append(Diffusion(kind, len(whole), slope / 4.0, low, high, error, float(total / count) / 4.0))
     return found
+
+
+def _find_half_width(sums: Float) -> float:
+    """Half of the 95 % interval of the slope of all tracks together, from how it changes without each of them."""
+    count = len(sums)
+    if count < 2:
+        return np.inf
+    without = np.array([_fit_slope(sums.sum(0) - one)[0] for one in sums])
+    sigma = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
+    return float(special.stdtrit(count - 1, 0.975) * sigma)
 
 
 def _square(track: pd.DataFrame, lags: int) -> Float:

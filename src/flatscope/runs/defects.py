@@ -21,10 +21,12 @@ from flatscope.electron.defects import SURE_P, UNSURE, DefectParams, find_defect
 from flatscope.electron.kinds import find_codes
 from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.rates import (
+    Diffusion,
     count_kinds,
     count_transitions,
     measure_diffusion,
     measure_dwell,
+    measure_lifetimes,
     measure_rates,
 )
 from flatscope.electron.scans import ALIKE
@@ -65,7 +67,8 @@ from flatscope.units import um_from_nm
 _NOTE = (
     "Marks: one colour and shape a kind of defect, thin gray circles where a site was rejected, ? where uncertain. "
     "Activation maps (orange) show where in the crop the network saw what it named. Densities are per nm² of crystal "
-    "with the exact 95 % interval of a count; rates are events per defect and frame."
+    "with the exact 95 % interval of a count. Appearances are per nm² and frame, all else per defect and frame. Mean "
+    "stays count those that outlast the movie; an interval from one track is unknown."
 )
 
 
@@ -239,28 +242,36 @@ def _draw_movie(movie: Movie, table: TrackTable) -> tuple[Answer, dict[str, byte
         }
         files[".defects.mp4"] = _encode_movie(movie, table, styles, set(frames.tolist()))
     spread = measure_diffusion(table.frame)
-    notes = [
-        f"diffusion of {one.kind}: {one.coefficient:.5f} nm² a frame [{one.low:.5f}, {one.high:.5f}] from {one.tracks} "
-        f"tracks, error of places {one.error_nm:.3f} nm taken out; {one.by_variance:.5f} by the variance of the steps, "
-        "which counts that error"
-        for one in spread
-    ]
+    notes = [_describe_diffusion(one) for one in spread]
     facts = _state_rates(table, counts, frames)
     facts["diffusion_nm2_per_frame"] = [asdict(one) for one in spread]
     answer = Answer({"tracks": table}, figures, plain_values(facts), (*table.provenance.notes, *notes))
     return answer, files
 
 
+def _describe_diffusion(spread: Diffusion) -> str:
+    interval = f"[{spread.low:.5f}, {spread.high:.5f}] from {spread.tracks} tracks"
+    if math.isnan(spread.low):
+        interval = "from one track, interval unknown"
+    return (
+        f"diffusion of {spread.kind}: {spread.coefficient:.5f} nm² a frame {interval}, error of places "
+        f"{spread.error_nm:.3f} nm taken out; {spread.by_variance:.5f} by the variance of the steps, which counts that "
+        "error"
+    )
+
+
 def _state_rates(table: TrackTable, counts: pd.DataFrame, frames: Any) -> dict[str, Any]:
     """Densities, rates, transitions, dwell times and drift of a movie, as rows."""
     left = set(table.events.loc[table.events["event"] == "left", "track_id"])
     mean = {str(kind): round(float(value)) for kind, value in counts.mean().items()}
-    rates = measure_rates(table.events, table.frame, frames, frame_s=table.frame_s)
+    rates = measure_rates(table.events, table.frame, frames, area_nm2=table.area_nm2, frame_s=table.frame_s)
+    stays = measure_dwell(table.frame, frames, left=left)
     found = {
         "densities": count_densities(mean, table.area_nm2),
         "rates": rates,
         "transitions": count_transitions(table.frame, frames, left=left),
-        "dwell": measure_dwell(table.frame, frames),
+        "dwell": stays,
+        "lifetimes": measure_lifetimes(stays, frame_s=table.frame_s),
         "drift_nm": table.drift,
     }
     rows = {name: _to_records(frame) for name, frame in found.items()}
@@ -340,7 +351,8 @@ def to_defects(table: TrackTable) -> pd.DataFrame:
 
 _CAPTIONS = {
     "densities": "densities per nm²",
-    "rates": "events, a defect and frame",
+    "rates": "events, from one frame to the next",
+    "lifetimes": "how long a defect stays on its site",
     "transitions": "what a defect is one frame later",
 }
 
@@ -384,8 +396,13 @@ def _to_csv(frames: list[pd.DataFrame], columns: Any) -> str:
 
 
 def _to_words(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Rows as text, without columns of which nobody knows anything."""
-    shown = pd.DataFrame(rows).dropna(axis=1, how="all")
-    return shown.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)).to_dict(
-        "records"
-    )
+    """Rows as text, without columns of which nobody knows anything; an interval is shown even then."""
+    known = pd.DataFrame(rows)
+    known = known[[name for name in known if name in ("low", "high") or known[name].notna().any()]]
+    return known.map(_to_word).to_dict("records")
+
+
+def _to_word(value: Any) -> str:
+    if value is None or value != value:  # NaN is no equal of itself
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
