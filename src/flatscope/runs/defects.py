@@ -244,7 +244,7 @@ def _draw_movie(movie: Movie, table: TrackTable) -> tuple[Answer, dict[str, byte
     spread = measure_diffusion(table.frame)
     notes = [_describe_diffusion(one) for one in spread]
     facts = _state_rates(table, counts, frames)
-    facts["diffusion_nm2_per_frame"] = [asdict(one) for one in spread]
+    facts["diffusion_nm2_per_frame"] = _to_records(pd.DataFrame([asdict(one) for one in spread]))
     answer = Answer({"tracks": table}, figures, plain_values(facts), (*table.provenance.notes, *notes))
     return answer, files
 
