@@ -126,6 +126,9 @@ def _guarded(load: Callable[[int], NDArray[Any]], count: int) -> Iterator[Frame]
 
 def _open_npy(path: Path) -> Movie:
     with guard(path):
+        with path.open("rb") as stream:
+            if stream.read(6) != b"\x93NUMPY":  # NumPy would take it for a pickle, and say how to load that
+                raise MicrographError("is no npy file: export it again")
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
         shape = tuple(int(side) for side in frames.shape)
     if frames.ndim == 2:
