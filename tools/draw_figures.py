@@ -176,11 +176,12 @@ def draw_laboratories(sheets: Path) -> None:
     tiles = []
     for name, stem in SHOWN_PICTURES:
         lab = LABORATORIES[name]
-        (path,) = list(sheets.glob(f"{name}, oxide *"))[:1]
-        pair = Image.open(path / f"{stem}.png").crop((0, 24, *Image.open(path / f"{stem}.png").size))
+        (picture,) = sheets.glob(f"{name}, oxide */{stem}.png")
+        shown = Image.open(picture)
+        pair = shown.crop((0, 24, *shown.size))
         small = pair.resize((800, round(pair.height * 800 / pair.width)), Image.Resampling.LANCZOS)
         tile = Image.new("RGB", (800, 420), "white")
-        tile.paste(small.crop((0, 0, 800, 392)), (0, 26))
+        tile.paste(small.crop((0, 0, 800, min(small.height, 392))), (0, 26))
         ImageDraw.Draw(tile).text((4, 4), f"{lab.source}, {lab.licence}", fill="black", font=load_font(15))
         tiles.append(tile)
     whole = Image.new("RGB", (1600, 420 * -(-len(tiles) // 2)), "white")
