@@ -484,13 +484,13 @@ def two_pictures(monkeypatch: pytest.MonkeyPatch) -> list[Micrograph]:
 
 
 def test_stored_regions_give_the_table_that_find_flakes_gives(two_pictures: list[Micrograph]) -> None:
-    params = FlakeParams("MoS2", oxide_nm=285.0)
+    params = FlakeParams("MoS2", oxide_nm=285.0, min_area_px=250)
     stored = [find_regions(picture, params).to_bytes() for picture in two_pictures]
     tables = name_layers([Regions.from_bytes(content) for content in stored], params)
     for picture, content, table in zip(two_pictures, stored, tables, strict=True):
         whole = find_flakes(picture, params)
         pd.testing.assert_frame_equal(table.frame, whole.frame, check_exact=True)
-        assert len(table.found) and len(table.rejected)
+        assert len(table.found) and table.too_small
         assert (table.labels == whole.labels).all() and table.labels.shape == picture.shape
         assert list(table.marks) == list(whole.marks) and len(table.marks)
         assert table.preview == whole.preview != b""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,9 @@ from flatscope.runs.items import Item, name_items, recall_names
 from flatscope.runs.run import EXIT_BAD_INPUT, Run, exit_code
 from flatscope.runs.settings import list_paths
 from flatscope.runs.task import Finished, Task
+
+if TYPE_CHECKING:
+    from flatscope.runs.edits import Line
 
 _DEFAULT_WORKERS = 2
 
@@ -71,12 +74,15 @@ class Plan:
         Prints what a person wants to see when all is done.
     what
         A word for several items.
+    edits
+        Corrections to add to those of the folder, once it is known to be this run's.
     """
 
     task: Task
     items: Sequence[Item]
     summarise: Callable[[Finished, Path], None]
     what: str = "pictures"
+    edits: Sequence[Line] = ()
 
 
 def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
@@ -167,6 +173,10 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
     workers = options.get("workers") or min(_DEFAULT_WORKERS, os.cpu_count() or 1)
     with show.reporter(plan.what) as reporter:
         run = Run(task, plan.items, folder, workers=workers, reporter=reporter)
+        if plan.edits:
+            from flatscope.runs.edits import append_edits
+
+            append_edits(folder.out, plan.edits)
         earlier = run.already_finished()
         try:
             finished = earlier or run.work()

@@ -18,11 +18,11 @@ from flatscope.evaluation.papers import saito2019
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.camera import Camera
-from flatscope.optical.flakes import FlakeParams, find_flakes
+from flatscope.optical.flakes import FlakeParams, choose_least_px, find_flakes
 from flatscope.optical.photographs import Microscope, draw_microscope
 from flatscope.optical.scenes import Scene, label_regions
 from flatscope.optical.setups import Prior
-from flatscope.results import REJECTED_LABEL, THICK_LABEL, FlakeTable
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, THIN_LABEL, FlakeTable
 
 if TYPE_CHECKING:
     from flatscope.training.adapt import LabelledPicture
@@ -99,9 +99,10 @@ class Adaptation:
     known: dict[int, int]
 
 
-def count_errors(table: FlakeTable, picture: LabelledPicture, *, least_px: int = 250) -> RegionErrors:
+def count_errors(table: FlakeTable, picture: LabelledPicture, *, least_px: float = 250.0) -> RegionErrors:
     """Compare a table with the labels of its picture."""
-    known = np.where(picture.layers == REJECTED_LABEL, 0, picture.layers).astype(np.uint8)
+    unknown = np.isin(picture.layers, (THIN_LABEL, REJECTED_LABEL))
+    known = np.where(unknown, 0, picture.layers).astype(np.uint8)
     regions = label_regions(known)
     areas = np.bincount(regions.ravel())
     regions[areas[regions] < least_px] = 0
@@ -224,14 +225,15 @@ def _split(
 
 
 def _shows_layers(picture: LabelledPicture) -> bool:
-    return bool(((picture.layers > 0) & (picture.layers < THICK_LABEL)).any())
+    return bool(((picture.layers > 0) & (picture.layers < THIN_LABEL)).any())
 
 
 def _judge(pictures: Sequence[LabelledPicture], params: FlakeParams, network: Network) -> RegionErrors:
     total = RegionErrors()
     for picture in pictures:
         table = find_flakes(picture.micrograph, params, network=network)
-        total += count_errors(table, picture, least_px=params.min_area_px)
+        least_px = choose_least_px(params, picture.micrograph.calibration)
+        total += count_errors(table, picture, least_px=least_px)
     return total
 
 

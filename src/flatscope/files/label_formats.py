@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from flatscope.results import REJECTED_LABEL, THICK_LABEL
+from flatscope.results import MOST_NUMBERED, REJECTED_LABEL, THICK_LABEL, THIN_LABEL
 
 _NAMES = {
     "substrate": 0, "background": 0,
     "monolayer": 1, "mono": 1, "ml": 1, "single": 1, "singlelayer": 1,
     "bilayer": 2, "bi": 2, "double": 2, "doublelayer": 2,
     "trilayer": 3, "tri": 3,
+    "thin": THIN_LABEL,
     "thick": THICK_LABEL, "bulk": THICK_LABEL, "multilayer": THICK_LABEL,
     "unknown": REJECTED_LABEL, "ignore": REJECTED_LABEL, "dirt": REJECTED_LABEL, "residue": REJECTED_LABEL,
     "rejected": REJECTED_LABEL,
@@ -28,7 +29,7 @@ Points = list[tuple[float, float]]
 
 
 def layers_of(name: str) -> int:
-    """The layer number that a label's name means: 0 to 6, 254 thick, 255 unknown.
+    """The layer number that a label's name means: 0 to 10, 253 thin, 254 thick, 255 unknown.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def layers_of(name: str) -> int:
     if number is None:
         raise ValueError(f"label {name[:40]!r} is no layer number: call it 1L, 2L ... thick or unknown")
     value = int(number[1])
-    return value if value <= 6 or value in (THICK_LABEL, REJECTED_LABEL) else THICK_LABEL
+    return value if value <= MOST_NUMBERED or value in (THIN_LABEL, REJECTED_LABEL) else THICK_LABEL
 
 
 class CocoRuns(BaseModel):
@@ -125,7 +126,7 @@ class Shape:
     Parameters
     ----------
     layers
-        0 to 6, 254 or 255.
+        0 to 10, 253, 254 or 255.
     outlines
         Closed curves (n, 2) in pixels from the corner of the picture, x first; or, if `relative`, in shares of its
         width and height.

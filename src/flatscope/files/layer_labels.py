@@ -1,8 +1,8 @@
 """Pictures whose layer numbers somebody marked: label images, and outlines from COCO, labelme or Label Studio.
 
-All of them become label images of the kind that flatscope writes as NAME.layers.png: 0 substrate, 1 to 6 layers, 254
-thick, 255 unknown. Outlines count pixels from the corner of the picture. Where they overlap, the smaller one lies on
-top, as a terrace does.
+All of them become label images of the kind that flatscope writes as NAME.layers.png: 0 substrate, 1 to 10 layers, 253
+thin and not known, 254 thick, 255 unknown. Outlines count pixels from the corner of the picture. Where they overlap,
+the smaller one lies on top, as a terrace does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skimage import draw
 from flatscope.files.annotations import read_labels
 from flatscope.files.border import read_bytes
 from flatscope.micrograph import MicrographError
-from flatscope.results import REJECTED_LABEL, THICK_LABEL
+from flatscope.results import MOST_NUMBERED, REJECTED_LABEL, THICK_LABEL, THIN_LABEL
 from flatscope.words import parse_json
 
 if TYPE_CHECKING:
@@ -64,10 +64,11 @@ def read_layer_labels(path: Path) -> Layers:
         If it is no label image, or a label is no layer number.
     """
     labels = read_labels(path)
-    strange = np.setdiff1d(labels, [*range(7), THICK_LABEL, REJECTED_LABEL])
+    strange = np.setdiff1d(labels, [*range(MOST_NUMBERED + 1), THIN_LABEL, THICK_LABEL, REJECTED_LABEL])
     if len(strange):
         raise MicrographError(
-            f"{path}: label {strange[0]} is no layer number: 0 substrate, 1 to 6, 254 thick, 255 unknown"
+            f"{path}: label {strange[0]} is no layer number: 0 substrate, 1 to {MOST_NUMBERED}, 253 thin, 254 thick, "
+            "255 unknown"
         )
     return labels.astype(np.uint8)
 

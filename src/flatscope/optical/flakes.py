@@ -8,17 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-import flatscope
 from flatscope.inference.runtime import Network
-from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background, mend_channels, note_channels
 from flatscope.optical.camera import GREY
+from flatscope.optical.evidence import Evidence, gather_evidence
 from flatscope.optical.layers import LayerPosterior, count_layers
 from flatscope.optical.materials import choose_material
-from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_known, observe_regions
+from flatscope.optical.observations import KnownRegion, observe_known, observe_regions
 from flatscope.optical.regions import (
     Regions,
     Weights,
@@ -30,10 +29,10 @@ from flatscope.optical.regions import (
 )
 from flatscope.optical.setups import Prior
 from flatscope.optical.substrates import Substrate
+from flatscope.optical.tabulation import tabulate
 from flatscope.optical.terraces import divide_picture, drop_noise
-from flatscope.optical.verdicts import BELOW_MINIMUM, ROOMY, reach_verdicts
-from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
-from flatscope.results.marks import trace_outlines
+from flatscope.optical.verdicts import ROOMY
+from flatscope.results import FlakeTable
 from flatscope.results.table import as_plain
 from flatscope.results.view import make_preview
 
@@ -42,6 +41,12 @@ Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Labels = NDArray[np.int32]
 
+_LEAST_UM2 = 20.0
+"""Smallest area that counts where the pixel size is known: what tweezers, contacts and spectra need."""
+_LEAST_PX = 250.0
+"""The same where it is unknown."""
+_MEASURABLE_PX = 40
+"""Fewer pixels have no colour of their own: blur mixes in what lies beside them."""
 _WORKING_PX = 1.9e6
 """Larger pictures are averaged down by a whole number to about this size: the network knows edges of a pixel or two."""
 _NO_NEWS = 10.0
@@ -70,9 +75,10 @@ class FlakeParams:
         Tone curve of the camera: it stores intensity to the power 1/gamma, and 1 is a linear camera. Without it 1 to
         2.4 stay open.
     min_area_um2
-        Smaller regions are rejected; needs a pixel size. Without it only `min_area_px` counts.
+        Smaller regions are counted, not listed; needs a pixel size. Where neither this nor `min_area_px` is given, it
+        is 20 if the pixel size is known.
     min_area_px
-        Smaller regions are rejected.
+        The same in pixels; 250 where neither is given and the pixel size is unknown.
     light_order
         Order of the polynomial that follows uneven light, 0 to 8; 0 is even light.
     known
@@ -91,7 +97,7 @@ class FlakeParams:
     oxide_sigma_nm: float = 10.0
     gamma: float | None = None
     min_area_um2: float | None = None
-    min_area_px: int = 250
+    min_area_px: int | None = None
     light_order: int = LIGHT_ORDER
     known: tuple[KnownRegion, ...] = ()
     substrate: str = "SiO2 / Si"
@@ -101,7 +107,7 @@ class FlakeParams:
     def __post_init__(self) -> None:
         object.__setattr__(self, "nk", tuple(tuple(row) for row in self.nk))  # JSON has lists
         self.prior()
-        if self.min_area_px < 1:
+        if self.min_area_px is not None and self.min_area_px < 1:
             raise ValueError(f"min_area_px of {self.min_area_px}: a region has at least 1 px")
         if self.min_area_um2 is not None and not 0 <= self.min_area_um2 < np.inf:
             raise ValueError(f"min_area_um2 of {self.min_area_um2} is no area: give 0 or more")
@@ -243,6 +249,7 @@ def find_regions(
     found = Regions(
         division.labels,
         measured,
+        gather_evidence(division.labels, contrast, chances, network.card.outputs, measured.contrast),
         foreign=foreign,
         metal=metal,
         beside_metal=mark_seams(division.labels, metal),
@@ -253,13 +260,14 @@ def find_regions(
         bare_colour=background.colour,
         least_px=least,
         factor=factor,
+        specks=division.specks,
         **_describe(micrograph, network),
         notes=(
             *micrograph.notes,
             *note_channels(usable),
             *background.notes,
             *([_GRAY] if micrograph.is_gray else []),
-            *division.notes(least, factor),
+            *division.notes(factor),
         ),
         timings_s=clock.timings,
     )
@@ -294,7 +302,11 @@ def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()
     True
     """
     posteriors = [_fit_layers(regions, params) for regions in pictures]
-    return [_tabulate(*pair, params) for pair in zip(pictures, posteriors, strict=True)]
+    settings = as_plain(params)
+    return [
+        tabulate(regions, posterior, material=params.material, settings=settings)
+        for regions, posterior in zip(pictures, posteriors, strict=True)
+    ]
 
 
 class _Clock:
@@ -325,6 +337,7 @@ def _find_nothing(micrograph: Micrograph, network: Network, timings_s: dict[str,
     return Regions(
         labels,
         measure(labels, np.zeros((*labels.shape, 3), np.float32), nowhere),
+        Evidence(*np.zeros((5, 0))),
         foreign=none,
         metal=none,
         beside_metal=none,
@@ -335,6 +348,7 @@ def _find_nothing(micrograph: Micrograph, network: Network, timings_s: dict[str,
         bare_colour=GREY,
         least_px=0.0,
         factor=1,
+        specks=0,
         **_describe(micrograph, network),
         notes=(*micrograph.notes, "every pixel has the same value: nothing to find"),
         timings_s=timings_s,
@@ -357,10 +371,20 @@ def shrink(picture: Float32, factor: int) -> Float32:
 
 def _least_area_px(micrograph: Micrograph, params: FlakeParams, factor: int) -> float:
     """The smallest area that counts, in pixels of the working picture."""
-    least = float(params.min_area_px)
-    if params.min_area_um2 is not None and micrograph.calibration is not None:
-        least = max(least, params.min_area_um2 / micrograph.calibration.pixel_area_um2)
-    return least / factor**2
+    return choose_least_px(params, micrograph.calibration) / factor**2
+
+
+def choose_least_px(params: FlakeParams, calibration: Calibration | None) -> float:
+    """The smallest area that counts, in pixels of the picture."""
+    least_um2 = params.min_area_um2
+    if least_um2 is None and params.min_area_px is None:
+        if calibration is None:
+            return _LEAST_PX
+        least_um2 = _LEAST_UM2
+    least = float(params.min_area_px or _MEASURABLE_PX)
+    if least_um2 is not None and calibration is not None:
+        least = max(least, least_um2 / calibration.pixel_area_um2)
+    return least
 
 
 def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
@@ -407,91 +431,3 @@ def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:
     if weights.material != material:
         return ()
     return tuple(KnownRegion(int(layers), (red, green, blue)) for layers, red, green, blue in weights.known)
-
-
-def _tabulate(regions: Regions, posterior: LayerPosterior, params: FlakeParams) -> FlakeTable:
-    """The table of one picture, at its own pixels, sorted by interest."""
-    clock = _Clock()
-    frame = sort_by_interest(_make_frame(regions, posterior, params.material))
-    labels = regions.enlarge_labels()
-    outlined = frame.loc[frame["reason"] != BELOW_MINIMUM, "region_id"]
-    outlines = trace_outlines(labels, outlined.to_numpy(int))
-    clock.lap("outlines_s")
-    timings = {**regions.timings_s, **clock.timings}
-    provenance = Provenance(
-        regions.image,
-        regions.sha256,
-        as_plain(params),
-        regions.weights.name,
-        regions.weights.version,
-        regions.weights.sha256,
-        flatscope.__version__,
-        (*regions.notes, *_note_material(regions, params.material)),
-        {**timings, "total_s": round(sum(timings.values()), 4)},
-    )
-    marks = Marks.outlines(outlines, regions.shape)
-    return FlakeTable(frame, marks, regions.calibration, provenance, labels, preview=regions.preview)
-
-
-def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> pd.DataFrame:
-    """One row a region, in pixels of the picture."""
-    measured, factor = regions.measured, regions.factor
-    verdicts = reach_verdicts(regions, posterior, material)
-    centre = measured.centre if factor == 1 else (measured.centre + 0.5) * factor - 0.5
-    area_px = measured.area_px * factor**2
-    size = np.nan if regions.calibration is None else regions.calibration.pixel_area_um2
-    columns = {
-        "image": regions.image,
-        "flake_id": regions.flake_id,
-        "region_id": np.arange(1, len(regions) + 1),
-        "layers": [verdict.layers for verdict in verdicts],
-        "layers_p": np.array([verdict.p for verdict in verdicts], float),
-        **{f"p_{layer + 1}": posterior.p[:, layer] for layer in range(MOST_LAYERS)},
-        "p_thick": posterior.p[:, MOST_LAYERS],
-        "status": [verdict.status for verdict in verdicts],
-        "reason": [verdict.reason for verdict in verdicts],
-        "area_um2": area_px * size,
-        "area_px": area_px.astype(int),
-        "row_px": centre[:, 0],
-        "col_px": centre[:, 1],
-        "touches_edge": regions.touches_edge,
-        **{f"contrast_{name}": measured.contrast[:, channel] for channel, name in enumerate("rgb")},
-        "oxide_nm": posterior.oxide_nm,
-        "oxide_sigma_nm": posterior.oxide_sigma_nm,
-        "layers_low": posterior.low,
-        "layers_high": posterior.high,
-        **posterior.thickness.columns(),
-    }
-    return pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
-
-
-def _note_material(regions: Regions, material: str) -> tuple[str, ...]:
-    """Notes on areas and layer numbers."""
-    notes = []
-    if len(regions) and regions.calibration is None:
-        notes.append("pixel size unknown: areas in px only; pass --um-per-px for µm²")
-    if regions.weights.material not in ("", material):
-        notes.append(f"the weights are adapted to {regions.weights.material}: its colours are left out")
-    if material == "hBN":
-        notes.append("hBN monolayers have a contrast of at most 0.02: many will be missed")
-    return tuple(notes)
-
-
-def sort_by_interest(frame: pd.DataFrame) -> pd.DataFrame:
-    """Thin, large and sure regions first, rejected ones last.
-
-    Interest is the logarithm of the area times the stated probability, over the square root of the
-    expected layer number.
-
-    Parameters
-    ----------
-    frame
-        Rows of flake tables, of one picture or of several.
-    """
-    numbers = np.array([1, 2, 3, 4, 5, 6, 12.0])
-    p = frame[["p_1", "p_2", "p_3", "p_4", "p_5", "p_6", "p_thick"]].to_numpy(float)
-    expected = np.nan_to_num(p @ numbers, nan=50.0)
-    interest = np.log(frame["area_px"]) * frame["layers_p"].fillna(0.0) / np.sqrt(expected)
-    rank = frame["status"].map({"accepted": 0, "uncertain": 0}).fillna(1)
-    order = np.lexsort((-frame["area_px"], -interest, rank))
-    return frame.iloc[order].reset_index(drop=True)

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from flatscope.micrograph import Calibration
 from flatscope.optical.background import Background
+from flatscope.optical.evidence import Evidence
 from flatscope.results.store import StoreError, pack, unpack
 
 Bools = NDArray[np.bool_]
@@ -99,6 +100,8 @@ class Regions:
         Shape (rows, cols), int32: 1, 2, … without gaps, 0 on the substrate; crystals first, then foreign matter.
     measured
         Areas, places and contrasts.
+    evidence
+        What speaks for a crystal and what for dirt.
     foreign
         What the network takes for residue, dirt, metal or a caption; shape (regions,), as all below.
     metal
@@ -121,6 +124,8 @@ class Regions:
         Rows and columns of the picture.
     is_gray
         Whether the picture has no colours.
+    specks
+        Number of specks far below the smallest area, which were left out.
     calibration
         Pixel size of the picture, or None.
     image, sha256
@@ -137,6 +142,7 @@ class Regions:
 
     labels: Labels
     measured: Measured
+    evidence: Evidence
     foreign: Bools
     metal: Bools
     beside_metal: Bools
@@ -147,6 +153,7 @@ class Regions:
     bare_colour: Float
     least_px: float
     factor: int
+    specks: int
     shape: tuple[int, int]
     is_gray: bool
     calibration: Calibration | None
@@ -197,7 +204,7 @@ class Regions:
         StoreError
             If the bytes are damaged, something else, or of another version of flatscope.
         """
-        regions = unpack(content, (Regions, Measured, Weights))
+        regions = unpack(content, (Regions, Measured, Evidence, Weights))
         if not isinstance(regions, Regions):
             raise StoreError("holds no regions of a picture")
         return regions

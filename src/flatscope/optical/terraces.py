@@ -88,13 +88,9 @@ class Division:
     specks: int
     lost: int = 0
 
-    def notes(self, least_px: float, factor: int) -> tuple[str, ...]:
+    def notes(self, factor: int) -> tuple[str, ...]:
         """What was left out, in words, for a picture that was reduced by `factor`."""
         notes = []
-        if self.specks:
-            notes.append(
-                f"{self.specks} specks below {SPECK_SHARE * least_px * factor**2:.0f} px are not listed"
-            )
         if self.lost:
             notes.append(f"{self.lost} regions no stronger than the substrate's own roughness are not listed")
         if factor > 1:

@@ -24,6 +24,7 @@ from flatscope.optical.materials import find_material
 from flatscope.optical.orientation import METHODS, orient
 from flatscope.results import (
     REJECTED_LABEL,
+    THIN_LABEL,
     TWIST_COLUMNS,
     FlakeTable,
     Marks,
@@ -209,7 +210,8 @@ class Stack:
 
 def find_stacks(layers: Layers) -> Iterator[Stack]:
     """All second layers of a label image, see `measure_twist`; specks are left out."""
-    smooth = Image.fromarray(layers).filter(ImageFilter.MedianFilter(_SAME_PX))
+    known = np.where(layers == THIN_LABEL, REJECTED_LABEL, layers).astype(np.uint8)
+    smooth = Image.fromarray(known).filter(ImageFilter.MedianFilter(_SAME_PX))
     clean = _fill_gaps(np.asarray(smooth))
     crystal = (clean > 0) & (clean < REJECTED_LABEL)
     # Neither the border of the picture nor an unknown area is the end of a crystal.

@@ -1,8 +1,12 @@
-"""The verdict on each region: how many layers it has, or why it does not count."""
+"""The verdict on each region: crystal or dirt, and how many layers it has.
+
+What a person sees at a glance must be found. A region that looks like a crystal counts as one also where no thickness
+of the stated material explains its colour; its layer number is then not known.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +15,10 @@ from flatscope.optical.layers import LayerPosterior
 from flatscope.optical.observations import MOST_LAYERS
 from flatscope.optical.regions import Regions
 
+Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
-BELOW_MINIMUM = "below minimum area"
-"""Reason of regions that are listed without an outline."""
 ROOMY = 4
 """The colour of foreign matter is measured well enough to judge by from this multiple of the smallest area on."""
 _SURE = 0.7
@@ -27,19 +31,41 @@ _UNEVEN_SHARE = 0.15
 """A crystal of one thickness varies by at most this share of its contrast …"""
 _UNEVEN = 0.05
 """… plus this much contrast (1 sigma)."""
-_EVEN_SHARE = 0.8
-"""Residue with a spread below this share of its contrast may be a crystal …"""
-_SURELY_CRYSTAL = 0.15
-"""… if its colour is foreign with less than this probability …"""
-_THINNEST = 3
-"""… and belongs to at most this many layers with the probability `_ENOUGH`."""
-_DISPUTED = 0.9
-"""Factor on the probability of a region that the network calls residue and its colour a crystal: so often it is one."""
+_LIKELY = 0.5
+"""Regions that are crystals with less than this probability are left out …"""
+_DISPUTED = 0.8
+"""… and those with less than this one are uncertain."""
+_UNEXPLAINED = 0.5
+"""A colour belongs to no thickness if that is likelier than this."""
+_SURELY_CRYSTAL = 0.8
+"""The network is sure of regions whose pixels it calls a crystal with this mean probability …"""
+_DOUBT = 2.0
+"""… and the optics are trusted as if they had explained that many of them before looking."""
 _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 _DARK_CONTRAST = -0.25
 """Foreign matter darker than this in every channel is dust or a hole."""
+_SAME_STEP = 0.02
+"""Contrasts belong to one step if they differ by less than this …"""
+_SAME_STEP_SHARE = 0.12
+"""… or by less than this share of the larger one."""
 _NAMES = (*map(str, range(1, MOST_LAYERS + 1)), "thick")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Log-odds that a region is a crystal, fitted to drawn scenes by `tools/calibrate_evidence.py`."""
+
+    base: float = 1.3
+    crystal: float = 0.8  # of the network's log-odds
+    roundness: float = 0.5  # of the logarithm of 4π area / perimeter²
+    uneven: float = -0.3  # of the logarithm of the scatter within, as a share of the contrast
+    unexplained: float = (
+        -3.5
+    )  # of the probability that no thickness explains the colour, where the optics are trusted
+
+
+_WEIGHTS = _Weights()
 
 
 @dataclass(frozen=True)
@@ -49,9 +75,9 @@ class Verdict:
     Parameters
     ----------
     layers
-        "1" to "6", "thick", several joined by "|", or "" for a rejected region.
+        "1" to "6", "thick", several joined by "|", "thin" where no number is known, or "" for a rejected region.
     p
-        Probability that one of them is right; NaN for a rejected region.
+        Probability that one of them is right, given that it is a crystal; NaN where no number is stated.
     status
         "accepted", "uncertain" or "rejected".
     reason
@@ -64,8 +90,10 @@ class Verdict:
     reason: str
 
 
-def reach_verdicts(regions: Regions, posterior: LayerPosterior, material: str) -> list[Verdict]:
-    """State how many layers every region has, or why it does not count.
+def reach_verdicts(
+    regions: Regions, posterior: LayerPosterior, p_flake: Float, material: str
+) -> list[Verdict]:
+    """State how many layers every region that is large enough has, or why it does not count.
 
     Parameters
     ----------
@@ -73,36 +101,99 @@ def reach_verdicts(regions: Regions, posterior: LayerPosterior, material: str) -
         What was measured.
     posterior
         Layer probabilities of all regions; those of regions below the smallest area may be NaN.
+    p_flake
+        Probability that each region is a crystal, from `weigh_evidence`.
     material
         Name of the crystal, for the reasons.
     """
-    return [_reach_verdict(regions, posterior, index, material) for index in range(len(regions))]
+    steps = _Steps.of(regions, p_flake)
+    return [
+        _reach_verdict(regions, posterior, index, p_flake=p_flake, material=material, steps=steps)
+        for index in np.flatnonzero(regions.large_enough).tolist()
+    ]
 
 
-def _reach_verdict(regions: Regions, posterior: LayerPosterior, index: int, material: str) -> Verdict:
-    if not regions.large_enough[index]:
-        return _reject(BELOW_MINIMUM)
-    foreign = bool(regions.foreign[index])
-    if foreign and not _could_be_thin_crystal(regions, posterior, index):
-        return _reject(_name_foreign(regions, index))
+def weigh_evidence(regions: Regions, posterior: LayerPosterior) -> Float:
+    """Probability that each region is a crystal of the material, not residue or bare substrate; shape (regions,).
+
+    What counts is how sure the network is, how even the region is, and its outline. An unexplained colour speaks
+    against a crystal as far as the optics explain those of which the network is sure: where they explain none, material
+    or camera are not what was stated, and their verdict says nothing.
+    """
+    if not len(regions):
+        return np.zeros(0)
+    evidence, weights = regions.evidence, _WEIGHTS
+    unexplained = np.nan_to_num(posterior.p_foreign, nan=0.5)
+    sure = regions.large_enough & (evidence.crystal > _SURELY_CRYSTAL)
+    trust = (_DOUBT + (1.0 - unexplained[sure]).sum()) / (_DOUBT + sure.sum())
+    odds = (
+        weights.base
+        + weights.crystal * _logit(evidence.crystal)
+        + weights.roundness * np.log(np.clip(evidence.roundness, 0.02, 1.0))
+        + weights.uneven * np.log(_scatter(regions) + 0.05)
+        + weights.unexplained * trust * unexplained
+    )
+    return np.asarray(np.where(regions.metal | regions.beside_metal, 0.01, 1.0 / (1.0 + np.exp(-odds))))
+
+
+def _logit(p: Float) -> Float:
+    """Log-odds, of which no network is sure beyond 50 to 1."""
+    return np.asarray(np.log((p + 0.02) / (1.02 - p)))
+
+
+def _scatter(regions: Regions) -> Float:
+    """Scatter within each region beyond the noise, as a share of its strongest contrast."""
+    contrast = np.abs(regions.measured.contrast)
+    strongest = contrast.argmax(1)
+    rows = np.arange(len(regions))
+    return np.asarray(regions.uneven[rows, strongest] / (contrast[rows, strongest] + 0.03))
+
+
+def _reach_verdict(
+    regions: Regions, posterior: LayerPosterior, index: int, *, p_flake: Float, material: str, steps: _Steps
+) -> Verdict:
     if regions.beside_metal[index]:
         return _reject("touches a gold mark")
-    if posterior.p_foreign[index] > 0.5:
-        return _reject(f"colour fits no thickness of {material}")
+    if p_flake[index] < _LIKELY:
+        return _reject(_name_foreign(regions, posterior, index, material))
     contrast, uneven = np.abs(regions.measured.contrast[index]), regions.uneven[index]
     strongest = int(contrast.argmax())
     if uneven[strongest] > _UNEVEN_SHARE * contrast[strongest] + _UNEVEN:
         return _reject("colour not uniform: out of focus, folded or crumpled")
-    verdict = _name_layers(posterior.p[index], faint=bool(contrast.max() < _FAINT_CONTRAST))
-    return _dispute(verdict) if foreign else verdict
+    doubt = "may be residue" * bool(p_flake[index] < _DISPUTED)
+    if posterior.p_foreign[index] > _UNEXPLAINED:
+        return _leave_open(regions, index, steps, doubt)
+    verdict = name_layers(posterior.p[index], faint=bool(contrast.max() < _FAINT_CONTRAST))
+    if not doubt:
+        return verdict
+    return Verdict(verdict.layers, verdict.p, "uncertain", f"{doubt}; {verdict.reason}".strip("; "))
 
 
 def _reject(reason: str) -> Verdict:
     return Verdict("", np.nan, "rejected", reason)
 
 
-def _name_layers(p: Float, *, faint: bool) -> Verdict:
-    """The likeliest layer number, or several if none stands out."""
+def _leave_open(regions: Regions, index: int, steps: _Steps, doubt: str) -> Verdict:
+    """The verdict on a crystal whose colour no thickness explains."""
+    if regions.evidence.thick[index] > 0.5 * regions.evidence.crystal[index]:
+        said = f"thick crystal, its colour fits no thickness; {doubt}".strip("; ")
+        return Verdict("thick", np.nan, "uncertain", said)
+    step = f"contrast step {steps.number[index]} of {steps.count} of this picture"
+    return Verdict(
+        "thin", np.nan, "uncertain", f"thin crystal, layer number not known: {step}; {doubt}".strip("; ")
+    )
+
+
+def name_layers(p: Float, *, faint: bool) -> Verdict:
+    """Name the likeliest layer number, or several if none stands out.
+
+    Parameters
+    ----------
+    p
+        Probability of 1 to 6 layers and of more, shape (7,).
+    faint
+        The contrast is close to the noise.
+    """
     order = np.argsort(-p)
     first = int(order[0])
     remark = "near the noise: faint contrast" if faint else ""
@@ -115,30 +206,43 @@ def _name_layers(p: Float, *, faint: bool) -> Verdict:
     return Verdict(named, float(p[order[:enough]].sum()), "uncertain", reason)
 
 
-def _dispute(verdict: Verdict) -> Verdict:
-    """The verdict on a region that the network takes for residue and its colour for a crystal."""
-    reason = f"may be residue; {verdict.reason}".strip("; ")
-    return replace(verdict, p=_DISPUTED * verdict.p, status="uncertain", reason=reason)
+@dataclass(frozen=True)
+class _Steps:
+    """The levels of contrast among thin crystals, the faintest first.
 
-
-def _could_be_thin_crystal(regions: Regions, posterior: LayerPosterior, index: int) -> bool:
-    """Whether foreign matter is large enough to judge, as even as a thin crystal, and of its colour.
-
-    The network knows no material and no oxide; a faint monolayer and a film of glue look alike to it.
+    Parameters
+    ----------
+    number
+        Step of each region, from 1; 0 for thick crystals and dirt.
+    count
+        Number of steps.
     """
-    if regions.measured.area_px[index] < ROOMY * regions.least_px:
-        return False
-    contrast, spread = np.abs(regions.measured.contrast[index]), regions.measured.spread[index]
-    strongest = int(contrast.argmax())
-    even = spread[strongest] < _EVEN_SHARE * contrast[strongest]
-    thin = posterior.p[index, :_THINNEST].sum() > _ENOUGH
-    return bool(even and posterior.p_foreign[index] < _SURELY_CRYSTAL and thin)
+
+    number: Ints
+    count: int
+
+    @classmethod
+    def of(cls, regions: Regions, p_flake: Float) -> _Steps:
+        """Find the steps of a picture: where the sorted contrasts leave a gap, a new one begins."""
+        number = np.zeros(len(regions), np.int64)
+        thin = regions.large_enough & (p_flake >= _LIKELY)
+        thin &= regions.evidence.thick <= 0.5 * regions.evidence.crystal
+        strength = np.linalg.norm(regions.measured.contrast, axis=1)
+        order = np.flatnonzero(thin)[np.argsort(strength[thin])]
+        if not len(order):
+            return cls(number, 0)
+        ordered = strength[order]
+        gaps = np.diff(ordered) > np.maximum(_SAME_STEP, _SAME_STEP_SHARE * ordered[1:])
+        number[order] = np.concatenate([[1], 1 + np.cumsum(gaps)])
+        return cls(number, int(number.max()))
 
 
-def _name_foreign(regions: Regions, index: int) -> str:
+def _name_foreign(regions: Regions, posterior: LayerPosterior, index: int, material: str) -> str:
     """What a region that is no crystal may be."""
     if regions.metal[index]:
         return "gold or another metal"
     if regions.measured.contrast[index].max() < _DARK_CONTRAST:
         return "dust or a hole"
+    if not regions.foreign[index] and posterior.p_foreign[index] > _UNEXPLAINED:
+        return f"colour fits no thickness of {material}"
     return "residue, scratch or caption"

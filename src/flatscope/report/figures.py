@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import itertools
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from flatscope.micrograph import Calibration, Micrograph
-from flatscope.results import LAYER_COLOURS, REJECTED_LABEL, THICK_LABEL, FlakeTable
+from flatscope.results import LAYER_COLOURS, REJECTED_LABEL, THIN_LABEL, FlakeTable
 from flatscope.units import nm_from_um, um_from_nm
 
 Colour = tuple[int, int, int]
 
 REJECTED_COLOUR: Colour = (225, 225, 225)
+_DARK: Colour = (25, 25, 25)
+_LIGHT: Colour = (255, 255, 255)
 
+_WORDS = {"1": "1 layer", "thin": "thin, number not known", "thick": "thick"}
+"""What the legend calls the layer numbers."""
 _FILL = 0.30
 """Opacity of a region's colour: enough to see at a glance, little enough to see the crystal below."""
 _MOST_LABELS = 60
@@ -82,8 +87,9 @@ def draw_overlay(display: Display, table: FlakeTable, *, longest_px: int | None 
 
     Returns
     -------
-    RGB image. Regions are filled in their layer's colour and outlined; where two layer numbers fit, the outline
-    alternates between both colours; thick regions are gray; rejected regions have a dotted outline and no colour.
+    RGB image. Regions are filled in their layer's colour and outlined; where several layer numbers fit, the outline
+    alternates between their colours; thick regions are gray; thin ones of unknown layer number have a dark outline in
+    white light and no colour; rejected regions have a dotted outline and no colour.
     """
     rows, cols = display.pixels.shape[:2]
     scale = 1.0 if longest_px is None else min(1.0, longest_px / max(rows, cols))
@@ -188,25 +194,26 @@ def choose_bar_um(width_um: float) -> float:
 
 
 def name_layers(layers: str) -> str:
-    """Layer number as one writes it: "1" as "1L", "1|2" as "1L or 2L", "thick" as it is."""
+    """Layer number as one writes it: "1" as "1L", "1|2" as "1L or 2L", "thick" and "thin" as they are."""
     if not layers:
         return "–"
-    return " or ".join(part if part.startswith("thick") else f"{part}L" for part in layers.split("|"))
+    return " or ".join(f"{part}L" if part.isdigit() else part for part in layers.split("|"))
 
 
 def pick_colours(layers: str, status: str) -> list[Colour]:
-    """Colours of a region's outline: one, or two if two layer numbers fit."""
+    """Colours of a region's outline, one for each layer number that fits."""
     if status == "rejected" or not layers:
         return [REJECTED_COLOUR]
-    return [LAYER_COLOURS.get(part, LAYER_COLOURS["thick"]) for part in layers.split("|")][:2]
+    return [LAYER_COLOURS.get(part, LAYER_COLOURS["thick"]) for part in layers.split("|")]
 
 
 def _fill(base: NDArray[np.uint8], layers: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    lookup = np.zeros((256, 3), np.float32)
+    lookup = np.full((256, 3), LAYER_COLOURS["thick"], np.float32)
     for name, colour in LAYER_COLOURS.items():
-        lookup[THICK_LABEL if name == "thick" else int(name)] = colour
+        if name.isdigit():
+            lookup[int(name)] = colour
     flat, pixels = layers.ravel(), base.reshape(-1, 3)
-    inside = np.flatnonzero((flat > 0) & (flat != REJECTED_LABEL))
+    inside = np.flatnonzero((flat > 0) & (flat != REJECTED_LABEL) & (flat != THIN_LABEL))
     mixed = pixels[inside] * np.float32(1 - _FILL) + lookup[flat[inside]] * np.float32(_FILL)
     pixels[inside] = mixed.astype(np.uint8)
     return base
@@ -226,16 +233,21 @@ def _rings(
 def _trace(
     draw: ImageDraw.ImageDraw, ring: NDArray[np.float64], record: dict[Any, Any], *, width: int
 ) -> None:
+    """One outline. A halo of the opposite brightness makes every line readable on any crystal and substrate."""
     colours = pick_colours(str(record["layers"]), str(record["status"]))
     if record["status"] == "rejected":
         for x, y in _walk(ring, step=3.0 * width):
+            draw.rectangle((x - 1, y - 1, x + width / 2 + 1, y + width / 2 + 1), fill=_DARK)
             draw.rectangle((x, y, x + width / 2, y + width / 2), fill=REJECTED_COLOUR)
         return
-    draw.line([tuple(point) for point in ring], fill=colours[0], width=width, joint=None)
+    halo = _LIGHT if colours[0] == LAYER_COLOURS["thin"] else _DARK
+    line = [tuple(point) for point in ring]
+    draw.line(line, fill=halo, width=width + 2 * max(1, width // 2), joint=None)
+    draw.line(line, fill=colours[0], width=width, joint=None)
     if len(colours) > 1:
         steps = _walk(ring, step=4.0 * width)
-        for begin, end in zip(steps[0::2], steps[1::2], strict=False):
-            draw.line([tuple(begin), tuple(end)], fill=colours[1], width=width)
+        for place, (begin, end) in enumerate(itertools.pairwise(steps)):
+            draw.line([tuple(begin), tuple(end)], fill=colours[place % len(colours)], width=width)
 
 
 def _walk(ring: NDArray[np.float64], *, step: float) -> NDArray[np.float64]:
@@ -311,9 +323,9 @@ def _draw_legend(
     entries: list[tuple[str, Sequence[Colour], bool]] = []
     for name, colour in LAYER_COLOURS.items():
         if name in present:
-            word = {"1": "1 layer", "thick": "thick"}.get(name, f"{name} layers")
+            word = _WORDS.get(name, f"{name} layers")
             entries.append((word, [colour], False))
-    if any(record["status"] == "uncertain" for record in records):
+    if any("|" in str(record["layers"]) for record in records):
         entries.append(("more than one fits", [LAYER_COLOURS["1"], LAYER_COLOURS["2"]], False))
     if any(record["status"] == "rejected" for record in records):
         entries.append(("rejected", [REJECTED_COLOUR], True))
@@ -339,6 +351,8 @@ def _draw_legend(
             for part, colour in enumerate(colours):
                 step = (x1 - x0) / len(colours)
                 draw.rectangle((x0 + part * step, y0, x0 + (part + 1) * step, y1), fill=colour)
+            if colours[0] == LAYER_COLOURS["thin"]:
+                draw.rectangle((x0, y0, x1, y1), outline=_LIGHT, width=max(1, letter // 8))
         draw.text((x1 + pad, top), word, fill="white", font=font)
 
 

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from flatscope.report.figures import Colour, Display, load_font
 from flatscope.report.study import make_histogram
-from flatscope.results import LAYER_COLOURS, REJECTED_LABEL
+from flatscope.results import LAYER_COLOURS, REJECTED_LABEL, THIN_LABEL
 
 _LOWER, _UPPER = LAYER_COLOURS["1"], LAYER_COLOURS["2"]
 _WORDS: Colour = (255, 255, 255)
@@ -33,7 +33,7 @@ def draw_twist(display: Display, layers: NDArray[np.uint8], frame: pd.DataFrame)
     display
         The picture.
     layers
-        Its label image: 0 substrate, 1 and 2 layers, up to 254 more, 255 unknown.
+        Its label image: 0 substrate, 1 and 2 layers, up to 254 more, 253 and 255 unknown.
     frame
         Rows of a twist table.
 
@@ -43,7 +43,7 @@ def draw_twist(display: Display, layers: NDArray[np.uint8], frame: pd.DataFrame)
     """
     pixels = display.pixels.copy()
     for least, colour in ((1, _LOWER), (2, _UPPER)):
-        inside = (layers >= least) & (layers < REJECTED_LABEL)
+        inside = (layers >= least) & ~np.isin(layers, (THIN_LABEL, REJECTED_LABEL))
         pixels[inside & ~ndimage.binary_erosion(inside)] = colour
     picture = Image.fromarray(pixels)
     pen = ImageDraw.Draw(picture)

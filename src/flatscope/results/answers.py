@@ -34,9 +34,20 @@ FLAKE_COLUMNS = (
     _IMAGE,
     Column("flake_id", "count", "One connected crystal; its regions share the number."),
     Column("region_id", "count", "A part of one thickness; its label in the label image."),
-    Column("layers", "text", '"1" to "6", "thick" (more than six), or "1|2" where several numbers fit.'),
     Column(
-        "layers_p", "number", "Probability that this is right (for several numbers: that one of them is)."
+        "layers",
+        "text",
+        '"1" to "6", "thick" (more than six), "1|2" where several numbers fit, "thin" where no number is known.',
+    ),
+    Column(
+        "layers_p",
+        "number",
+        "Probability that this is right (for several numbers: that one of them is), given that it is a crystal.",
+    ),
+    Column(
+        "p_flake",
+        "number",
+        "Probability that the region is a crystal, not residue or bare substrate.",
     ),
     *_LAYER_CHANCES[:4],
     Column("p_thick", "number", "Probability of more than six layers."),
@@ -179,8 +190,14 @@ EVENT_COLUMNS = (
 EXTENDED_KINDS = ("hole", "contamination", "disorder")
 """Kinds of defect that are larger than a point."""
 
-THICK_LABEL = 254  # of a layer image: more than six layers
-REJECTED_LABEL = 255  # of a layer image: a region that was left out
+MOST_NUMBERED = 10
+"""Layer images hold layer numbers up to this one …"""
+THIN_LABEL = 253
+"""… this for a thin crystal whose layer number is not known …"""
+THICK_LABEL = 254
+"""… this for a thick one …"""
+REJECTED_LABEL = 255
+"""… and this for what was left out. 0 is the substrate."""
 
 LAYER_COLOURS: dict[str, tuple[int, int, int]] = {
     "1": (240, 228, 66),
@@ -189,9 +206,11 @@ LAYER_COLOURS: dict[str, tuple[int, int, int]] = {
     "4": (0, 158, 115),
     "5": (204, 121, 167),
     "6": (0, 114, 178),
+    "thin": (20, 20, 20),
     "thick": (190, 190, 190),
 }
-"""Okabe and Ito's palette (10.1038/nmeth.1618), which stays apart for colour-blind eyes; thick is gray."""
+"""Okabe and Ito's palette (10.1038/nmeth.1618), which stays apart for colour-blind eyes. Thick is gray; thin crystals
+of unknown layer number are near black and are drawn in white light."""
 
 
 def column_names(columns: Sequence[Column]) -> tuple[str, ...]:
@@ -213,7 +232,7 @@ class FlakeTable(Table):
     COLUMNS: ClassVar[tuple[Column, ...]] = FLAKE_COLUMNS
     ROW_ID: ClassVar[str] = "region_id"
     SHOWN: ClassVar[tuple[str, ...]] = (
-        *("flake_id", "region_id", "layers", "layers_p"),
+        *("flake_id", "region_id", "layers", "layers_p", "p_flake"),
         *("status", "reason", "area_um2", "area_px"),
     )
 
@@ -229,18 +248,32 @@ class FlakeTable(Table):
 
         Returns
         -------
-        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers (the likeliest one if uncertain), 254 thick, 255 rejected.
+        Shape (rows, cols), uint8: 0 substrate, 1 to 10 layers (the likeliest number if uncertain), 253 thin and not
+        known, 254 thick, 255 rejected or too small.
         """
-        lookup = np.zeros(int(self.labels.max(initial=0)) + 1, np.uint8)
+        lookup = np.full(int(self.labels.max(initial=0)) + 1, REJECTED_LABEL, np.uint8)
+        lookup[0] = 0
         lookup[self.frame["region_id"].to_numpy(int)] = self.layer_values()
         return lookup[self.labels]
 
     def layer_values(self) -> NDArray[np.uint8]:
-        """What the layer image shows for each row: 1 to 6 layers, 254 thick, 255 rejected."""
+        """What the layer image shows for each row: 1 to 10 layers, 253 thin and not known, 254 thick, 255 rejected."""
         frame = self.frame
         chances = frame[[*(f"p_{layers}" for layers in range(1, 7)), "p_thick"]].to_numpy(float)
-        values = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)[chances.argmax(axis=1)]
+        likeliest = np.array([1, 2, 3, 4, 5, 6, THICK_LABEL], np.uint8)[chances.argmax(axis=1)]
+        single = {
+            "thin": THIN_LABEL,
+            "thick": THICK_LABEL,
+            **{str(n): n for n in range(1, MOST_NUMBERED + 1)},
+        }
+        stated = frame["layers"].map(single)
+        values = np.where(stated.isna(), likeliest, stated.fillna(0)).astype(np.uint8)
         return np.where(frame["status"] == "rejected", np.uint8(REJECTED_LABEL), values)
+
+    @property
+    def too_small(self) -> int:
+        """Number of regions below the smallest area that counts; they have no row."""
+        return int(self.labels.max(initial=0)) - len(self)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,14 +18,17 @@ from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical import flakes as finder
+from flatscope.optical.evidence import Evidence
 from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.observations import KnownRegion
 from flatscope.optical.regions import Measured, Regions, Weights
+from flatscope.optical.tabulation import sort_by_interest
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
 from flatscope.results.exports.geojson import collect_outlines, encode_outlines
-from flatscope.results.table import frame_to_csv
-from flatscope.runs.items import Item
+from flatscope.results.table import as_plain, frame_to_csv
+from flatscope.runs.items import Item, digest_of
 from flatscope.runs.light import LightParams
 from flatscope.runs.task import Answer, Content, Finished, Task
 from flatscope.units import um_from_nm
@@ -50,6 +53,8 @@ class Given:
         Longer side of the pictures in the report.
     thumbnails
         Flakes of each picture that get a thumbnail.
+    edits
+        Corrections by hand, as lines of `edits.jsonl`.
     """
 
     params: FlakeParams
@@ -57,6 +62,7 @@ class Given:
     flatfield: NDArray[np.float32] | None = None
     preview_px: int = 900
     thumbnails: int = 24
+    edits: tuple[str, ...] = ()
 
 
 def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
@@ -73,9 +79,11 @@ def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
         view_names=("flakes.csv", "flakes.geojson", "report.html"),
         given=given,
         prepare=_prepare,
-        kinds=(Regions, Measured, Weights),
+        together=share_edits,
+        kinds=(Regions, Measured, Evidence, Weights),
         weights=network.describe(),
         digests={} if flat is None else {"flat field": hashlib.sha256(flat.tobytes()).hexdigest()},
+        corrections=digest_of(list(given.edits)) if given.edits else "",
     )
 
 
@@ -111,10 +119,39 @@ def find_regions(item: Item, given: Given) -> Regions:
     return replace(regions, image=item.name)
 
 
-def name_layers(item: Item, regions: Regions, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:
+def share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str, Any]:
+    """What each picture must know of the corrections: all known crystals, and the lines about itself."""
+    if not given.edits:
+        return {}
+    from flatscope.runs import edits as corrections  # pydantic takes 0.1 s, and few runs have corrections
+    from flatscope.runs.replay import collect_known
+
+    edits = corrections.parse_edits(given.edits)
+    known = [as_plain(region) for region in collect_known(edits, given.params.material, parts)]
+    return {
+        name: {"known": known, "edits": [line.to_json() for line in edits.about(name)]} for name in parts
+    }
+
+
+def _name_layers(regions: Regions, params: FlakeParams, shared: Any) -> FlakeTable:
+    """The table of a picture, corrections included."""
+    if not shared:
+        (table,) = finder.name_layers([regions], params)
+        return table
+    from flatscope.runs.edits import parse_edits
+    from flatscope.runs.replay import correct, set_pixel_size
+
+    lines = parse_edits(shared["edits"]).lines
+    known = [KnownRegion(region["layers"], tuple(region["contrast"])) for region in shared["known"]]
+    params = replace(params, known=(*params.known, *known))
+    (table,) = finder.name_layers([set_pixel_size(regions, lines, params)], params)
+    return correct(table, lines)
+
+
+def name_layers(item: Item, regions: Regions, shared: Any, given: Given) -> tuple[Answer, dict[str, bytes]]:
     """The light half, and what is drawn of it."""
     given = item.given or given
-    (table,) = finder.name_layers([regions], given.params)
+    table = _name_layers(regions, given.params, shared)
     display = to_display(_read(item, given))
     small = draw_overlay(display, table, longest_px=given.preview_px)
     plain = Image.fromarray(display.pixels).resize(small.size, Image.Resampling.BICUBIC, reducing_gap=2.0)
@@ -143,6 +180,7 @@ def _state_facts(table: FlakeTable, given: Given) -> dict[str, Any]:
         "material": given.params.material,
         "oxide_nm": given.params.oxide_nm,
         "regions_found": len(table.found),
+        "regions_too_small": table.too_small,
         "regions_rejected": {str(k): int(v) for k, v in table.rejected["reason"].value_counts().items()},
     }
 
@@ -195,7 +233,7 @@ class _Views:
 
 def join_rows(frames: list[pd.DataFrame], run: Finished) -> pd.DataFrame:
     """All regions by interest, whatever picture they are in, then the pictures that failed."""
-    rows = [finder.sort_by_interest(pd.concat(frames, ignore_index=True))] if frames else []
+    rows = [sort_by_interest(pd.concat(frames, ignore_index=True))] if frames else []
     rows += [failed_frame(FLAKE_COLUMNS, name, why) for name, why in run.failures.items()]
     if not rows:
         return empty_frame(FLAKE_COLUMNS)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.files.read import read
-from flatscope.micrograph import MicrographError
-from flatscope.optical.background import LIGHT_ORDER, estimate_background, estimate_flatfield, flatfield_from
+from flatscope.micrograph import Micrograph, MicrographError
+from flatscope.optical.background import LIGHT_ORDER, estimate_flatfield, flatfield_from
 from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.known import KnownPlaces, count_from_height, question
 from flatscope.optical.observations import KnownRegion
-from flatscope.runs.settings import SettingsError, read_json
+from flatscope.runs.items import Item
+from flatscope.runs.settings import SettingsError, checked, read_json
 
-_AROUND_PX = 3
-"""The median over 7x7 px stands for a region: enough against noise, little enough for a small flake."""
+if TYPE_CHECKING:
+    from flatscope.runs.edits import Line
+
+_PLACE = re.compile(
+    r"(?P<file>.+)@(?P<row>\d+(\.\d+)?),(?P<col>\d+(\.\d+)?)=(?P<value>\d+(\.\d+)?)\s*(?P<unit>L|nm)", re.I
+)
+"""FILE@ROW,COL=1L, or =23.5nm."""
+_COLOUR_SIGMA = 0.01
+"""1-sigma error of a contrast that a user states in numbers."""
 _FLATFIELD_PICTURES = 15
 """Pictures that a flat field is taken from, evenly spread over the run."""
 _FEWEST_FOR_FLATFIELD = 5
@@ -122,7 +132,7 @@ def read_known(
         raise SettingsError(
             f'{path}: has no regions: write {{"regions": [{{"layers": 1, "contrast": [r, g, b]}}]}}'
         )
-    contrasts: dict[Path, NDArray[np.float32]] = {}
+    places = KnownPlaces(flatfield=flatfield, light_order=light_order)
     known = []
     for number, region in enumerate(regions):
         where = f"{path}: region {number}"
@@ -135,12 +145,7 @@ def read_known(
         if "contrast" in region:
             contrast = _as_contrast(region["contrast"], where)
         else:
-            picture = Path(path).parent / str(region["image"])
-            if picture not in contrasts:
-                rgb = read(picture).rgb()
-                flat = flatfield if flatfield is not None and flatfield.shape == rgb.shape else None
-                contrasts[picture] = estimate_background(rgb, flat=flat, order=light_order).contrast(rgb)
-            contrast = _measure(contrasts[picture], region, where)
+            contrast = _measure(places, read(Path(path).parent / str(region["image"])), region, where)
         try:
             known.append(KnownRegion(layers, contrast))
         except ValueError as error:
@@ -173,16 +178,125 @@ def _as_contrast(value: Any, where: str) -> tuple[float, float, float]:
     return float(value[0]), float(value[1]), float(value[2])
 
 
-def _measure(contrast: NDArray[np.float32], region: dict[str, Any], where: str) -> tuple[float, float, float]:
-    place = []
-    for key, side in (("row_px", contrast.shape[0]), ("col_px", contrast.shape[1])):
+def _measure(
+    places: KnownPlaces, picture: Micrograph, region: dict[str, Any], where: str
+) -> tuple[float, float, float]:
+    for key, side in zip(("row_px", "col_px"), picture.shape, strict=True):
         value = region[key]
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < side:
             raise SettingsError(f"{where}: {key} of {value!r} lies outside the picture (0 to {side - 1})")
-        place.append(round(value))
-    row, col = place
-    around = contrast[
-        max(row - _AROUND_PX, 0) : row + _AROUND_PX + 1, max(col - _AROUND_PX, 0) : col + _AROUND_PX + 1
-    ]
-    red, green, blue = np.median(around.reshape(-1, 3), axis=0)
-    return float(red), float(green), float(blue)
+    red, green, blue = places.measure(picture, region["row_px"], region["col_px"])[0].tolist()
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a user says of known crystals on the command line.
+
+    Parameters
+    ----------
+    places
+        Each FILE@ROW,COL=1L, or =23.5nm for a height.
+    calibrate
+        A file as `read_known` takes it, or None.
+    trust
+        Believe them also where the optics disagree.
+    """
+
+    places: tuple[str, ...] = ()
+    calibrate: Path | None = None
+    trust: bool = False
+
+
+def write_down(
+    stated: Stated,
+    items: Sequence[Item],
+    params: FlakeParams,
+    *,
+    flatfield: NDArray[np.float32] | None,
+) -> list[Line]:
+    """Turn what a user says of known crystals into corrections; the optics are asked whether it can be.
+
+    Raises
+    ------
+    SettingsError
+        If a place cannot be understood, or the optics disagree and nobody says to trust it.
+    MicrographError
+        If a picture cannot be read.
+    """
+    from flatscope.runs.edits import KnownColour, Line, sign  # pydantic takes 0.1 s
+
+    lines: list[Line] = []
+    places = KnownPlaces(flatfield=flatfield, light_order=params.light_order)
+    for text in stated.places:
+        lines.append(_write_place(text, items, params, places, trust=stated.trust))
+    if stated.calibrate is not None:
+        known = read_known(stated.calibrate, flatfield=flatfield, light_order=params.light_order)
+        for number, region in enumerate(known):
+            where = f"{stated.calibrate}: region {number} as {region.layers}L"
+            sigma = np.full(3, _COLOUR_SIGMA)
+            _refuse(question(region.layers, region.contrast, sigma, params.prior()), where, trust=stated.trust)
+            lines.append(
+                KnownColour(
+                    material=params.material,
+                    layers=region.layers,
+                    contrast=region.contrast,
+                    trust=stated.trust,
+                )
+            )
+    return [sign(line) for line in lines]
+
+
+def _write_place(
+    text: str, items: Sequence[Item], params: FlakeParams, places: KnownPlaces, *, trust: bool
+) -> Line:
+    """The correction that one `--known` means."""
+    from flatscope.runs.edits import Known
+
+    found = _PLACE.fullmatch(text.strip())
+    if found is None:
+        raise SettingsError(
+            f"--known {text}: write FILE@ROW,COL=1L, or =23.5nm for a height, such as a.jpg@120,340=1L"
+        )
+    item = _find_item(found["file"], items)
+    path = item.sources[0] if item is not None else Path(found["file"])
+    if not path.exists():
+        raise SettingsError(f"--known {text}: no picture of this run is called {found['file']}")
+    picture = read(path)
+    row, col, value = (float(found[name]) for name in ("row", "col", "value"))
+    contrast, sigma = places.measure(picture, row, col)
+    height = value if found["unit"].lower() == "nm" else None
+    layers = int(value) if height is None else count_from_height(height, params.material)
+    _refuse(question(layers, contrast, sigma, params.prior()), text, trust=trust)
+    red, green, blue = (round(part, 5) for part in contrast.tolist())
+    return checked(
+        Known,
+        image=path.name if item is None else item.name,
+        sha256=picture.sha256,
+        row_px=row,
+        col_px=col,
+        material=params.material,
+        layers=layers if height is None else None,
+        height_nm=height,
+        contrast=(red, green, blue),
+        trust=trust,
+    )
+
+
+def _find_item(name: str, items: Sequence[Item]) -> Item | None:
+    """The picture of a run that a user calls so: by its name in the tables, its path, or its file name."""
+    ways: tuple[Callable[[Item], str], ...] = (
+        lambda item: item.name,
+        lambda item: str(item.sources[0]),
+        lambda item: item.sources[0].name,
+    )
+    for way in ways:
+        meant = [item for item in items if way(item) == name]
+        if len(meant) == 1:
+            return meant[0]
+    return None
+
+
+def _refuse(doubt: str, where: str, *, trust: bool) -> None:
+    if doubt and not trust:
+        raise SettingsError(f"{where} {doubt} --trust uses it all the same")

@@ -154,6 +154,8 @@ class Run:
         record = self.folder.record
         if record is None or not record["complete"]:
             return None
+        if record.get("corrections", "") != self.task.corrections:
+            return None
         had = record["items"]
         if [entry["key"] for entry in had] != [entry.key for entry in self._entries]:
             return None
@@ -363,6 +365,8 @@ class Run:
     def _write_record(self, *, is_complete: bool) -> None:
         sizes = self.folder.stored()
         record = {"schema": SCHEMA, **self.asked, "complete": is_complete}
+        if self.task.corrections:
+            record["corrections"] = self.task.corrections
         record["items"] = [self._describe(entry, sizes) for entry in self._entries]
         self.folder.write_record(record)
 

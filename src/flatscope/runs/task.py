@@ -90,6 +90,8 @@ class Task:
         Name, version and digest of the network; empty where there is none.
     digests
         Of what else the answers depend on, such as a flat field.
+    corrections
+        A name for the corrections by hand that answers follow; "" for none. They change no heavy part.
     """
 
     verb: str
@@ -105,6 +107,7 @@ class Task:
     kinds: tuple[type, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    corrections: str = ""
 
 
 def load(path: Path, kinds: tuple[type, ...]) -> Any:

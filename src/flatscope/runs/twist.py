@@ -23,7 +23,15 @@ from flatscope.optical.twist import TwistParams, measure_twist
 from flatscope.report.figures import Display, encode_png, to_display
 from flatscope.report.study import make_study_page
 from flatscope.report.twist import draw_histogram, draw_twist
-from flatscope.results import REJECTED_LABEL, THICK_LABEL, TWIST_COLUMNS, TwistTable, failed_frame
+from flatscope.results import (
+    MOST_NUMBERED,
+    REJECTED_LABEL,
+    THICK_LABEL,
+    THIN_LABEL,
+    TWIST_COLUMNS,
+    TwistTable,
+    failed_frame,
+)
 from flatscope.results.table import frame_to_csv
 from flatscope.runs.items import Item
 from flatscope.runs.settings import as_plain, checked
@@ -33,7 +41,7 @@ from flatscope.units import nm_from_um
 _LEAST_SECOND_LAYER_PX = (
     30  # second layers are small: the flake finder is asked for regions down to this area
 )
-_LAYER_NUMBERS = {*range(7), THICK_LABEL, REJECTED_LABEL}
+_LAYER_NUMBERS = {*range(MOST_NUMBERED + 1), THIN_LABEL, THICK_LABEL, REJECTED_LABEL}
 _LABEL_COLOURS = np.array([[40, 40, 48], [120, 115, 60], [60, 95, 120]], np.uint8)
 _DRAWN = tuple(ending for ending in OWN_SUFFIXES if ending not in (".layers.png", ".mask.png"))
 _SHOWN = (

@@ -27,7 +27,7 @@ from flatscope.optical.observations import MOST_LAYERS, KnownRegion, observe_kno
 from flatscope.optical.photographs import Microscope
 from flatscope.optical.scenes import OPAQUE, label_regions
 from flatscope.optical.setups import Prior
-from flatscope.results import REJECTED_LABEL
+from flatscope.results import REJECTED_LABEL, THIN_LABEL
 from flatscope.training import flake_scenes
 from flatscope.training.flake_scenes import ARTEFACT, SUBSTRATE, THICK, THIN, Example, FlakeData, Scenes
 from flatscope.training.losses import IGNORE
@@ -35,6 +35,7 @@ from flatscope.training.recipes import Recipe
 from flatscope.training.recipes.sections import Flakes
 
 Layers = NDArray[np.uint8]
+_UNKNOWN = (THIN_LABEL, REJECTED_LABEL)  # labels that teach nothing
 _INSET_PX = 2  # a region's colour is measured this far inside its outline
 _LEAST_INSIDE_PX = 40  # pixels that must be left there
 _MOST_REGIONS = 12  # remembered of each layer number, the largest
@@ -53,7 +54,7 @@ class LabelledPicture:
     micrograph
         The picture.
     layers
-        Shape (rows, cols), uint8: 0 substrate, 1 to 6 layers, 254 thick, 255 unknown.
+        Shape (rows, cols), uint8: 0 substrate, 1 to 10 layers, 254 thick, 253 and 255 unknown.
     """
 
     micrograph: Micrograph
@@ -178,7 +179,7 @@ def _see(picture: LabelledPicture, base: Network | None = None) -> _Seen:
     if base is not None:
         p = base.probabilities(base.card.normalise(contrast))
         foreign = (p[base.card.classes.index("artefact")] > 0.5) & (layers == 0)
-    regions = label_regions(np.where(layers == REJECTED_LABEL, 0, layers).astype(np.uint8))
+    regions = label_regions(np.where(np.isin(layers, _UNKNOWN), 0, layers).astype(np.uint8))
     return _Seen(contrast, layers, regions, foreign)
 
 
@@ -250,5 +251,5 @@ def _classify(seen: _Seen) -> NDArray[np.uint8]:
         opaque = np.concatenate([[False], np.asarray(brightest) > OPAQUE])
         classes[opaque[seen.regions]] = THICK
     classes[seen.foreign] = ARTEFACT
-    classes[seen.layers == REJECTED_LABEL] = IGNORE
+    classes[np.isin(seen.layers, _UNKNOWN)] = IGNORE
     return classes

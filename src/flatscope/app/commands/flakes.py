@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from flatscope.app import show
 from flatscope.app.command import Call, Plan, analysis
 from flatscope.optical.flakes import FlakeParams
 from flatscope.runs.flakes import ENDINGS, Given, make_task
-from flatscope.runs.light import LightParams, choose_light, read_known
+from flatscope.runs.items import Item
+from flatscope.runs.light import LightParams, Stated, choose_light, write_down
 from flatscope.runs.settings import as_plain
+
+if TYPE_CHECKING:
+    from flatscope.runs.edits import Line
 
 _MANY = 40  # pictures; a page with a hundred must still open on a phone
 
 
 @analysis(FlakeParams, LightParams)
 @click.option(
+    "--known",
+    multiple=True,
+    metavar="FILE@ROW,COL=1L",
+    help="A crystal whose layer number (=1L) or height (=23.5nm) is known: refits the set-up. Several times.",
+)
+@click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
-    help="JSON file with a few regions of known layer number: refits the set-up.",
+    help="JSON file with a few regions of known layer number, to the same end.",
 )
+@click.option("--trust", is_flag=True, help="Believe known regions also where the optics disagree.")
 def flakes(call: Call, params: FlakeParams, light: LightParams) -> Plan:
     """Find flakes in pictures (files, folders, globs) and count their layers.
 
     Writes flakes.csv (one row a region), flakes.geojson (outlines), report.html, run.json and, for each picture,
-    NAME.layers.png (0 substrate, 1 to 6 layers, 254 thick, 255 rejected) and NAME.overlay.png. A picture that cannot
-    be analysed is a row with status "failed"; one without flakes has no row, and its reason in run.json and the report.
+    NAME.layers.png (0 substrate, 1 to 10 layers, 253 thin and not known, 254 thick, 255 rejected) and NAME.overlay.png.
+    A picture that cannot be analysed is a row with status "failed"; one without flakes has no row, and its reason in
+    run.json and the report. What you know of single crystals (--known, --calibrate) stays in edits.jsonl and counts at
+    every start.
     """
     if call.options.get("light_order") and light.flatfield == "none":
         raise click.UsageError(
@@ -36,12 +52,27 @@ def flakes(call: Call, params: FlakeParams, light: LightParams) -> Plan:
         )
     paths = call.find("light")
     params, flat = choose_light(params, light.flatfield, paths)
-    if call.options["calibrate"] is not None:
-        known = read_known(call.options["calibrate"], flatfield=flat, light_order=params.light_order)
-        params = replace(params, known=(*params.known, *known))
+    items = call.name([(path,) for path in paths], ENDINGS)
+    edits, fresh = _collect_edits(call, items, params, flat)
     many = len(paths) > _MANY
-    given = Given(params, light, flat, 640 if many else 900, 8 if many else 24)
+    given = Given(params, light, flat, 640 if many else 900, 8 if many else 24, edits)
     count = len(paths)
     title = f"{params.material} flakes in {count} picture{'s' * (count > 1)}"
     task = make_task(given, settings=as_plain(params, light), title=title)
-    return Plan(task, call.name([(path,) for path in paths], ENDINGS), show.summarise_flakes)
+    return Plan(task, items, show.summarise_flakes, edits=fresh)
+
+
+def _collect_edits(
+    call: Call, items: Sequence[Item], params: FlakeParams, flat: NDArray[np.float32] | None
+) -> tuple[tuple[str, ...], list[Line]]:
+    """All corrections of the run as lines of `edits.jsonl`, and those that are not in it yet."""
+    stated = Stated(call.options["known"], call.options["calibrate"], call.options["trust"])
+    if not (stated.places or stated.calibrate or (call.folder.out / "edits.jsonl").exists()):
+        return (), []
+    from flatscope.runs.edits import keep_new, read_edits  # pydantic takes 0.1 s
+
+    had = read_edits(call.folder.out)
+    for problem in had.problems:
+        click.echo(f"flatscope: {problem}", err=True)
+    fresh = keep_new(write_down(stated, items, params, flatfield=flat), had)
+    return tuple(line.to_json() for line in had.with_lines(fresh).lines), fresh

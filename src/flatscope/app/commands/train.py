@@ -65,8 +65,8 @@ _RECIPES = {"adaptation": "layers-adapt"}
 @click.option(
     "--masks",
     type=click.Path(path_type=Path),
-    help="For layers-adapt: folder with NAME.layers.png (0 substrate, 1 to 6 layers, 254 thick, 255 unknown), or COCO, "
-    "labelme or Label Studio JSON.",
+    help="For layers-adapt: folder with NAME.layers.png (0 substrate, 1 to 10 layers, 254 thick, 253 and 255 unknown), "
+    "or COCO, labelme or Label Studio JSON.",
 )
 @click.option(
     "--image", type=click.Path(path_type=Path), help="For realism: one experimental ADF-STEM image."

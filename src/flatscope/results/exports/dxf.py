@@ -27,8 +27,8 @@ _TEXT, _WHOLE_NUMBER = 1000, 1071  # group codes of extended data
 def encode_dxf(table: Table) -> bytes:
     """Closed outlines in µm, y up from the lower left corner of the picture, one drawing layer a layer number.
 
-    The layers are called 1L to 6L, thick and rejected; slits of no width lead to holes. Extended data hold label and
-    row. The picture itself is an IMAGE of its size in µm that is looked for by name beside the drawing. Twist
+    The layers are called 1L to 10L, thin, thick and rejected; slits of no width lead to holes. Extended data hold label
+    and row. The picture itself is an IMAGE of its size in µm that is looked for by name beside the drawing. Twist
     angles are points with a text.
 
     Raises

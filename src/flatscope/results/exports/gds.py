@@ -26,14 +26,10 @@ _ROW_PROPERTY, _LABEL_PROPERTY = 1, 2
 def encode_gds(table: Table) -> bytes:
     """One cell: each region on the layer of its layer number, in µm, y up from the lower left corner of the picture.
 
-    Layers are the numbers of the layer image: 1 to 6, 254 for thick, 255 for rejected. The data type is 0 for
-    accepted, 1 for uncertain, 2 for rejected. Layer 0 holds the frame of the picture and where it came from. Slits of
-    no width lead to holes. Property 1 of a polygon is its row, property 2 its label. Twist angles are texts on layer 2.
-
-    Raises
-    ------
-    MicrographError
-        If the pixel size is unknown.
+    Layers are the numbers of the layer image: 1 to 10, 253 for thin, 254 for thick, 255 for rejected. The data type is
+    0 for accepted, 1 for uncertain, 2 for rejected. Layer 0 holds the frame of the picture and where it came from.
+    Slits of no width lead to holes. Property 1 of a polygon is its row, property 2 its label. Twist angles are texts on
+    layer 2.
     """
     layout = lay_out(table, "GDSII")
     library = gdstk.Library("flatscope", unit=_USER_UNIT_M, precision=_DATABASE_UNIT_M)

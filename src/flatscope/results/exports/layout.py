@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from flatscope.micrograph import Calibration, MicrographError
-from flatscope.results.answers import REJECTED_LABEL, THICK_LABEL, FlakeTable
+from flatscope.results.answers import REJECTED_LABEL, THICK_LABEL, THIN_LABEL, FlakeTable
 from flatscope.results.exports.keyhole import cut_keyholes
 from flatscope.results.exports.rows import CORNER_PX, list_marked, split_shape
 from flatscope.results.table import Table
@@ -31,7 +31,7 @@ class Piece:
     corners_um
         Shape (n, 2), x and y; one corner for a text.
     layer
-        Number of layers, as in the layer image: 1 to 6, 254 for thick, 255 for rejected.
+        Number of layers, as in the layer image: 1 to 10, 253 for thin and not known, 254 for thick, 255 for rejected.
     doubt
         0 accepted, 1 uncertain, 2 rejected.
     row_id, label
@@ -96,10 +96,11 @@ def lay_out(table: Table, title: str) -> Layout:
 
 
 def name_layer(piece: Piece) -> str:
-    """Name of a piece's layer: "1L", "thick", "rejected", or "twist" for texts."""
+    """Name of a piece's layer: "1L", "thin", "thick", "rejected", or "twist" for texts."""
     if piece.is_text:
         return "twist"
-    return {THICK_LABEL: "thick", REJECTED_LABEL: "rejected"}.get(piece.layer, f"{piece.layer}L")
+    named = {THIN_LABEL: "thin", THICK_LABEL: "thick", REJECTED_LABEL: "rejected"}
+    return named.get(piece.layer, f"{piece.layer}L")
 
 
 def _list_layers(table: Table) -> dict[int, int]:

@@ -97,7 +97,9 @@ def _label(table: Table, cells: Mapping[Any, Any]) -> str:
     if cells["status"] == REJECTED:
         return REJECTED
     if isinstance(table, FlakeTable):
-        parts = [part if part == "thick" else f"{part}L" for part in cells["layers"].split("|") if part]
+        parts = [
+            part if part in ("thin", "thick") else f"{part}L" for part in cells["layers"].split("|") if part
+        ]
         return "|".join(parts) or "unknown"
     return cells.get("species") or cells.get("kind") or "unknown"
 
