@@ -376,7 +376,7 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
     few = tmp_path / "few"
     few.mkdir()
     (few / "p0.png").hardlink_to(labelled / "images" / "p0.png")
-    masks = ["--masks", str(labelled / "masks")]
+    masks, of = ["--masks", str(labelled / "masks")], ["--material", "MoS2"]
     for command, words in (
         (["train", "layers-adapt", *out], "needs labelled pictures: give --images DIR and --masks DIR"),
         (
@@ -387,9 +387,13 @@ def test_what_adapting_refuses(labelled: Path, tmp_path: Path, capsys: Any) -> N
             ["train", "flakes-quick", *masks, "--images", str(few), *out],
             "--masks belongs to layers-adapt, not to flakes-quick",
         ),
-        (["train", "layers-adapt", "--images", str(few), *masks, *out], "adapting takes at least 3"),
         (
-            ["train", "layers-adapt", "--images", str(few), "--masks", str(few), *out],
+            ["train", "layers-adapt", "--images", str(few), *masks, *out],
+            "learns the colours of one material: give --material NAME",
+        ),
+        (["train", "layers-adapt", "--images", str(few), *masks, *out, *of], "adapting takes at least 3"),
+        (
+            ["train", "layers-adapt", "--images", str(few), "--masks", str(few), *out, *of],
             f"no picture in {few} has labels in {few}",
         ),
     ):

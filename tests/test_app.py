@@ -107,7 +107,10 @@ def command(tmp_path: Path, weights: Path) -> Any:
 
     def call(*args: object, oxide: str = "90") -> int:
         fixed = ["--out", tmp_path / "out", "--weights", weights, "--workers", 1, "--oxide-nm", oxide]
-        return run(["flakes", *map(str, args), *map(str, fixed)])
+        said = {"--material", "--settings"} & set(map(str, args))
+        return run(
+            ["flakes", *map(str, args), *([] if said else ["--material", "graphene"]), *map(str, fixed)]
+        )
 
     return call
 
@@ -245,7 +248,8 @@ def test_bad_flags_are_one_line_and_code_2(
     tmp_path: Path, weights: Path, capsys: Any, args: list[str], message: str
 ) -> None:
     fixed = [str(draw(tmp_path / "a.png")), "--out", str(tmp_path / "out"), "--weights", str(weights)]
-    assert run(["flakes", *fixed, *args]) == 2
+    stated = [] if "--material" in args else ["--material", "graphene"]
+    assert run(["flakes", *fixed, *stated, *args]) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(r"flatscope: [^\n]*\n", said)
     assert re.search(message, said), said
@@ -255,7 +259,8 @@ def test_damaged_weights_are_one_line_and_code_2(tmp_path: Path, weights: Path, 
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(weights.read_bytes()[:300])
     picture = draw(tmp_path / "a.png")
-    assert run(["flakes", str(picture), "--out", str(tmp_path / "out"), "--weights", str(damaged)]) == 2
+    args = ["flakes", str(picture), "--material", "graphene", "--out", str(tmp_path / "out")]
+    assert run([*args, "--weights", str(damaged)]) == 2
     assert re.fullmatch(r"flatscope: [^\n]*damaged\.onnx[^\n]*\n", capsys.readouterr().err)
 
 
@@ -421,7 +426,8 @@ def test_calibration_is_measured_in_the_picture(tmp_path: Path, command: Any) ->
     ]
     calib.write_text(json.dumps({"regions": regions}), encoding="utf-8")
     assert command(picture, "--calibrate", calib) == 0
-    known = record_of(tmp_path / "out")["settings"]["known"]
+    lines = (tmp_path / "out" / "edits.jsonl").read_text("utf-8").splitlines()
+    known = [json.loads(line) for line in lines]
     assert [region["layers"] for region in known] == [1, 2]
     assert known[0]["contrast"] == [-0.138, -0.139, -0.068]
     assert known[1]["contrast"] == pytest.approx(GRAPHENE_90NM[2], abs=0.01)
@@ -484,7 +490,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_analysis_needs_neither_torch_nor_matplotlib(tmp_path: Path, weights: Path) -> None:
     picture = draw(tmp_path / "a.png")
-    args = ["flakes", str(picture), "--out", str(tmp_path / "out"), "--weights", str(weights)]
+    args = ["flakes", str(picture), "--material", "graphene", "--out", str(tmp_path / "out")]
+    args += ["--weights", str(weights)]
     program = (
         f"import sys; from flatscope.app.cli import run; code = run({args!r});"
         "print('LOADED', *(set(sys.modules) & {'torch', 'matplotlib'}), file=sys.stderr);"
@@ -511,6 +518,8 @@ def test_two_workers_give_what_one_gives(tmp_path: Path, weights: Path) -> None:
             weights,
             "--oxide-nm",
             90,
+            "--material",
+            "graphene",
             "--workers",
             workers,
         ]
@@ -526,6 +535,7 @@ def test_ctrl_c_ends_the_workers_too(tmp_path: Path, weights: Path) -> None:
     for number in range(8):
         draw(tmp_path / "in" / f"{number}.png", seed=number)
     args = ["flakes", tmp_path / "in", "--out", tmp_path / "out", "--weights", weights, "--workers", 2]
+    args += ["--material", "graphene"]
     program = tmp_path / "interrupted.py"
     program.write_text(
         "import multiprocessing, os, signal, sys\n"
@@ -574,7 +584,7 @@ def test_evaluation_finds_what_was_drawn(tmp_path: Path, weights: Path, capsys: 
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks" / "a.mask.png")
     args = ["evaluate", "flakes", "--images", tmp_path / "images", "--masks", tmp_path / "masks"]
-    args += ["--weights", weights, "--oxide-nm", 90]
+    args += ["--weights", weights, "--oxide-nm", 90, "--material", "graphene"]
     assert run([*map(str, args), "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["recall"]["value"] == 1.0

@@ -266,18 +266,24 @@ def test_training_goes_on_where_it_was_cut_off_and_ships(tmp_path: Path, capsys:
 def test_a_label_image_given_as_a_photograph(tmp_path: Path, capsys: Any) -> None:
     drawn = draw_bilayer(np.random.default_rng(1), BilayerParams(shape=(200, 200), radius_px=(60.0, 80.0)))
     Image.fromarray(drawn.layers).save(tmp_path / "a.png")
-    assert run(["twist", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]) == 2
+    assert run(["twist", str(tmp_path / "a.png"), "--material", "MoS2", "--out", str(tmp_path / "out")]) == 2
     assert "holds layer numbers, not a photograph: pass --labels" in capsys.readouterr().err
 
 
 def test_the_network_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     layers = crystal(10.0, radius=140.0).astype(np.uint8) + crystal(50.0, radius=60.0)
     Image.fromarray(layers).save(tmp_path / "a.png")
-    command = ["twist", str(tmp_path / "a.png"), "--labels", "--out", str(tmp_path / "out")]
+    command = [
+        "twist",
+        str(tmp_path / "a.png"),
+        "--labels",
+        "--material",
+        "MoS2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert run([*command, "--method", "network"]) == 0
     assert ",network," in (tmp_path / "out" / "twist.csv").read_text()
-    assert (
-        run(["flakes", str(tmp_path / "a.png"), "--weights", "orientation", "--out", str(tmp_path / "o")])
-        == 2
-    )
+    other = ["flakes", str(tmp_path / "a.png"), "--material", "MoS2", "--weights", "orientation"]
+    assert run([*other, "--out", str(tmp_path / "o")]) == 2
     assert "for the task 'orientation', not 'flakes'" in capsys.readouterr().err

@@ -287,6 +287,8 @@ def test_label_images_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         "twist",
         str(tmp_path / "in"),
         "--labels",
+        "--material",
+        "MoS2",
         "--um-per-px",
         "0.1",
         "--out",
@@ -326,7 +328,7 @@ def test_more_pictures_than_one_process_wants_give_the_same_table(tmp_path: Path
         Image.fromarray(layers[:210, :210]).save(tmp_path / "in" / f"{number}.png")
     (tmp_path / "in" / "4.png").write_bytes(b"no picture")
     for workers in ("1", "2"):
-        command = ["twist", str(tmp_path / "in"), "--labels", "--workers", workers]
+        command = ["twist", str(tmp_path / "in"), "--labels", "--material", "MoS2", "--workers", workers]
         assert run([*command, "--out", str(tmp_path / workers)]) == 1
         said = capsys.readouterr()
         assert said.err.count("4.png") == 1 and "8 of 8 second layers measured" in said.out
@@ -344,7 +346,8 @@ def test_more_pictures_than_one_process_wants_give_the_same_table(tmp_path: Path
 )
 def test_bad_input_of_twist(tmp_path: Path, capsys: Any, more: list[str], words: str) -> None:
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "a.png")
-    assert run(["twist", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *more]) == 2
+    stated = [] if "--material" in more else ["--material", "MoS2"]
+    assert run(["twist", str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), *stated, *more]) == 2
     assert words in capsys.readouterr().err
 
 
@@ -354,7 +357,8 @@ def test_a_drawn_micrograph_of_stacked_crystals(tmp_path: Path, capsys: Any) -> 
     colours = np.array([[0.62, 0.45, 0.55], [0.47, 0.41, 0.56], [0.33, 0.42, 0.58]])
     noise = np.random.default_rng(0).normal(0.0, 0.008, (*SIZE, 3))
     Image.fromarray(((colours[layers] + noise).clip(0, 1) * 255).astype(np.uint8)).save(tmp_path / "a.png")
-    code = run(["twist", str(tmp_path / "a.png"), "--oxide-nm", "300", "--out", str(tmp_path / "out")])
+    settings = ["--material", "MoS2", "--oxide-nm", "300", "--out", str(tmp_path / "out")]
+    code = run(["twist", str(tmp_path / "a.png"), *settings])
     frame = pd.read_csv(tmp_path / "out" / "twist.csv")
     assert code == 0 and len(frame) == 1
     assert frame["twist_deg"][0] == pytest.approx(30.0, abs=1.5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flatscope.app import show
-from flatscope.app.flags import gather, settings_options
+from flatscope.app.flags import ask, gather, settings_options
 from flatscope.files.read import Modality, find_pictures
 from flatscope.runs.folder import Folder
 from flatscope.runs.items import Item, name_items, recall_names
@@ -99,6 +99,7 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
         def command(inputs: tuple[str, ...], out: Path, **options: Any) -> int:
             begun = time.perf_counter()
             settings = gather(options, *kinds)
+            ask(options, *kinds)
             folder = Folder(out)
             if options["replace"]:
                 clear(folder)
@@ -124,18 +125,6 @@ def clear(folder: Folder) -> None:
             "named apart",
             err=True,
         )
-
-
-def require(options: dict[str, Any], name: str) -> None:
-    """Refuse a call without a setting that has no sensible default.
-
-    Raises
-    ------
-    click.UsageError
-        If neither the flag nor a settings file was given.
-    """
-    if options.get(name) is None and options.get("settings_file") is None:
-        raise click.UsageError(f"Missing option '--{name.replace('_', '-')}'")
 
 
 _OPTIONS = (

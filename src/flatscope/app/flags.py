@@ -45,6 +45,10 @@ _TYPES: dict[Any, click.ParamType[Any]] = {
 }
 
 
+_ASKED = ("material",)
+"""Settings that nobody can guess: commands ask for them."""
+
+
 def list_flags(kind: type) -> list[tuple[Field[Any], Any, str]]:
     """Fields of a settings dataclass that fit on a command line, with their type and help text.
 
@@ -79,7 +83,7 @@ def settings_options(*kinds: type) -> Callable[[Callable[..., Any]], Callable[..
         )(command)
         for kind in reversed(kinds):
             for entry, value_type, words in reversed(list_flags(kind)):
-                default = show_default(entry)
+                default = "" if entry.name in _ASKED else show_default(entry)
                 words += f"  [default: {default}]" if default else ""
                 flag = "--" + entry.name.replace("_", "-")
                 # No default for click, so that only what was given beats the settings file.
@@ -108,9 +112,7 @@ def gather(options: Mapping[str, Any], *kinds: type) -> list[Any]:
     SettingsError
         If one is unknown, no number, or makes no sense.
     """
-    source = options.get("settings_file")
-    table = {} if source is None else read_settings(source, *kinds)
-    made = make_params(table, *kinds, where=str(source))
+    made = make_params(read_table(options, *kinds), *kinds, where=_name_source(options))
     gathered = []
     for params in made:
         flags = {
@@ -127,6 +129,43 @@ def gather(options: Mapping[str, Any], *kinds: type) -> list[Any]:
         except ValueError as error:
             raise SettingsError(f"command line: {error}") from None
     return gathered
+
+
+def ask(options: Mapping[str, Any], *kinds: type) -> None:
+    """Refuse a call without a setting that has no sensible default.
+
+    Raises
+    ------
+    click.UsageError
+        If neither a flag nor a settings file nor a profile states one of `_ASKED`; it names the choices.
+    """
+    table = read_table(options, *kinds)
+    for kind in kinds:
+        for entry, _, words in list_flags(kind):
+            if entry.name in _ASKED and entry.name not in table and options.get(entry.name) is None:
+                raise click.UsageError(f"Missing option '--{entry.name}': {words.split('.')[0]}")
+
+
+def _name_source(options: Mapping[str, Any]) -> str:
+    """Where settings come from that make no sense."""
+    return str(options.get("settings_file") or f"set-up {options.get('setup')}")
+
+
+def read_table(options: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """What a profile and a settings file say, the file above the profile; flags beat both.
+
+    Raises
+    ------
+    SettingsError
+        If one of them cannot be read or has an unknown setting.
+    """
+    table: dict[str, Any] = {}
+    if options.get("setup"):
+        from flatscope.runs.profiles import read_profile
+
+        table |= read_profile(options["setup"]).list_settings(*kinds)
+    source = options.get("settings_file")
+    return table if source is None else table | read_settings(source, *kinds)
 
 
 def show_default(entry: Field[Any]) -> str:

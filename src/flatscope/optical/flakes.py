@@ -301,7 +301,7 @@ def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()
     >>> set(table.frame["status"]) <= {"accepted", "uncertain", "rejected"}
     True
     """
-    posteriors = [_fit_layers(regions, params) for regions in pictures]
+    posteriors = [fit_layers(regions, params) for regions in pictures]
     settings = as_plain(params)
     return [
         tabulate(regions, posterior, material=params.material, settings=settings)
@@ -404,7 +404,7 @@ def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def _fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
+def fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
     """Layer probabilities of every region of a picture, NaN for regions below the smallest area."""
     known = (*params.known, *recall_known(regions.weights, params.material))
     observation = observe_regions(regions)

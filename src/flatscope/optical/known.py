@@ -80,12 +80,12 @@ class KnownPlaces:
         return middle, np.hypot(noise / np.sqrt(_INDEPENDENT), _FLOOR)
 
 
-def count_from_height(height_nm: float, material: str) -> int:
+def count_from_height(height_nm: float, layer_nm: float) -> int:
     """Number of layers of a crystal of that height.
 
     A microscope's tip often reads a monolayer too high, by water below it: less than one and a half layers is one.
     """
-    return max(1, round(height_nm / find_material(material).layer_nm))
+    return max(1, round(height_nm / layer_nm))
 
 
 def question(layers: int, contrast: Sequence[float] | Float, sigma: Float, prior: Prior) -> str:
@@ -116,5 +116,6 @@ def question(layers: int, contrast: Sequence[float] | Float, sigma: Float, prior
         if np.quantile(visible, _FAINTEST) > _BARE_SIGMA:
             return f"disagrees with the optics by {np.median(visible):.0f} sigma: is it the substrate?"
     if nearest > _FARTHEST:
-        return f"disagrees with the optics by {nearest:.0f} sigma: is it {layers}L {prior.material}?"
+        name = find_material(prior.material).name
+        return f"disagrees with the optics by {nearest:.0f} sigma: is it {layers}L {name}?"
     return ""

@@ -6,7 +6,7 @@ of the stated material explains its colour; its layer number is then not known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,13 +56,13 @@ _NAMES = (*map(str, range(1, MOST_LAYERS + 1)), "thick")
 class _Weights:
     """Log-odds that a region is a crystal, fitted to drawn scenes by `tools/calibrate_evidence.py`."""
 
-    base: float = 1.3
-    crystal: float = 0.8  # of the network's log-odds
+    base: float = 0.4
+    crystal: float = 0.7  # of the network's log-odds
     roundness: float = 0.5  # of the logarithm of 4π area / perimeter²
     uneven: float = -0.3  # of the logarithm of the scatter within, as a share of the contrast
-    unexplained: float = (
-        -3.5
-    )  # of the probability that no thickness explains the colour, where the optics are trusted
+    explained: float = (
+        0.6  # of the log-odds that a thickness explains the colour, as far as optics are trusted
+    )
 
 
 _WEIGHTS = _Weights()
@@ -120,20 +120,26 @@ def weigh_evidence(regions: Regions, posterior: LayerPosterior) -> Float:
     against a crystal as far as the optics explain those of which the network is sure: where they explain none, material
     or camera are not what was stated, and their verdict says nothing.
     """
-    if not len(regions):
-        return np.zeros(0)
-    evidence, weights = regions.evidence, _WEIGHTS
+    odds = list_evidence(regions, posterior) @ np.array(astuple(_WEIGHTS))
+    return np.asarray(np.where(regions.metal | regions.beside_metal, 0.01, 1.0 / (1.0 + np.exp(-odds))))
+
+
+def list_evidence(regions: Regions, posterior: LayerPosterior) -> Float:
+    """What `_Weights` are the weights of, in their order; shape (regions, 5)."""
+    evidence = regions.evidence
     unexplained = np.nan_to_num(posterior.p_foreign, nan=0.5)
     sure = regions.large_enough & (evidence.crystal > _SURELY_CRYSTAL)
     trust = (_DOUBT + (1.0 - unexplained[sure]).sum()) / (_DOUBT + sure.sum())
-    odds = (
-        weights.base
-        + weights.crystal * _logit(evidence.crystal)
-        + weights.roundness * np.log(np.clip(evidence.roundness, 0.02, 1.0))
-        + weights.uneven * np.log(_scatter(regions) + 0.05)
-        + weights.unexplained * trust * unexplained
+    return np.stack(
+        [
+            np.ones(len(regions)),
+            _logit(evidence.crystal),
+            np.log(np.clip(evidence.roundness, 0.02, 1.0)),
+            np.log(_scatter(regions) + 0.05),
+            trust * _logit(1.0 - unexplained),
+        ],
+        axis=1,
     )
-    return np.asarray(np.where(regions.metal | regions.beside_metal, 0.01, 1.0 / (1.0 + np.exp(-odds))))
 
 
 def _logit(p: Float) -> Float:

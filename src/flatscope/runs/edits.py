@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from flatscope.files.write import WriteError
 
@@ -71,20 +71,14 @@ class Place(Line):
 
 
 class Known(Place):
-    """The crystal at this place has that many layers, or that height; all others follow."""
+    """The crystal at this place has that many layers, by its height if one is given; all others follow."""
 
     edit: Literal["known"] = "known"
     material: str
-    layers: Annotated[int, Field(ge=1, le=10)] | None = None
+    layers: Annotated[int, Field(ge=1, le=10_000)]
     height_nm: Annotated[float, Field(gt=0, lt=1e4)] | None = None
     contrast: tuple[float, float, float] | None = None
     trust: bool = False
-
-    @model_validator(mode="after")
-    def _state_one(self) -> Known:
-        if (self.layers is None) == (self.height_nm is None):
-            raise ValueError("give layers or height_nm")
-        return self
 
 
 class KnownColour(Line):

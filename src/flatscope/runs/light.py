@@ -16,6 +16,7 @@ from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_flatfield, flatfield_from
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.known import KnownPlaces, count_from_height, question
+from flatscope.optical.materials import find_material
 from flatscope.optical.observations import KnownRegion
 from flatscope.runs.items import Item
 from flatscope.runs.settings import SettingsError, checked, read_json
@@ -266,7 +267,7 @@ def _write_place(
     row, col, value = (float(found[name]) for name in ("row", "col", "value"))
     contrast, sigma = places.measure(picture, row, col)
     height = value if found["unit"].lower() == "nm" else None
-    layers = int(value) if height is None else count_from_height(height, params.material)
+    layers = int(value) if height is None else count_from_height(height, find_material(params.prior().material).layer_nm)
     _refuse(question(layers, contrast, sigma, params.prior()), text, trust=trust)
     red, green, blue = (round(part, 5) for part in contrast.tolist())
     return checked(
@@ -276,7 +277,7 @@ def _write_place(
         row_px=row,
         col_px=col,
         material=params.material,
-        layers=layers if height is None else None,
+        layers=layers,
         height_nm=height,
         contrast=(red, green, blue),
         trust=trust,

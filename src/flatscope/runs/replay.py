@@ -10,7 +10,6 @@ import numpy as np
 
 from flatscope.micrograph import Calibration
 from flatscope.optical.flakes import FlakeParams, choose_least_px
-from flatscope.optical.known import count_from_height
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion
 from flatscope.optical.regions import Regions
 from flatscope.optical.tabulation import sort_by_interest
@@ -50,8 +49,7 @@ def collect_known(
         KnownRegion(line.layers, line.contrast) for line in edits.of(KnownColour) if line.material == material
     ]
     for line in edits.of(Known):
-        layers = count_layers(line)
-        if line.material != material or layers > MOST_LAYERS:
+        if line.material != material or line.layers > MOST_LAYERS:
             continue
         contrast = line.contrast
         if line.image in parts:
@@ -61,16 +59,8 @@ def collect_known(
                 red, green, blue = regions.measured.contrast[region - 1].tolist()
                 contrast = (red, green, blue)
         if contrast is not None:
-            known.append(KnownRegion(layers, contrast))
+            known.append(KnownRegion(line.layers, contrast))
     return tuple(known)
-
-
-def count_layers(line: Known) -> int:
-    """The layer number that a line states, from a height if it states that."""
-    if line.layers is not None:
-        return line.layers
-    assert line.height_nm is not None
-    return count_from_height(line.height_nm, line.material)
 
 
 def find_region(regions: Regions, place: Place) -> int:
@@ -145,8 +135,7 @@ def _correct_row(row: dict[str, Any], line: Line) -> dict[str, Any]:
             return {**_state(verdict), "p_flake": 1.0, "reason": f"restored by hand; {verdict.reason}".strip("; ")}
         case SetLayers(layers=layers):
             return _set_layers(layers, "set by hand")
-        case Known(height_nm=height):
-            number = count_layers(line)
+        case Known(layers=number, height_nm=height):
             said = "known" if height is None else f"known: {height:g} nm high"
             return _set_layers(str(number) if number <= MOST_LAYERS else "thick", said)
     return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flatscope.app import show
-from flatscope.app.command import Call, Plan, analysis, require
+from flatscope.app.command import Call, Plan, analysis
 from flatscope.electron.columns import ColumnParams
 from flatscope.runs.atoms import ImageParams, list_series, make_task
 from flatscope.runs.task import Finished
@@ -23,7 +23,6 @@ def atoms(call: Call, params: ColumnParams, image: ImageParams) -> Plan:
     Writes columns.csv (one row a column), NAME.columns.png (rings around the columns), NAME.xyz and NAME.cif (the
     atomic model), report.html and run.json.
     """
-    require(call.options, "material")
     task = make_task(params, image)
     paths = call.find("electron")
     sources = list_series(paths) if image.modality == "hrtem" else [(path,) for path in paths]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flatscope.app import show
-from flatscope.app.command import Call, Plan, analysis, require
+from flatscope.app.command import Call, Plan, analysis
 from flatscope.electron.tracks import TrackParams
 from flatscope.files.movie import VIDEO_SUFFIXES
 from flatscope.files.read import ELECTRON_SUFFIXES
@@ -25,7 +25,6 @@ def defects(call: Call, params: TrackParams, image: ImageParams) -> Plan:
     Writes defects.csv (one row a defect, in a movie one a defect and frame), NAME.defects.png, for movies tracks.csv,
     events.csv and NAME.defects.mp4, and report.html and run.json.
     """
-    require(call.options, "material")
     paths = _list_inputs(call)
     threads = call.options["workers"] or 2 if len(paths) == 1 else 1
     task = make_task(params, image, threads=threads)

@@ -11,7 +11,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.cli import require_training
-from flatscope.app.flags import gather, settings_options
+from flatscope.app.flags import ask, gather, settings_options
 from flatscope.evaluation.flakes import evaluate as evaluate_flakes
 from flatscope.evaluation.flakes import evaluate_scenes
 from flatscope.evaluation.metrics import Score
@@ -43,6 +43,7 @@ def evaluate() -> None:
 def flakes(images: Path, masks: Path, **options: Any) -> int:
     """Compare found flakes with annotated ones."""
     params, light = gather(options, FlakeParams, LightParams)
+    ask(options, FlakeParams, LightParams)
     network = Network.load(light.weights)
     params, flat = choose_light(params, light.flatfield, find_pictures([images]))
     with show.progress("pictures") as on_progress:

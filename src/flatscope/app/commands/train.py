@@ -75,7 +75,7 @@ _RECIPES = {"adaptation": "layers-adapt"}
 @click.option(
     "--material",
     default=None,
-    help="For layers-adapt (graphene by default), columns (MoS2 by default), and realism.",
+    help="For layers-adapt and realism, and for columns (MoS2 by default).",
 )
 @click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
 @click.option("--weights", help="For layers-adapt: what to start from (flakes by default).")
@@ -187,7 +187,9 @@ def _learn_look(
 def _adapt(recipe: Recipe[Any], out: Path, **given: Any) -> int:
     if not {"images", "masks"} <= given.keys():
         raise click.UsageError(f"{recipe.name} needs labelled pictures: give --images DIR and --masks DIR")
-    params = checked(FlakeParams, material=given.get("material", "graphene"), oxide_nm=given.get("oxide_nm"))
+    if "material" not in given:
+        raise click.UsageError(f"{recipe.name} learns the colours of one material: give --material NAME")
+    params = checked(FlakeParams, material=given["material"], oxide_nm=given.get("oxide_nm"))
     base = Network.load(given.get("weights", "flakes"))
     from flatscope.evaluation.adaptation import adapt
     from flatscope.training.adapt import read_labelled
