@@ -28,6 +28,7 @@ _COMMANDS = {
     "simulate": ("simulate", "Draw electron micrographs with known truth (extra: simulate)."),
     "fit-noise": ("fit_noise", "Measure the noise of a scanned image."),
     "demo": ("demo", "Draw three micrographs with known truth and analyse them."),
+    "setup": ("setup", "Keep a microscope's profile, for --setup, and check whether it still holds."),
     "materials": ("materials", "List the materials and where their optics come from."),
     "schema": ("schema", "Print the JSON schema of a settings file or of a table."),
     "evaluate": ("evaluate", "Measure how good the answers are."),

@@ -117,6 +117,13 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
     return make
 
 
+with_profile = click.option(
+    "--setup",
+    metavar="NAME",
+    help="Profile of a microscope (see: flatscope setup). Settings file and flags beat it.",
+)
+
+
 def clear(folder: Folder) -> None:
     """Remove an earlier run from its folder, and tell which files stay because somebody changed them."""
     for name in folder.clear():

@@ -163,7 +163,7 @@ def read_table(options: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
     if options.get("setup"):
         from flatscope.runs.profiles import read_profile
 
-        table |= read_profile(options["setup"]).list_settings(*kinds)
+        table |= read_profile(options["setup"]).list_settings(*kinds, material=options.get("material"))
     source = options.get("settings_file")
     return table if source is None else table | read_settings(source, *kinds)
 

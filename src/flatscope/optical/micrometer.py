@@ -56,14 +56,14 @@ def measure_pixel_size(micrograph: Micrograph, pitch_um: float) -> float:
     frequency = find_frequency(micrograph.rgb().mean(-1).astype(float))
     if frequency is None:
         raise MicrographError(
-            f"{micrograph.name}: shows no periodic lines: take a picture of a stage micrometer that fills the field, or "
-            "give --um-per-px"
+            f"{micrograph.name}: shows no periodic lines: take a picture of a stage micrometer that fills the field, "
+            "or give --um-per-px"
         )
     return pitch_um * float(np.hypot(*frequency))
 
 
 def find_frequency(image: Float) -> Float | None:
-    """Frequency of lines in cycles per pixel along rows and columns, or None if there are none; image of (rows, cols)."""
+    """Frequency of lines in cycles per pixel along rows and columns, shape (2,), or None if there are none."""
     smooth = ndimage.gaussian_filter(image, _SMOOTH_SHARE * min(image.shape))
     window = np.multiply.outer(*(np.hanning(side) for side in image.shape))
     flat = (image - smooth) * window
@@ -109,7 +109,11 @@ def _refine(flat: Float, frequency: Float) -> Float:
 
 def _power(flat: Float, frequency: Float) -> float:
     """Power of an image at one frequency, which need not lie on the grid of its Fourier transform."""
-    (down, across) = (2.0 * np.pi * f * np.arange(side) for f, side in zip(frequency, flat.shape, strict=True))
+    (down, across) = (
+        2.0 * np.pi * f * np.arange(side) for f, side in zip(frequency, flat.shape, strict=True)
+    )
     # Real parts apart: a complex product would copy the image.
-    (cc, cs), (sc, ss) = np.stack([np.cos(down), np.sin(down)]) @ flat @ np.stack([np.cos(across), np.sin(across)]).T
+    (cc, cs), (sc, ss) = (
+        np.stack([np.cos(down), np.sin(down)]) @ flat @ np.stack([np.cos(across), np.sin(across)]).T
+    )
     return float((cc - ss) ** 2 + (cs + sc) ** 2)

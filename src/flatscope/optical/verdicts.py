@@ -31,7 +31,7 @@ _UNEVEN_SHARE = 0.15
 """A crystal of one thickness varies by at most this share of its contrast …"""
 _UNEVEN = 0.05
 """… plus this much contrast (1 sigma)."""
-_LIKELY = 0.5
+_LIKELY = 0.35
 """Regions that are crystals with less than this probability are left out …"""
 _DISPUTED = 0.8
 """… and those with less than this one are uncertain."""
@@ -56,12 +56,12 @@ _NAMES = (*map(str, range(1, MOST_LAYERS + 1)), "thick")
 class _Weights:
     """Log-odds that a region is a crystal, fitted to drawn scenes by `tools/calibrate_evidence.py`."""
 
-    base: float = 0.4
-    crystal: float = 0.7  # of the network's log-odds
-    roundness: float = 0.5  # of the logarithm of 4π area / perimeter²
-    uneven: float = -0.3  # of the logarithm of the scatter within, as a share of the contrast
+    base: float = -0.55
+    crystal: float = 0.41  # of the network's log-odds
+    roundness: float = 0.25  # of the logarithm of 4π area / perimeter²
+    uneven: float = -0.46  # of the logarithm of the scatter within, as a share of the contrast
     explained: float = (
-        0.6  # of the log-odds that a thickness explains the colour, as far as optics are trusted
+        0.53  # of the log-odds that a thickness explains the colour, as far as optics are trusted
     )
 
 

@@ -1,7 +1,8 @@
 """What users know better: one line of `edits.jsonl` for each correction, replayed at every start.
 
-The file lies beside the results and only grows: an undo is another line. Each line says who corrected what and when, and
-what stood there before. Lines name places in a picture, since the numbers of regions change with every segmentation.
+The file lies beside the results and only grows: an undo is another line. Each line says who corrected what and when,
+and what stood there before. Lines name places in a picture, since the numbers of regions change with every
+segmentation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import getpass
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -54,7 +55,7 @@ class Line(BaseModel):
 
 
 class Place(Line):
-    """A place in a picture, by its name in the run; the digest of its file, if given, says that it is still the same."""
+    """A place in a picture, by its name in the run; the digest of its file, if given, says if it is still the same."""
 
     image: str
     sha256: str = ""
@@ -158,17 +159,7 @@ class Undo(Line):
 
 
 Edit = Annotated[
-    Known
-    | KnownColour
-    | SetLayers
-    | Residue
-    | Restore
-    | PixelSize
-    | Split
-    | Merge
-    | Outline
-    | Remark
-    | Undo,
+    Known | KnownColour | SetLayers | Residue | Restore | PixelSize | Split | Merge | Outline | Remark | Undo,
     Field(discriminator="edit"),
 ]
 _READER: TypeAdapter[Line] = TypeAdapter(Edit)
@@ -206,7 +197,7 @@ class Edits:
 
 
 def read_edits(folder: Path) -> Edits:
-    """Read the corrections of a results folder; a line that makes no sense is left out and told, and stays in the file."""
+    """Read the corrections of a results folder; a line that makes no sense is told, and stays in the file."""
     path = folder / EDITS
     try:
         text = path.read_text(encoding="utf-8")
@@ -287,7 +278,9 @@ def _take_back(lines: Sequence[Line]) -> list[Line]:
             before = [place for place in range(number) if lines[place].id == line.of and counts[place]]
             if before:
                 counts[before[-1]] = False
-    return [line for line, counted in zip(lines, counts, strict=True) if counted and not isinstance(line, Undo)]
+    return [
+        line for line, counted in zip(lines, counts, strict=True) if counted and not isinstance(line, Undo)
+    ]
 
 
 def _explain(error: ValidationError) -> str:
@@ -302,4 +295,8 @@ def _explain(error: ValidationError) -> str:
 def make_schema() -> dict[str, Any]:
     """JSON schema of a line of `edits.jsonl`."""
     schema = _READER.json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A line of edits.jsonl", **schema}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A line of edits.jsonl",
+        **schema,
+    }

@@ -128,9 +128,7 @@ def share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dic
 
     edits = corrections.parse_edits(given.edits)
     known = [as_plain(region) for region in collect_known(edits, given.params.material, parts)]
-    return {
-        name: {"known": known, "edits": [line.to_json() for line in edits.about(name)]} for name in parts
-    }
+    return {name: {"known": known, "edits": [line.to_json() for line in edits.about(name)]} for name in parts}
 
 
 def _name_layers(regions: Regions, params: FlakeParams, shared: Any) -> FlakeTable:

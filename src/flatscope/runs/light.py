@@ -17,12 +17,12 @@ from flatscope.optical.background import LIGHT_ORDER, estimate_flatfield, flatfi
 from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.known import KnownPlaces, count_from_height, question
 from flatscope.optical.materials import find_material
-from flatscope.optical.observations import KnownRegion
+from flatscope.optical.observations import MOST_LAYERS, KnownRegion
 from flatscope.runs.items import Item
 from flatscope.runs.settings import SettingsError, checked, read_json
 
 if TYPE_CHECKING:
-    from flatscope.runs.edits import Line
+    from flatscope.runs.edits import Known, Line
 
 _PLACE = re.compile(
     r"(?P<file>.+)@(?P<row>\d+(\.\d+)?),(?P<col>\d+(\.\d+)?)=(?P<value>\d+(\.\d+)?)\s*(?P<unit>L|nm)", re.I
@@ -225,7 +225,7 @@ def write_down(
     MicrographError
         If a picture cannot be read.
     """
-    from flatscope.runs.edits import KnownColour, Line, sign  # pydantic takes 0.1 s
+    from flatscope.runs.edits import KnownColour, sign  # pydantic takes 0.1 s
 
     lines: list[Line] = []
     places = KnownPlaces(flatfield=flatfield, light_order=params.light_order)
@@ -236,7 +236,9 @@ def write_down(
         for number, region in enumerate(known):
             where = f"{stated.calibrate}: region {number} as {region.layers}L"
             sigma = np.full(3, _COLOUR_SIGMA)
-            _refuse(question(region.layers, region.contrast, sigma, params.prior()), where, trust=stated.trust)
+            _refuse(
+                question(region.layers, region.contrast, sigma, params.prior()), where, trust=stated.trust
+            )
             lines.append(
                 KnownColour(
                     material=params.material,
@@ -248,9 +250,28 @@ def write_down(
     return [sign(line) for line in lines]
 
 
+def measure_known(
+    texts: Sequence[str], params: FlakeParams, *, trust: bool
+) -> tuple[tuple[int, tuple[float, float, float]], ...]:
+    """Layers and contrasts of known crystals in pictures of any run, for a profile.
+
+    Raises
+    ------
+    SettingsError
+        As for `write_down`.
+    """
+    places = KnownPlaces(light_order=params.light_order)
+    lines = [_write_place(text, (), params, places, trust=trust) for text in texts]
+    return tuple(
+        (line.layers, line.contrast)
+        for line in lines
+        if line.contrast is not None and line.layers <= MOST_LAYERS
+    )
+
+
 def _write_place(
     text: str, items: Sequence[Item], params: FlakeParams, places: KnownPlaces, *, trust: bool
-) -> Line:
+) -> Known:
     """The correction that one `--known` means."""
     from flatscope.runs.edits import Known
 
@@ -263,12 +284,14 @@ def _write_place(
     path = item.sources[0] if item is not None else Path(found["file"])
     if not path.exists():
         raise SettingsError(f"--known {text}: no picture of this run is called {found['file']}")
-    picture = read(path)
+    picture, prior = read(path), params.prior()
     row, col, value = (float(found[name]) for name in ("row", "col", "value"))
     contrast, sigma = places.measure(picture, row, col)
-    height = value if found["unit"].lower() == "nm" else None
-    layers = int(value) if height is None else count_from_height(height, find_material(params.prior().material).layer_nm)
-    _refuse(question(layers, contrast, sigma, params.prior()), text, trust=trust)
+    is_height = found["unit"].lower() == "nm"
+    layers = int(value)
+    if is_height:
+        layers = count_from_height(value, find_material(prior.material).layer_nm)
+    _refuse(question(layers, contrast, sigma, prior), text, trust=trust)
     red, green, blue = (round(part, 5) for part in contrast.tolist())
     return checked(
         Known,
@@ -278,7 +301,7 @@ def _write_place(
         col_px=col,
         material=params.material,
         layers=layers,
-        height_nm=height,
+        height_nm=value if is_height else None,
         contrast=(red, green, blue),
         trust=trust,
     )

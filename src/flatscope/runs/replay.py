@@ -1,4 +1,4 @@
-"""Corrections of users put into effect on the light half of a run: known crystals, layer numbers, residue, pixel size."""
+"""Corrections of users put into effect on the light half of a run: known crystals, layers, residue, pixel size."""
 
 from __future__ import annotations
 
@@ -125,14 +125,21 @@ def _correct_row(row: dict[str, Any], line: Line) -> dict[str, Any]:
     match line:
         case Residue():
             return {
-                **{"layers": "", "layers_p": np.nan, "p_flake": 0.0},
-                **{"status": "rejected", "reason": "marked as residue by hand"},
+                "layers": "",
+                "layers_p": np.nan,
+                "p_flake": 0.0,
+                "status": "rejected",
+                "reason": "marked as residue by hand",
             }
         case Restore():
             if row["status"] != "rejected":
                 return {}
             verdict = name_layers(np.array([row[f"p_{number}"] for number in _NUMBERS], float), faint=False)
-            return {**_state(verdict), "p_flake": 1.0, "reason": f"restored by hand; {verdict.reason}".strip("; ")}
+            return {
+                **_state(verdict),
+                "p_flake": 1.0,
+                "reason": f"restored by hand; {verdict.reason}".strip("; "),
+            }
         case SetLayers(layers=layers):
             return _set_layers(layers, "set by hand")
         case Known(layers=number, height_nm=height):
@@ -153,7 +160,9 @@ def _state(verdict: Verdict) -> dict[str, Any]:
 def _set_layers(layers: str, reason: str) -> dict[str, Any]:
     """Cells of a region whose layer numbers a user states."""
     if layers == "thin":
-        nothing = dict.fromkeys((*(f"p_{number}" for number in _NUMBERS), "layers_low", "layers_high"), np.nan)
+        nothing = dict.fromkeys(
+            (*(f"p_{number}" for number in _NUMBERS), "layers_low", "layers_high"), np.nan
+        )
         said = Verdict("thin", np.nan, "uncertain", reason)
         return {**nothing, **_state(said), "p_flake": 1.0}
     named = layers.split("|")

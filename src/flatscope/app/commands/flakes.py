@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.app import show
-from flatscope.app.command import Call, Plan, analysis
+from flatscope.app.command import Call, Plan, analysis, with_profile
 from flatscope.optical.flakes import FlakeParams
 from flatscope.runs.flakes import ENDINGS, Given, make_task
 from flatscope.runs.items import Item
@@ -25,6 +25,7 @@ _MANY = 40  # pictures; a page with a hundred must still open on a phone
 
 
 @analysis(FlakeParams, LightParams)
+@with_profile
 @click.option(
     "--known",
     multiple=True,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from flatscope.app import show
-from flatscope.app.command import Call, Plan, analysis
+from flatscope.app.command import Call, Plan, analysis, with_profile
 from flatscope.optical.twist import TwistParams
 from flatscope.runs.task import Finished
 from flatscope.runs.twist import (
@@ -22,6 +22,7 @@ from flatscope.runs.twist import (
 
 
 @analysis(TwistParams, PictureParams)
+@with_profile
 def twist(call: Call, params: TwistParams, picture: PictureParams) -> Plan:
     """Measure the twist angle of every crystal with a second layer in pictures (files, folders, globs).
 
