@@ -36,9 +36,11 @@ def summarise_flakes(run: Finished, out: Path) -> None:
         print_flakes(thin)
     pictures, failed = len(run.items), len(run.failures)
     rejected = int((frame["status"] == "rejected").sum())
+    small = sum(table.too_small for _, _, table in answers)
     click.echo(
         f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
         f"{rejected} rejected (each with its reason)"
+        + (f", {small} too small to list" if small else "")
         + (f", {failed} picture{'s' * (failed != 1)} failed" if failed else "")
     )
     for name, answer, table in answers:
@@ -58,7 +60,15 @@ def print_flakes(found: pd.DataFrame) -> None:
     calibrated = bool(found["area_um2"].notna().all())
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("picture", overflow="fold")
-    for head in ("region", "layers", "sure", "area µm²" if calibrated else "area px", "row", "col"):
+    for head in (
+        "region",
+        "layers",
+        "sure",
+        "crystal",
+        "area µm²" if calibrated else "area px",
+        "row",
+        "col",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("remark")
     for row in found.to_dict("records"):
@@ -67,7 +77,7 @@ def print_flakes(found: pd.DataFrame) -> None:
             str(row["image"]),
             str(row["region_id"]),
             str(row["layers"]).replace("|", " or "),
-            f"{float(row['layers_p']):.2f}",
+            *(f"{float(row[name]):.2f}".replace("nan", "") for name in ("layers_p", "p_flake")),
             f"{area:.1f}" if calibrated else f"{area:.0f}",
             f"{float(row['row_px']):.0f}",
             f"{float(row['col_px']):.0f}",

@@ -198,8 +198,9 @@ def evaluate_scenes(
         )
         for answer in hits:
             confusion[answer.true - 1, answer.likeliest - 1] += 1
-            stated.append(answer.p)
-            correct.append(answer.true in answer.named)
+            if np.isfinite(answer.p):
+                stated.append(answer.p)
+                correct.append(answer.true in answer.named)
         if len(table):
             pulls.append(
                 (table.frame["oxide_nm"].iloc[0] - oxide) / max(table.frame["oxide_sigma_nm"].iloc[0], 0.5)
@@ -219,10 +220,14 @@ def evaluate_scenes(
     )
 
 
+_NUMBERS = {"thick": 7, "thin": -1}
+"""What stands for answers that are no layer number."""
+
+
 @dataclass(frozen=True)
 class Answer:
-    """A true region and its answer: layer numbers 1 to 6, 7 for thick; `named` is empty if it was
-    not found."""
+    """A true region and its answer: layer numbers 1 to 6, 7 for thick; `named` is empty if it was not found, and (-1,)
+    if its layer number stayed open."""
 
     true: int
     named: tuple[int, ...]
@@ -262,7 +267,9 @@ def pair_with_truth(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> 
             answers.append(Answer(true, (), 0, float("nan"), int(areas[label])))
             continue
         row = rows.loc[labels[partner[col]]]
-        named = tuple(7 if name == "thick" else int(name) for name in row["layers"].split("|"))
+        named = tuple(_NUMBERS.get(name) or int(name) for name in row["layers"].split("|"))
         p = np.array([row[f"p_{layer}"] for layer in range(1, 7)] + [row["p_thick"]])
-        answers.append(Answer(true, named, int(p.argmax()) + 1, float(row["layers_p"]), int(areas[label])))
+        answers.append(
+            Answer(true, named, int(np.nan_to_num(p).argmax()) + 1, float(row["layers_p"]), int(areas[label]))
+        )
     return answers

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from shapely.geometry.base import BaseGeometry
 
 import flatscope
 from flatscope.optical.layers import LayerPosterior
@@ -41,6 +42,7 @@ def tabulate(
     frame = sort_by_interest(_make_frame(regions, posterior, material))
     labels = regions.enlarge_labels()
     outlines = trace_outlines(labels, frame["region_id"].to_numpy(int))
+    open_notes = _note_open(frame, outlines, regions.image)
     timings = {**regions.timings_s, "outlines_s": round(time.perf_counter() - begun, 4)}
     provenance = Provenance(
         regions.image,
@@ -50,7 +52,7 @@ def tabulate(
         regions.weights.version,
         regions.weights.sha256,
         flatscope.__version__,
-        (*regions.notes, *_note_material(regions, material)),
+        (*regions.notes, *_note_material(regions, material), *open_notes),
         {**timings, "total_s": round(sum(timings.values()), 4)},
     )
     marks = Marks.outlines(outlines, regions.shape)
@@ -88,7 +90,21 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
         "layers_high": posterior.high[rows],
         **posterior.thickness.take(rows).columns(),
     }
-    return pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
+    frame = pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
+    of_numbers = [name for name in frame if name.startswith(("p_", "layers_")) and name != "p_flake"]
+    frame.loc[frame["layers"] == "thin", of_numbers] = np.nan
+    return frame
+
+
+def _note_open(frame: pd.DataFrame, outlines: Mapping[int, BaseGeometry], image: str) -> tuple[str, ...]:
+    """Say how thin crystals get their layer numbers."""
+    thin = frame.loc[frame["layers"] == "thin", "region_id"]
+    if not len(thin):
+        return ()
+    inside = outlines[int(thin.iloc[0])].representative_point()
+    place = f"--known {image}@{inside.y:.0f},{inside.x:.0f}=1L"
+    which = "1 thin crystal has" if len(thin) == 1 else f"{len(thin)} thin crystals have"
+    return (f"{which} no layer number: name the number of one place, such as {place}, and the others follow",)
 
 
 def _note_small(regions: Regions) -> Iterator[str]:

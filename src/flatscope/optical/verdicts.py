@@ -45,6 +45,8 @@ _FAINT_CONTRAST = 0.02
 """Below this contrast a monolayer is lost in the noise of most pictures."""
 _DARK_CONTRAST = -0.25
 """Foreign matter darker than this in every channel is dust or a hole."""
+_THICK_SHARE = 0.5
+"""A crystal is thick if the network says so with this share of its probability for any crystal."""
 _SAME_STEP = 0.02
 """Contrasts belong to one step if they differ by less than this …"""
 _SAME_STEP_SHARE = 0.12
@@ -164,11 +166,12 @@ def _reach_verdict(
         return _reject(_name_foreign(regions, posterior, index, material))
     contrast, uneven = np.abs(regions.measured.contrast[index]), regions.uneven[index]
     strongest = int(contrast.argmax())
-    if uneven[strongest] > _UNEVEN_SHARE * contrast[strongest] + _UNEVEN:
-        return _reject("colour not uniform: out of focus, folded or crumpled")
     doubt = "may be residue" * bool(p_flake[index] < _DISPUTED)
+    if uneven[strongest] > _UNEVEN_SHARE * contrast[strongest] + _UNEVEN:
+        return _leave_open(regions, index, "colour not uniform: out of focus, folded or crumpled", doubt)
     if posterior.p_foreign[index] > _UNEXPLAINED:
-        return _leave_open(regions, index, steps, doubt)
+        step = f"contrast step {steps.number[index]} of {steps.count} of this picture"
+        return _leave_open(regions, index, step, doubt)
     verdict = name_layers(posterior.p[index], faint=bool(contrast.max() < _FAINT_CONTRAST))
     if not doubt:
         return verdict
@@ -179,14 +182,14 @@ def _reject(reason: str) -> Verdict:
     return Verdict("", np.nan, "rejected", reason)
 
 
-def _leave_open(regions: Regions, index: int, steps: _Steps, doubt: str) -> Verdict:
-    """The verdict on a crystal whose colour no thickness explains."""
-    if regions.evidence.thick[index] > 0.5 * regions.evidence.crystal[index]:
-        said = f"thick crystal, its colour fits no thickness; {doubt}".strip("; ")
-        return Verdict("thick", np.nan, "uncertain", said)
-    step = f"contrast step {steps.number[index]} of {steps.count} of this picture"
+def _leave_open(regions: Regions, index: int, why: str, doubt: str) -> Verdict:
+    """The verdict on a crystal whose colour tells no layer number."""
+    if regions.evidence.thick[index] > _THICK_SHARE * regions.evidence.crystal[index]:
+        return Verdict(
+            "thick", np.nan, "uncertain", f"thick crystal by its look, not by its colour; {doubt}".strip("; ")
+        )
     return Verdict(
-        "thin", np.nan, "uncertain", f"thin crystal, layer number not known: {step}; {doubt}".strip("; ")
+        "thin", np.nan, "uncertain", f"thin crystal, layer number not known: {why}; {doubt}".strip("; ")
     )
 
 
@@ -232,7 +235,7 @@ class _Steps:
         """Find the steps of a picture: where the sorted contrasts leave a gap, a new one begins."""
         number = np.zeros(len(regions), np.int64)
         thin = regions.large_enough & (p_flake >= _LIKELY)
-        thin &= regions.evidence.thick <= 0.5 * regions.evidence.crystal
+        thin &= regions.evidence.thick <= _THICK_SHARE * regions.evidence.crystal
         strength = np.linalg.norm(regions.measured.contrast, axis=1)
         order = np.flatnonzero(thin)[np.argsort(strength[thin])]
         if not len(order):

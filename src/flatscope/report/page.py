@@ -20,7 +20,11 @@ _MOST_ROWS = 1000
 
 COLUMN_GUIDE = (
     ("Layers", "Number of layers. “1L or 2L” means that two numbers fit the colour and the picture cannot decide."),
-    ("Sure", "Probability that this is right (for “1L or 2L”: that it is one of the two)."),
+    ("thin", "A thin crystal whose layer number the colours do not tell. Name the number of one such place on the "
+     "command line (--known), and the others follow."),
+    ("Sure", "Probability that the layer number is right (for “1L or 2L”: that it is one of the two), given that it is "
+     "a crystal."),
+    ("Crystal", "Probability that the region is a crystal, not residue or bare substrate."),
     ("95 % range", "The layer number lies in this range with 95 % probability; for thick regions the optics can "
      "still tell roughly how thick."),
     ("Area", "In µm² where the pixel size is known, else in pixels (px)."),
@@ -242,7 +246,8 @@ def _table(found: pd.DataFrame, area: str) -> str:
         return "<p>No region was found.</p>"
     unit = "µm²" if area == "area_um2" else "px"
     heads = (
-        ("Picture", ""), ("Flake", "n"), ("Region", "n"), ("Layers", ""), ("Sure", "n"), ("95 % range", "n"),
+        ("Picture", ""), ("Flake", "n"), ("Region", "n"), ("Layers", ""), ("Sure", "n"), ("Crystal", "n"),
+        ("95 % range", "n"),
         (f"Area ({unit})", "n"), ("Row", "n"), ("Column", "n"), ("Contrast r, g, b", "n"), ("Edge", ""),
         ("Remark", ""),
     )  # fmt: skip
@@ -255,6 +260,7 @@ def _table(found: pd.DataFrame, area: str) -> str:
             ("n", "", str(int(row["region_id"]))),
             ("", _first_layer(row["layers"]), _chips(row) + _text(name_layers(row["layers"]))),
             ("n", f"{float(row['layers_p']):.4f}", _percent(row["layers_p"])),
+            ("n", f"{float(row['p_flake']):.4f}", _percent(row["p_flake"])),
             ("n", "" if pd.isna(row["layers_low"]) else f"{float(row['layers_low']):g}", _range(row)),
             ("n", f"{float(row[area]):.6g}", _number(row[area])),
             ("n", "", f"{float(row['row_px']):.0f}"),
@@ -302,7 +308,8 @@ def _picture(picture: PictureEntry, number: int) -> str:
             f"<figure><img loading='lazy' alt='as taken' src='{to_data_uri(picture.before)}'>"
             "<figcaption>as taken</figcaption></figure>"
             f"<figure><img loading='lazy' alt='overlay' src='{to_data_uri(picture.after)}'>"
-            "<figcaption>regions by layer number; dotted: left out</figcaption></figure></div>"
+            "<figcaption>regions by layer number; black in white light: thin, number not known; dotted: left out"
+            "</figcaption></figure></div>"
         )
     notes = "".join(f"<li>{_text(note)}</li>" for note in picture.notes)
     reasons = ""
@@ -319,7 +326,7 @@ def _picture(picture: PictureEntry, number: int) -> str:
 
 def _first_layer(layers: str) -> str:
     """What the column of layers is sorted by."""
-    return layers.replace("thick", "99").split("|")[0]
+    return layers.replace("thick", "99").replace("thin", "90").split("|")[0]
 
 
 def _oxide(frame: pd.DataFrame) -> list[str]:
