@@ -703,3 +703,73 @@ def test_columns_of_every_table_have_a_schema(capsys: Any) -> None:
     schema = json.loads(capsys.readouterr().out)
     assert schema["items"]["properties"]["status"]["enum"] == ["accepted", "uncertain", "rejected", "failed"]
     assert "[°]" in schema["items"]["properties"]["twist_deg"]["description"]
+
+
+# --- what users know better ------------------------------------------------------------------------------------------
+
+
+def test_the_material_is_asked_for(tmp_path: Path, weights: Path, capsys: Any) -> None:
+    picture = draw(tmp_path / "a.png")
+    assert run(["flakes", str(picture), "--out", str(tmp_path / "out"), "--weights", str(weights)]) == 2
+    said = capsys.readouterr().err
+    assert "Missing option '--material': graphene, hBN, MoS2" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_known_place_counts_at_every_start(tmp_path: Path, command: Any, capsys: Any) -> None:
+    picture = draw(tmp_path / "a.png")
+    assert command(picture) == 0
+    keys = {item["key"] for item in record_of(tmp_path / "out")["items"]}
+    capsys.readouterr()
+    assert command(picture, "--known", "a.png@58,68=1L") == 0
+    known = next(row for row in rows_of(tmp_path / "out") if row["reason"] == "known")
+    assert (known["layers"], known["status"], float(known["col_px"])) == (
+        "1",
+        "accepted",
+        pytest.approx(67.5, abs=1),
+    )
+    assert {item["key"] for item in record_of(tmp_path / "out")["items"]} == keys, "the heavy part stays"
+    lines = (tmp_path / "out" / "edits.jsonl").read_text("utf-8")
+    for again in ((), ("--known", "a.png@58,68=1L")):
+        capsys.readouterr()
+        assert command(picture, *again) == 0
+        assert "finished before" in capsys.readouterr().err
+    assert (tmp_path / "out" / "edits.jsonl").read_text("utf-8") == lines
+
+
+def test_a_height_names_the_layer_number(tmp_path: Path, command: Any) -> None:
+    assert command(draw(tmp_path / "a.png"), "--known", "a.png@58,148=0.8nm") == 0
+    known = next(row for row in rows_of(tmp_path / "out") if row["reason"] == "known: 0.8 nm high")
+    assert known["layers"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (
+            "a.png@5,5=1L",
+            "a.png@5,5=1L disagrees with the optics by .* sigma: is it the substrate\\? --trust uses it",
+        ),
+        ("a.png@58,68=1", "write FILE@ROW,COL=1L"),
+        ("a.png@58,999=1L", "lies outside the picture: ROW is 0 to 127, COL 0 to 199"),
+        ("b.png@58,68=1L", "no picture of this run is called b.png"),
+    ],
+)
+def test_a_known_place_that_cannot_be_is_refused(
+    tmp_path: Path, command: Any, capsys: Any, place: str, words: str
+) -> None:
+    picture = draw(tmp_path / "a.png")
+    assert command(picture, "--known", place) == 2
+    said = capsys.readouterr().err
+    assert re.search(words, said) and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_trust_uses_what_the_optics_contradict(tmp_path: Path, command: Any, capsys: Any) -> None:
+    calib = tmp_path / "calib.json"
+    calib.write_text('{"regions": [{"layers": 1, "contrast": [0.5, 0.5, 0.5]}]}', encoding="utf-8")
+    picture = draw(tmp_path / "a.png")
+    assert command(picture, "--calibrate", calib) == 2
+    assert re.search("region 0 as 1L disagrees with the optics by .* sigma", capsys.readouterr().err)
+    assert command(picture, "--calibrate", calib, "--trust") == 0
+    assert '"trust": true' in (tmp_path / "out" / "edits.jsonl").read_text("utf-8")

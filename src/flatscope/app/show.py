@@ -36,7 +36,7 @@ def summarise_flakes(run: Finished, out: Path) -> None:
         print_flakes(thin)
     pictures, failed = len(run.items), len(run.failures)
     rejected = int((frame["status"] == "rejected").sum())
-    small = sum(table.too_small for _, _, table in answers)
+    small = sum(answer.facts["regions_too_small"] for _, answer, _ in answers)
     click.echo(
         f"{len(thin)} thin and {len(found) - len(thin)} thick regions in {pictures} picture{'s' * (pictures != 1)}, "
         f"{rejected} rejected (each with its reason)"
