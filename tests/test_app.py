@@ -773,3 +773,21 @@ def test_trust_uses_what_the_optics_contradict(tmp_path: Path, command: Any, cap
     assert re.search("region 0 as 1L disagrees with the optics by .* sigma", capsys.readouterr().err)
     assert command(picture, "--calibrate", calib, "--trust") == 0
     assert '"trust": true' in (tmp_path / "out" / "edits.jsonl").read_text("utf-8")
+
+
+def test_a_layer_image_painted_over_becomes_corrections(tmp_path: Path, command: Any) -> None:
+    picture = draw(tmp_path / "a.png")
+    assert command(picture) == 0
+    image = tmp_path / "out" / "a.layers.png"
+    painted = np.asarray(Image.open(image)).copy()
+    painted[:, :100][painted[:, :100] > 0] = 3
+    painted[:, 100:][painted[:, 100:] > 0] = 255
+    Image.fromarray(painted).save(image)
+    assert command(picture) == 0
+    first, second = sorted(rows_of(tmp_path / "out"), key=lambda row: float(row["col_px"]))[:2]
+    assert (first["layers"], first["status"], first["reason"]) == ("3", "accepted", "set by hand")
+    assert (second["status"], second["reason"]) == ("rejected", "marked as residue by hand")
+    lines = (tmp_path / "out" / "edits.jsonl").read_text("utf-8")
+    assert [json.loads(line)["before"]["layers"] for line in lines.splitlines()] == ["1", "2"]
+    assert command(picture) == 0
+    assert (tmp_path / "out" / "edits.jsonl").read_text("utf-8") == lines

@@ -31,7 +31,9 @@ _UNEVEN_SHARE = 0.15
 """A crystal of one thickness varies by at most this share of its contrast …"""
 _UNEVEN = 0.05
 """… plus this much contrast (1 sigma)."""
-_LIKELY = 0.35
+_CRUMPLED_SHARE = 0.25
+"""One that varies by more than this share of its contrast is left out; else its layer number stays open."""
+_LIKELY = 0.5
 """Regions that are crystals with less than this probability are left out …"""
 _DISPUTED = 0.8
 """… and those with less than this one are uncertain."""
@@ -168,7 +170,10 @@ def _reach_verdict(
     strongest = int(contrast.argmax())
     doubt = "may be residue" * bool(p_flake[index] < _DISPUTED)
     if uneven[strongest] > _UNEVEN_SHARE * contrast[strongest] + _UNEVEN:
-        return _leave_open(regions, index, "colour not uniform: out of focus, folded or crumpled", doubt)
+        said = "colour not uniform: out of focus, folded or crumpled"
+        if uneven[strongest] > _CRUMPLED_SHARE * contrast[strongest]:
+            return _reject(said)
+        return _leave_open(regions, index, said, doubt)
     if posterior.p_foreign[index] > _UNEXPLAINED:
         step = f"contrast step {steps.number[index]} of {steps.count} of this picture"
         return _leave_open(regions, index, step, doubt)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -178,10 +178,13 @@ class Edits:
         Without those that were taken back.
     problems
         Lines that could not be read or are not replayed, one line of text each.
+    taken_back
+        Lines that do not count any more.
     """
 
     lines: tuple[Line, ...] = ()
     problems: tuple[str, ...] = ()
+    taken_back: tuple[Line, ...] = ()
 
     def of(self, kind: type[Kind]) -> list[Kind]:
         """The corrections of a kind."""
@@ -193,7 +196,7 @@ class Edits:
 
     def with_lines(self, fresh: Sequence[Line]) -> Edits:
         """These and further corrections."""
-        return Edits((*self.lines, *fresh), self.problems)
+        return replace(self, lines=(*self.lines, *fresh))
 
 
 def read_edits(folder: Path) -> Edits:
@@ -218,7 +221,8 @@ def read_edits(folder: Path) -> Edits:
     waiting = sorted({line.edit for line in kept if isinstance(line, _WAITING)})
     if waiting:
         problems.append(f"{path}: corrections of the kind {', '.join(waiting)} do not count yet")
-    return Edits(tuple(kept), tuple(problems))
+    gone = tuple(line for line in lines if line not in kept)
+    return Edits(tuple(kept), tuple(problems), gone)
 
 
 def parse_edits(lines: Iterable[str]) -> Edits:
@@ -260,11 +264,12 @@ def sign(line: Kind) -> Kind:
     return line.model_copy(update={"who": who, "when": now})
 
 
-def keep_new(fresh: Iterable[Line], edits: Edits) -> list[Line]:
-    """Those corrections that no line says already."""
+def keep_new(fresh: Iterable[Line], edits: Edits, *, ever: bool = False) -> list[Line]:
+    """Those corrections that no line says already; `ever` counts lines that were taken back, too."""
     kept: list[Line] = []
+    said = (*edits.lines, *edits.taken_back) if ever else edits.lines
     for line in fresh:
-        if not any(line.says_the_same(other) for other in (*edits.lines, *kept)):
+        if not any(line.says_the_same(other) for other in (*said, *kept)):
             kept.append(line)
     return kept
 

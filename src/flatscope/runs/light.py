@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flatscope.files.layer_labels import read_layer_labels
 from flatscope.files.read import read
 from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_flatfield, flatfield_from
@@ -18,7 +19,9 @@ from flatscope.optical.flakes import FlakeParams
 from flatscope.optical.known import KnownPlaces, count_from_height, question
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import MOST_LAYERS, KnownRegion
+from flatscope.results import FlakeTable
 from flatscope.runs.items import Item
+from flatscope.runs.run import read_answers
 from flatscope.runs.settings import SettingsError, checked, read_json
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _PLACE = re.compile(
     r"(?P<file>.+)@(?P<row>\d+(\.\d+)?),(?P<col>\d+(\.\d+)?)=(?P<value>\d+(\.\d+)?)\s*(?P<unit>L|nm)", re.I
 )
 """FILE@ROW,COL=1L, or =23.5nm."""
+LAYER_IMAGE = ".layers.png"
+"""Ending of the files that users may paint over."""
 _COLOUR_SIGMA = 0.01
 """1-sigma error of a contrast that a user states in numbers."""
 _FLATFIELD_PICTURES = 15
@@ -267,6 +272,42 @@ def measure_known(
         for line in lines
         if line.contrast is not None and line.layers <= MOST_LAYERS
     )
+
+
+def adopt_painted(
+    out: Path, record: Mapping[str, Any], names: Collection[str]
+) -> tuple[list[Line], list[str]]:
+    """Corrections from layer images of an earlier start that somebody painted over, and what cannot be taken.
+
+    Parameters
+    ----------
+    out, record
+        The results folder and its run.json.
+    names
+        Files that were changed, such as "a.layers.png".
+    """
+    from flatscope.runs.replay import adopt_layer_image  # pydantic takes 0.1 s
+
+    lines: list[Line] = []
+    problems: list[str] = []
+    for stem, answer in read_answers(out, record):
+        path = out / f"{stem}{LAYER_IMAGE}"
+        if path.name not in names:
+            continue
+        table = answer.tables["flakes"]
+        try:
+            layers = read_layer_labels(path)
+        except MicrographError as error:
+            problems.append(str(error))
+            continue
+        if not isinstance(table, FlakeTable) or layers.shape != table.labels.shape:
+            problems.append(f"{path}: has another size than its picture: it does not count")
+            continue
+        found, outside = adopt_layer_image(table, layers)
+        lines += found
+        if outside:
+            problems.append(f"{path}: {outside} px are painted where no region lies: they do not count yet")
+    return lines, problems
 
 
 def _write_place(

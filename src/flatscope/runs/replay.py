@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flatscope.micrograph import Calibration
 from flatscope.optical.flakes import FlakeParams, choose_least_px
@@ -14,7 +15,7 @@ from flatscope.optical.observations import MOST_LAYERS, KnownRegion
 from flatscope.optical.regions import Regions
 from flatscope.optical.tabulation import sort_by_interest
 from flatscope.optical.verdicts import Verdict, name_layers
-from flatscope.results import FlakeTable
+from flatscope.results import REJECTED_LABEL, THICK_LABEL, THIN_LABEL, FlakeTable
 from flatscope.runs.edits import (
     Edits,
     Known,
@@ -68,6 +69,43 @@ def find_region(regions: Regions, place: Place) -> int:
     row, col = (round(at) // regions.factor for at in (place.row_px, place.col_px))
     rows, cols = regions.labels.shape
     return int(regions.labels[row, col]) if row < rows and col < cols else 0
+
+
+def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> tuple[list[Line], int]:
+    """Turn a layer image that somebody painted over into corrections.
+
+    Parameters
+    ----------
+    table
+        The answer whose layer image it was.
+    layers
+        As it is now, shape (rows, cols).
+
+    Returns
+    -------
+    A correction for each region of which most pixels have another value now, and the number of pixels painted where no
+    region lies, which say nothing yet.
+    """
+    lines: list[Line] = []
+    frame, values = table.frame, table.layer_values()
+    count = int(table.labels.max(initial=0)) + 1
+    pairs = table.labels.ravel().astype(np.int64) * 256 + layers.ravel()
+    votes = np.bincount(pairs, minlength=256 * count).reshape(count, 256)
+    for row, region in enumerate(frame["region_id"].tolist()):
+        painted = int(votes[region].argmax())
+        if painted == values[row]:
+            continue
+        inside = table.marks[region].representative_point()
+        place: dict[str, Any] = {
+            "image": table.provenance.image,
+            "sha256": table.provenance.image_sha256,
+            "row_px": round(inside.y),
+            "col_px": round(inside.x),
+            "before": {name: str(frame[name].iloc[row]) for name in ("layers", "status", "reason")},
+        }
+        named = {THIN_LABEL: "thin", THICK_LABEL: "thick"}.get(painted, str(painted))
+        lines.append(Residue(**place) if painted in (0, REJECTED_LABEL) else SetLayers(**place, layers=named))
+    return lines, int(votes[0, 1:].sum())
 
 
 def set_pixel_size(regions: Regions, lines: Sequence[Line], params: FlakeParams) -> Regions:

@@ -15,7 +15,7 @@ from flatscope.app.command import Call, Plan, analysis, with_profile
 from flatscope.optical.flakes import FlakeParams
 from flatscope.runs.flakes import ENDINGS, Given, make_task
 from flatscope.runs.items import Item
-from flatscope.runs.light import LightParams, Stated, choose_light, write_down
+from flatscope.runs.light import LAYER_IMAGE, LightParams, Stated, adopt_painted, choose_light, write_down
 from flatscope.runs.settings import as_plain
 
 if TYPE_CHECKING:
@@ -68,12 +68,20 @@ def _collect_edits(
 ) -> tuple[tuple[str, ...], list[Line]]:
     """All corrections of the run as lines of `edits.jsonl`, and those that are not in it yet."""
     stated = Stated(call.options["known"], call.options["calibrate"], call.options["trust"])
-    if not (stated.places or stated.calibrate or (call.folder.out / "edits.jsonl").exists()):
+    folder = call.folder
+    changed = set() if folder.record is None else folder.find_changed()
+    painted = {name for name in changed if name.endswith(LAYER_IMAGE)}
+    if not (stated.places or stated.calibrate or painted or (folder.out / "edits.jsonl").exists()):
         return (), []
-    from flatscope.runs.edits import keep_new, read_edits  # pydantic takes 0.1 s
+    from flatscope.runs.edits import keep_new, read_edits, sign  # pydantic takes 0.1 s
 
-    had = read_edits(call.folder.out)
-    for problem in had.problems:
-        click.echo(f"flatscope: {problem}", err=True)
+    had = read_edits(folder.out)
+    problems = list(had.problems)
     fresh = keep_new(write_down(stated, items, params, flatfield=flat), had)
+    if painted and folder.record is not None:
+        lines, told = adopt_painted(folder.out, folder.record, painted)
+        fresh += [sign(line) for line in keep_new(lines, had, ever=True)]
+        problems += told
+    for problem in problems:
+        click.echo(f"flatscope: {problem}", err=True)
     return tuple(line.to_json() for line in had.with_lines(fresh).lines), fresh
