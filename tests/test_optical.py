@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from flatscope.evaluation.flakes import pair_with_truth
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
-from flatscope.optical import flakes, verdicts
+from flatscope.optical import flakes
 from flatscope.optical.background import estimate_background, estimate_flatfield
 from flatscope.optical.flakes import REGION_SETTINGS, FlakeParams, find_flakes, find_regions, name_layers
 from flatscope.optical.layers import count_layers
@@ -428,17 +428,6 @@ def test_the_shipped_network_finds_and_counts_on_a_drawn_picture(material: str, 
     assert right >= 0.85 * found
 
 
-def test_what_may_be_residue_is_not_kept_against_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regions that the network takes for residue, all of the right colour, all uneven: no row without layers."""
-    monkeypatch.setattr(verdicts, "_could_be_thin_crystal", lambda *_: True)
-    monkeypatch.setattr(verdicts, "_UNEVEN_SHARE", 0.0)
-    monkeypatch.setattr(verdicts, "_UNEVEN", 0.0)
-    scene = draw_scene(rng(5, 22), SceneParams(shape=(400, 500), material="MoS2", oxide_nm=285.0))
-    table = find_flakes(Micrograph(scene.pixels, source="scene"), FlakeParams("MoS2", oxide_nm=285.0))
-    assert len(table.rejected) > 3
-    assert (table.found["layers"] != "").all()
-
-
 def test_a_gray_picture_is_read_and_less_sure() -> None:
     """Brightness alone: the flakes are where they are in colour, fewer of their layer numbers stand alone."""
     scene = draw_scene(
@@ -454,7 +443,8 @@ def test_a_gray_picture_is_read_and_less_sure() -> None:
     )
     covered = (colour.layer_image() > 0) & (colour.layer_image() < 255)
     assert ((gray.layer_image() > 0) & covered).sum() > 0.6 * covered.sum()
-    assert gray.found["layers_p"].notna().all()
+    numbered = gray.found[gray.found["layers"].str.contains(r"\d")]
+    assert len(numbered) > 4 and numbered["layers_p"].notna().all()
     assert any("gray" in note for note in gray.provenance.notes)
     assert not any("gray" in note for note in colour.provenance.notes)
 

@@ -24,7 +24,9 @@ _FLOOR = 0.006
 _SETUPS = 3000
 """Set-ups of the prior that a known contrast is compared with."""
 _FARTHEST = 5.0
-"""A known region this many sigma from every set-up is refused …"""
+"""A known region this many sigma from all set-ups …"""
+_RARE = 0.01
+"""… but this share, the nearest ones, is refused …"""
 _FAINTEST = 0.05
 """… and so is one as faint as the bare substrate, if that few set-ups show the crystal so faintly."""
 _BARE_SIGMA = 3.0
@@ -110,7 +112,7 @@ def question(layers: int, contrast: Sequence[float] | Float, sigma: Float, prior
     latent = np.random.default_rng(0).standard_normal((_SETUPS, LATENTS))
     theory = prior.setups(latent).contrasts()[:, layers - 1]
     error = np.sqrt(sigma**2 + (MODEL_SIGMA * theory) ** 2 + _FLOOR**2)
-    nearest = float(np.sqrt((((theory - seen) / error) ** 2).sum(1).min()))
+    nearest = float(np.quantile(np.sqrt((((theory - seen) / error) ** 2).sum(1)), _RARE))
     if (np.abs(seen) < _BARE_SIGMA * sigma).all():
         visible = np.abs(theory / sigma).max(1)
         if np.quantile(visible, _FAINTEST) > _BARE_SIGMA:

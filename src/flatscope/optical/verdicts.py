@@ -35,8 +35,14 @@ _CRUMPLED_SHARE = 0.25
 """One that varies by more than this share of its contrast is left out; else its layer number stays open."""
 _LIKELY = 0.5
 """Regions that are crystals with less than this probability are left out …"""
+_VISIBLE = 0.2
+"""… unless they are large, even and compact: a person sees these at a glance, and they are kept from here on …"""
+_EVEN = 0.1
+"""… if they vary by less than this share of their contrast …"""
+_COMPACT = 0.3
+"""… and 4π area / perimeter² is at least this."""
 _DISPUTED = 0.8
-"""… and those with less than this one are uncertain."""
+"""Crystals with less than this probability are uncertain."""
 _UNEXPLAINED = 0.5
 """A colour belongs to no thickness if that is likelier than this."""
 _SURELY_CRYSTAL = 0.8
@@ -159,12 +165,18 @@ def _scatter(regions: Regions) -> Float:
     return np.asarray(regions.uneven[rows, strongest] / (contrast[rows, strongest] + 0.03))
 
 
+def _stand_out(regions: Regions) -> Bools:
+    """Regions that are large, even and compact."""
+    large = regions.measured.area_px >= ROOMY * regions.least_px
+    return np.asarray(large & (_scatter(regions) < _EVEN) & (regions.evidence.roundness > _COMPACT))
+
+
 def _reach_verdict(
     regions: Regions, posterior: LayerPosterior, index: int, *, p_flake: Float, material: str, steps: _Steps
 ) -> Verdict:
     if regions.beside_metal[index]:
         return _reject("touches a gold mark")
-    if p_flake[index] < _LIKELY:
+    if not steps.shown[index]:
         return _reject(_name_foreign(regions, posterior, index, material))
     contrast, uneven = np.abs(regions.measured.contrast[index]), regions.uneven[index]
     strongest = int(contrast.argmax())
@@ -222,16 +234,19 @@ def name_layers(p: Float, *, faint: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class _Steps:
-    """The levels of contrast among thin crystals, the faintest first.
+    """Which regions count, and the levels of contrast among the thin ones, the faintest first.
 
     Parameters
     ----------
+    shown
+        Regions that are likely crystals, or that nobody would overlook.
     number
         Step of each region, from 1; 0 for thick crystals and dirt.
     count
         Number of steps.
     """
 
+    shown: Bools
     number: Ints
     count: int
 
@@ -239,16 +254,17 @@ class _Steps:
     def of(cls, regions: Regions, p_flake: Float) -> _Steps:
         """Find the steps of a picture: where the sorted contrasts leave a gap, a new one begins."""
         number = np.zeros(len(regions), np.int64)
-        thin = regions.large_enough & (p_flake >= _LIKELY)
+        shown = (p_flake >= _LIKELY) | ((p_flake >= _VISIBLE) & _stand_out(regions))
+        thin = regions.large_enough & shown
         thin &= regions.evidence.thick <= _THICK_SHARE * regions.evidence.crystal
         strength = np.linalg.norm(regions.measured.contrast, axis=1)
         order = np.flatnonzero(thin)[np.argsort(strength[thin])]
         if not len(order):
-            return cls(number, 0)
+            return cls(shown, number, 0)
         ordered = strength[order]
         gaps = np.diff(ordered) > np.maximum(_SAME_STEP, _SAME_STEP_SHARE * ordered[1:])
         number[order] = np.concatenate([[1], 1 + np.cumsum(gaps)])
-        return cls(number, int(number.max()))
+        return cls(shown, number, int(number.max()))
 
 
 def _name_foreign(regions: Regions, posterior: LayerPosterior, index: int, material: str) -> str:
