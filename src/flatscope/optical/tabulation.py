@@ -91,8 +91,10 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
         **posterior.thickness.take(rows).columns(),
     }
     frame = pd.DataFrame(columns, columns=list(column_names(FLAKE_COLUMNS)))
-    of_numbers = [name for name in frame if name.startswith(("p_", "layers_")) and name != "p_flake"]
-    frame.loc[frame["layers"] == "thin", of_numbers] = np.nan
+    unknown = frame["layers"] == "thin"
+    numbers = [name for name in frame if name.startswith(("p_", "layers_")) and name != "p_flake"]
+    frame.loc[unknown, [*numbers, "thickness_nm", "thickness_low_nm", "thickness_high_nm"]] = np.nan
+    frame.loc[unknown, "thickness_candidates_nm"] = ""
     return frame
 
 

@@ -29,6 +29,7 @@ from flatscope.runs.edits import (
 )
 from flatscope.units import nm_from_um
 
+_THICKNESS = ("thickness_nm", "thickness_low_nm", "thickness_high_nm")
 _NUMBERS = (*map(str, range(1, MOST_LAYERS + 1)), "thick")
 
 
@@ -182,7 +183,9 @@ def _correct_row(row: dict[str, Any], line: Line) -> dict[str, Any]:
             return _set_layers(layers, "set by hand")
         case Known(layers=number, height_nm=height):
             said = "known" if height is None else f"known: {height:g} nm high"
-            return _set_layers(str(number) if number <= MOST_LAYERS else "thick", said)
+            cells = _set_layers(str(number) if number <= MOST_LAYERS else "thick", said)
+            high = {} if height is None else dict.fromkeys(_THICKNESS, height)
+            return {**cells, **high}
     return {}
 
 
