@@ -24,7 +24,7 @@ ELECTRON = ("--material", "WSe2")
 # Verb and kind of file to the table of the answers, and what else the command is given.
 CASES = {
     ("flakes", ".png"): ("flakes.csv", ("--material", "graphene", "--oxide-nm", "90")),
-    ("twist", ".png"): ("twist.csv", ("--labels", "--method", "edges")),
+    ("twist", ".png"): ("twist.csv", ("--labels", "--method", "edges", "--material", "MoS2")),
     ("atoms", ".npy"): ("columns.csv", ELECTRON),
     ("defects", ".npy"): ("defects.csv", ELECTRON),
     ("defects", ".movie.npy"): ("tracks.csv", ELECTRON),
