@@ -18,6 +18,9 @@ _SPELLINGS = {
     "um": "µm",
     "μm": "µm",  # the Greek letter, where the table has the micro sign
     "\\u00b5m": "µm",  # ImageJ writes its description in ASCII
+    "u_m": "µm",  # Berkeley's emd files write n_m, often in brackets
+    "n_m": "nm",
+    "p_m": "pm",
     "micron": "µm",
     "microns": "µm",
     "micrometer": "µm",
@@ -48,7 +51,7 @@ def nm_from(value: float, *, unit: str) -> float:
     ValueError
         If the unit is none of these; the message lists them.
     """
-    word = unit.strip().lower()
+    word = unit.strip().strip("[]").lower()
     word = _SPELLINGS.get(word, word)
     if word not in _NM_PER_UNIT:
         raise ValueError(f"{unit!r} is no length unit: use one of {', '.join(_NM_PER_UNIT)}")

@@ -135,13 +135,7 @@ def turn(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
 def decode_npy(data: bytes, *, stack: bool = False) -> Decoded:
     """Decode an array of one picture, or of a stack of images."""
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = header(stream)
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise MicrographError(f"an array of {dtype} is no picture: save numbers")
-    if not all(type(side) is int and side >= 0 for side in shape):  # True is a whole number to NumPy's reader
-        raise MicrographError(f"is damaged: its header claims the shape {shape}: export it again")
+    shape, fortran, dtype = read_npy_header(stream)
     # np.load would first reserve what the header claims.
     claimed, there = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
     if claimed != there:
@@ -156,6 +150,24 @@ def decode_npy(data: bytes, *, stack: bool = False) -> Decoded:
         pixels = np.moveaxis(pixels, 0, 2)
         notes.append(f"shape {shape} was read as channels first")
     return Decoded(np.ascontiguousarray(pixels, dtype.newbyteorder("=")), notes)
+
+
+def read_npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array of an npy file.
+
+    Raises
+    ------
+    MicrographError
+        If it is no array of numbers.
+    """
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise MicrographError(f"an array of {dtype} is no picture: save numbers")
+    if not all(type(side) is int and side >= 0 for side in shape):  # True is a whole number to NumPy's reader
+        raise MicrographError(f"is damaged: its header claims the shape {shape}: export it again")
+    return shape, fortran, dtype
 
 
 def _put_images_first(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:

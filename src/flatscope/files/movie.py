@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatscope.files.border import check_claim, check_file, describe_error, guard
-from flatscope.files.read import calibrate, read_stack
+from flatscope.files.read import ELECTRON_SUFFIXES, calibrate, read_stack
 from flatscope.files.tiff import check_page, find_end, find_pixel_size, open_tiff
 from flatscope.files.write import write_atomic
 from flatscope.micrograph import SMALLEST_SIDE_PX, Calibration, MicrographError, Movie
 from flatscope.units import nm_from_um
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".gif")
-_STACK_SUFFIXES = (".npy", ".tif", ".tiff", ".mrc", ".dm3", ".dm4", ".emd", ".ser")
+_STACK_SUFFIXES = tuple(suffix for suffix in ELECTRON_SUFFIXES if suffix != ".png")
 MOVIE_SUFFIXES = (*VIDEO_SUFFIXES, *_STACK_SUFFIXES)
 """What `read_movie` opens; capitals do not matter."""
 _VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,gif"  # FFmpeg's names of the suffixes above
@@ -33,7 +33,9 @@ _REL_SIGMA = 0.02
 Frame = NDArray[Any] | MicrographError
 
 
-def read_movie(path: Path | str, *, um_per_px: float | None = None, frame_s: float | None = None) -> Movie:
+def read_movie(
+    path: Path | str, *, um_per_px: float | None = None, frame_s: float | None = None, signal: str = ""
+) -> Movie:
     """Open a movie; its frames are read when they are asked for.
 
     Parameters
@@ -45,6 +47,8 @@ def read_movie(path: Path | str, *, um_per_px: float | None = None, frame_s: flo
         Pixel size in µm, above the file's own.
     frame_s
         Time from one frame to the next, above the file's own.
+    signal
+        As for `read`.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def read_movie(path: Path | str, *, um_per_px: float | None = None, frame_s: flo
     elif suffix in (".tif", ".tiff"):
         movie = _open_tiff(path)
     else:
-        stack = read_stack(path)
+        stack = read_stack(path, signal=signal)
         movie = Movie(partial(iter, stack.frames), len(stack), stack.calibration, notes=stack.notes)
     calibration = movie.calibration
     if um_per_px is not None:

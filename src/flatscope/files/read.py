@@ -18,15 +18,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flatscope.files.archives import ARCHIVE_SUFFIXES, list_arrays
 from flatscope.files.border import check_file, guard, read_bytes
 from flatscope.files.decode import Decoded, decode_mrc, decode_npy, decode_with_pillow
+from flatscope.files.hdf5 import HDF5_SUFFIXES, list_hdf5
+from flatscope.files.signals import Signal, choose_signal
 from flatscope.files.tiff import decode_tiff, decode_tiff_stack
-from flatscope.files.vendor import VENDOR_SUFFIXES, decode_vendor
+from flatscope.files.vendor import VENDOR_SUFFIXES, list_vendor
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.units import nm_from_um, um_from_nm
 
 Modality = Literal["light", "electron"]
-_Kind = Literal["bmp", "jpg", "npy", "png", "tif", "mrc", "vendor"]
+_Kind = Literal["bmp", "jpg", "npy", "png", "tif", "mrc", "vendor", "hdf5", "archive"]
 
 _KINDS: dict[str, _Kind] = {
     ".bmp": "bmp",
@@ -45,6 +48,8 @@ _ELECTRON_KINDS: dict[str, _Kind] = {
     ".png": "png",
     ".mrc": "mrc",
     **dict.fromkeys(VENDOR_SUFFIXES, "vendor"),
+    **dict.fromkeys(HDF5_SUFFIXES, "hdf5"),
+    **dict.fromkeys(ARCHIVE_SUFFIXES, "archive"),
 }
 
 SUFFIXES = tuple(_KINDS)
@@ -68,6 +73,8 @@ PIXEL_SIZE_RANGE_NM = (1e-3, 2e4)
 """From an electron microscope's pixel to a loupe's. A page scanned at 300 dpi has 85,000 nm, so a printer's resolution
 that found its way into a calibration falls outside."""
 
+_MOST_OBLONG = 1.1  # sides of a pixel; the lattice is found through distortions of this size
+
 # Detectors digitise to 8, 10, 12, 14 or 16 bit; 16-bit files hold all of them.
 _FULL_SCALES = (255, 1023, 4095, 16383, 65535)
 
@@ -86,20 +93,23 @@ _FIRST_BYTES: tuple[tuple[bytes, _Kind], ...] = (
 )
 
 
-def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality = "light") -> Micrograph:
+def read(
+    path: Path | str, *, um_per_px: float | None = None, modality: Modality = "light", signal: str = ""
+) -> Micrograph:
     """Open a picture.
 
     Parameters
     ----------
     path
         A jpg, png, bmp, tif, tiff or npy file. The content decides the format; the suffix must be one of these. Of an
-        electron microscope also mrc and, with the extra `vendor`, dm3, dm4, emd and ser.
+        electron microscope also mrc, npz, ndata and, with the extra `vendor`, dm3, dm4, emd, hspy, h5, hdf5 and ser.
     um_per_px
         Pixel size in µm, above the file's own. Without it the size comes from OME-XML or an ImageJ calibration. The
         resolution of a JPEG, PNG or plain TIFF (dots per inch or cm) is about print and never taken.
-
     modality
         "electron" keeps numbers as they are, negative ones too, since a detector's zero is arbitrary.
+    signal
+        Of a file with several data sets of an electron microscope the name of one; else HAADF, ADF or the first image.
 
     Returns
     -------
@@ -129,7 +139,7 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
     kinds = _KINDS if modality == "light" else _ELECTRON_KINDS
-    data, kind, decoded = _decode(path, kinds, _DECODERS)
+    data, kind, decoded = _decode(path, kinds, signal=signal)
     notes = decoded.notes
     if kind != kinds[path.suffix.lower()]:
         notes.insert(0, f"named {path.suffix} but holds a {kind}")
@@ -138,7 +148,9 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
         if modality == "light":
             pixels, full_scale = _scale(pixels, decoded.bits, notes)
         else:
+            pixels = _join_equal_channels(pixels, notes)
             full_scale = float(np.abs(pixels).max(initial=0)) or 1.0
+            decoded.pixel_size_nm = _square(decoded.pixel_size_nm, notes)
     except MicrographError as error:
         raise MicrographError(f"{path}: {error}") from error
     return Micrograph(
@@ -151,15 +163,17 @@ def read(path: Path | str, *, um_per_px: float | None = None, modality: Modality
     )
 
 
-def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
+def read_stack(path: Path | str, *, um_per_px: float | None = None, signal: str = "") -> Stack:
     """Open a stack of electron micrographs: a focal series or a movie.
 
     Parameters
     ----------
     path
-        A npy, tif or mrc file or, with the extra `vendor`, dm3, dm4, emd or ser.
+        A npy, npz, ndata, tif or mrc file or, with the extra `vendor`, dm3, dm4, emd, hspy, h5, hdf5 or ser.
     um_per_px
         Pixel size in µm, above the file's own.
+    signal
+        As for `read`.
 
     Returns
     -------
@@ -180,7 +194,8 @@ def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
     """
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
-    data, _, decoded = _decode(path, _ELECTRON_KINDS, _STACK_DECODERS)
+    data, _, decoded = _decode(path, _ELECTRON_KINDS, stack=True, signal=signal)
+    decoded.pixel_size_nm = _square(decoded.pixel_size_nm, decoded.notes)
     frames = decoded.pixels
     if frames.dtype.kind == "b":
         frames = frames.astype(np.uint8)
@@ -194,18 +209,21 @@ def read_stack(path: Path | str, *, um_per_px: float | None = None) -> Stack:
 
 
 def _decode(
-    path: Path, kinds: dict[str, _Kind], decoders: dict[str, Callable[..., Decoded]]
+    path: Path, kinds: dict[str, _Kind], *, signal: str, stack: bool = False
 ) -> tuple[bytes, _Kind, Decoded]:
     """A file's bytes, what kind it is, and what it holds."""
     _check_suffix(path, tuple(kinds))
     data = read_bytes(path)
     kind = kinds[path.suffix.lower()]
-    if kind not in ("mrc", "vendor"):
+    if kind != "mrc" and kind not in _SIGNALS:
         kind = _recognise(data, path)
+    decoders = _STACK_DECODERS if stack else _DECODERS
     with guard(path):
+        if kind in _SIGNALS:
+            return data, kind, choose_signal(_SIGNALS[kind](path), signal, stack=stack, there=len(data))
         if kind not in decoders:
             raise MicrographError(f"a {kind} picture is no stack: give npy, tif or mrc")
-        return data, kind, decoders[kind](path if kind == "vendor" else data)
+        return data, kind, decoders[kind](data)
 
 
 def find_pictures(
@@ -326,6 +344,39 @@ def _drop_alpha(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     return np.ascontiguousarray(kept)
 
 
+def _join_equal_channels(pixels: NDArray[Any], notes: list[str]) -> NDArray[Any]:
+    """One channel of a gray picture that was saved as colours, where rounding made them differ by one of 256 levels."""
+    if pixels.ndim != 3 or pixels.dtype.kind != "u":
+        return pixels
+    level = np.iinfo(pixels.dtype).max // 255
+    low, middle, high = (np.sort(pixels, axis=2)[..., number] for number in range(3))
+    if int((high - low).max(initial=0)) > level:
+        return pixels
+    if (high > low).any():
+        notes.append("its colours differ by at most one of 256 levels and were read as gray")
+    return np.ascontiguousarray(middle)
+
+
+def _square(size_nm: tuple[float, float] | None, notes: list[str]) -> tuple[float, float] | None:
+    """The side of a pixel that is nearly a square; what the sides differ is left to the lattice as a distortion.
+
+    Raises
+    ------
+    MicrographError
+        If it is no square.
+    """
+    if size_nm is None or size_nm[0] == size_nm[1]:
+        return size_nm
+    (rows, cols), (small, large) = size_nm, sorted(size_nm)
+    if large > _MOST_OBLONG * small:
+        raise MicrographError(
+            f"its pixels are {rows:.4g} nm high and {cols:.4g} nm wide: resample it to square ones of {small:.4g} nm"
+        )
+    if large > (1.0 + FILE_REL_SIGMA) * small:
+        notes.append(f"its pixels are {rows:.4g} nm high and {cols:.4g} nm wide: strain shows the difference")
+    return (rows * cols) ** 0.5, (rows * cols) ** 0.5
+
+
 def _scale(pixels: NDArray[Any], bits: int | None, notes: list[str]) -> tuple[NDArray[Any], float]:
     """Bring pixels to uint8, uint16 or float32 and find their full scale."""
     if pixels.dtype == np.uint8:
@@ -407,12 +458,15 @@ _DECODERS: dict[str, Callable[..., Decoded]] = {
     "npy": decode_npy,
     "tif": decode_tiff,
     "mrc": decode_mrc,
-    "vendor": decode_vendor,
 }
 _STACK_DECODERS: dict[str, Callable[..., Decoded]] = {
     "png": decode_with_pillow,
     "npy": partial(decode_npy, stack=True),
     "tif": decode_tiff_stack,
     "mrc": partial(decode_mrc, stack=True),
-    "vendor": partial(decode_vendor, stack=True),
+}
+_SIGNALS: dict[str, Callable[[Path], list[Signal]]] = {
+    "vendor": list_vendor,
+    "hdf5": list_hdf5,
+    "archive": list_arrays,
 }

@@ -8,48 +8,54 @@ from typing import Any
 
 import numpy as np
 
-from flatscope.files.decode import Decoded
+from flatscope.files.hdf5 import check_datasets
+from flatscope.files.signals import Signal
 from flatscope.micrograph import MicrographError
-from flatscope.units import nm_from
 
-_READERS = {".dm3": "digitalmicrograph", ".dm4": "digitalmicrograph", ".emd": "emd", ".ser": "tia"}
+_READERS = {
+    ".dm3": "digitalmicrograph",
+    ".dm4": "digitalmicrograph",
+    ".emd": "emd",
+    ".hspy": "hspy",
+    ".ser": "tia",
+}
+_IN_HDF5 = (".emd", ".hspy")
 VENDOR_SUFFIXES = tuple(_READERS)
-"""What `decode_vendor` opens."""
+"""What `list_vendor` opens."""
 
 
-def decode_vendor(path: Path, *, stack: bool = False) -> Decoded:
-    """Read the first image of a dm3, dm4, emd or ser file, or the first stack, with its pixel size.
+def list_vendor(path: Path) -> list[Signal]:
+    """The data sets of a dm3, dm4, emd (Velox, NCEM), hspy or ser file.
 
     Raises
     ------
     MicrographError
-        If the extra is not installed or the file holds no image.
+        If the extra is not installed or the file claims more than it can hold.
     """
+    suffix = path.suffix.lower()
     try:
-        reader: Any = importlib.import_module(f"rsciio.{_READERS[path.suffix.lower()]}")
+        reader: Any = importlib.import_module(f"rsciio.{_READERS[suffix]}")
     except ImportError:
         raise MicrographError(
             f"{path.suffix} files need RosettaSciIO: pip install 'flatscope[vendor]'"
         ) from None
-    images = [entry for entry in reader.file_reader(str(path)) if np.ndim(entry["data"]) >= 2]
-    if not images:
-        raise MicrographError("holds no image")
-    first = images[0]
-    pixels = np.asarray(first["data"])
-    alike = [entry["data"] for entry in images if np.shape(entry["data"]) == pixels.shape]
-    notes = []
-    if stack and pixels.ndim == 2:
-        pixels = np.stack([np.asarray(image) for image in alike])
-    elif stack:
-        pixels = pixels.reshape(-1, *pixels.shape[-2:])
-    elif len(images) > 1:
-        notes.append(f"the first of {len(images)} images was read")
-    if pixels.ndim > 2 and not stack:
-        notes.append(f"the first frame of a stack of shape {pixels.shape} was read")
-        pixels = pixels.reshape(-1, *pixels.shape[-2:])[0]
-    sides = [
-        nm_from(abs(float(axis["scale"])), unit=str(axis["units"]))
-        for axis in first["axes"][-2:]
-        if str(axis.get("units")) not in ("", "None", "<undefined>", "px")
-    ]
-    return Decoded(np.ascontiguousarray(pixels), notes, (sides[0], sides[1]) if len(sides) == 2 else None)
+    if suffix in _IN_HDF5:
+        check_datasets(path)
+    return [_make_signal(entry) for entry in reader.file_reader(str(path))]
+
+
+def _make_signal(entry: dict[str, Any]) -> Signal:
+    data, axes = entry["data"], entry["axes"]
+    units = tuple(_plain(axis.get("units")) for axis in axes)
+    scales = tuple(float(axis.get("scale", 1.0)) for axis in axes)
+    name = str(entry.get("metadata", {}).get("General", {}).get("title", ""))
+    known = len(axes) == np.ndim(data)
+    return Signal(
+        name, np.shape(data), lambda: np.asarray(data), units if known else (), scales if known else ()
+    )
+
+
+def _plain(unit: Any) -> str:
+    """A unit as text; what stands for none becomes empty."""
+    text = str(unit)
+    return "" if text in ("None", "<undefined>") else text

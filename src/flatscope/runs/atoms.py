@@ -43,10 +43,14 @@ class ImageParams:
         ADF-STEM images, or HRTEM focal series of three.
     nm_per_px
         Pixel size; the lattice of the material corrects it.
+    signal
+        Of files with several data sets (Velox, HyperSpy, HDF5) the name of the one to read. Else HAADF, ADF or the
+        first image.
     """
 
     modality: Literal["stem", "hrtem"] = "stem"
     nm_per_px: float | None = None
+    signal: str = ""
 
     def __post_init__(self) -> None:
         if self.nm_per_px is not None and not 0.0 < self.nm_per_px < math.inf:
@@ -80,13 +84,13 @@ def make_task(params: ColumnParams, image: ImageParams) -> Task:
     )
 
 
-def list_series(paths: list[Path]) -> list[tuple[Path, ...]]:
+def list_series(paths: list[Path], *, signal: str = "") -> list[tuple[Path, ...]]:
     """The files of every focal series; files of one image are a series together."""
     series: list[tuple[Path, ...]] = []
     lone: list[Path] = []
     for path in paths:
         try:
-            images = len(read_stack(path))
+            images = len(read_stack(path, signal=signal))
         except MicrographError:
             images = 0  # said when its turn comes
         if images == 1 and len(paths) > 1:
@@ -106,8 +110,9 @@ def _read(item: Item, given: Given) -> Micrograph | Stack:
     size = given.image.nm_per_px
     um_per_px = None if size is None else um_from_nm(size)
     if given.image.modality == "stem":
-        return read(item.sources[0], um_per_px=um_per_px, modality="electron")
-    return join([read_stack(path, um_per_px=um_per_px) for path in item.sources])
+        signal = given.image.signal
+        return read(item.sources[0], um_per_px=um_per_px, modality="electron", signal=signal)
+    return join([read_stack(path, um_per_px=um_per_px, signal=given.image.signal) for path in item.sources])
 
 
 def measure(item: Item, given: Given) -> ColumnTable:

@@ -80,15 +80,20 @@ class ImageParams:
     ----------
     nm_per_px
         Pixel size; the lattice of the material corrects it.
+    signal
+        Of files with several data sets (Velox, HyperSpy, HDF5) the name of the one to read. Else HAADF, ADF or the
+        first image.
     frame_s
         Time from one frame of a movie to the next.
     """
 
     nm_per_px: float | None = None
     frame_s: float | None = None
+    signal: str = ""
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name in ("nm_per_px", "frame_s"):
+            value = getattr(self, name)
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"{name} of {value:g} is not positive")
 
@@ -137,14 +142,14 @@ def _open(path: Path, image: ImageParams) -> Movie | None:
     """A file's movie, or None where it holds one image."""
     if path.suffix.lower() not in MOVIE_SUFFIXES:
         return None
-    movie = read_movie(path, um_per_px=image.um_per_px, frame_s=image.frame_s)
+    movie = read_movie(path, um_per_px=image.um_per_px, frame_s=image.frame_s, signal=image.signal)
     return None if movie.count == 1 and path.suffix.lower() not in VIDEO_SUFFIXES else movie
 
 
 def _read_image(path: Path, image: ImageParams) -> Micrograph:
     """The image of a file, the only frame of a movie too."""
     if path.suffix.lower() != ".npy":
-        return read(path, um_per_px=image.um_per_px, modality="electron")
+        return read(path, um_per_px=image.um_per_px, modality="electron", signal=image.signal)
     movie = read_movie(path, um_per_px=image.um_per_px)
     frame = next(iter(movie))
     if isinstance(frame, MicrographError):

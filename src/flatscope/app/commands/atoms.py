@@ -13,8 +13,8 @@ from flatscope.runs.task import Finished
 
 @analysis(ColumnParams, ImageParams)
 def atoms(call: Call, params: ColumnParams, image: ImageParams) -> Plan:
-    """Find and name every atomic column in images of a monolayer (npy, tif, png, mrc; with the extra vendor also dm3,
-    dm4, emd, ser).
+    """Find and name every atomic column in images of a monolayer (npy, npz, tif, png, mrc, ndata; with the extra
+    vendor also dm3, dm4, emd, hspy, h5, ser).
 
     ADF-STEM images of several detectors in one scan belong into one call: where medium angles leave it open which
     sublattice is which, another image of the same columns decides. An HRTEM focal series is one file of three images
@@ -25,7 +25,9 @@ def atoms(call: Call, params: ColumnParams, image: ImageParams) -> Plan:
     """
     task = make_task(params, image)
     paths = call.find("electron")
-    sources = list_series(paths) if image.modality == "hrtem" else [(path,) for path in paths]
+    sources = (
+        list_series(paths, signal=image.signal) if image.modality == "hrtem" else [(path,) for path in paths]
+    )
     return Plan(task, call.name(sources, task.endings), summarise, what="images")
 
 

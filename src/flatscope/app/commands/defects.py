@@ -19,8 +19,8 @@ from flatscope.runs.task import Finished
 def defects(call: Call, params: TrackParams, image: ImageParams) -> Plan:
     """Find, name and follow point defects in ADF-STEM images and movies of a monolayer.
 
-    Images: npy, tif, png, mrc and, with the extra vendor, dm3, dm4, emd, ser. Movies: stacks of these, and with the
-    extra movies mp4, avi, mov, gif.
+    Images: npy, npz, tif, png, mrc, ndata and, with the extra vendor, dm3, dm4, emd, hspy, h5, ser. Movies: stacks of
+    these, and with the extra movies mp4, avi, mov, gif.
 
     Writes defects.csv (one row a defect, in a movie one a defect and frame), NAME.defects.png, for movies tracks.csv,
     events.csv and NAME.defects.mp4, and report.html and run.json.
