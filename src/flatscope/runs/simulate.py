@@ -157,7 +157,7 @@ def make_views(run: Finished) -> Iterator[tuple[str, Content]]:
 
 def _write_images(run: Finished, path: Path) -> None:
     """Images and masks, one after the other."""
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     order = run.task.given
     with h5py.File(path, "w") as store:
