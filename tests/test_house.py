@@ -23,7 +23,7 @@ _MOST_APP_LINES = 2_500  # without the server
 # What several rooms have a module about, and those rooms besides the one that measures it.
 _VERBS = {
     *("atoms", "benchmark", "columns", "defects", "flakes"),
-    *("imaging", "orientation", "series", "simulate", "twist"),
+    *("imaging", "moire", "orientation", "series", "simulate", "twist"),
 }
 _ABOUT_A_VERB = {"app/commands", "evaluation", "report", "runs", "training"}
 _TWISTED = ("so many", "but for", "told of", "said by", "than which", "nothing that")

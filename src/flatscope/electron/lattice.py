@@ -32,7 +32,10 @@ _MOST_PEAKS = 200  # Bragg peaks that are compared
 _ANGLE_DEG = 12.0  # how far two reciprocal vectors may be from 60°, as scans distort
 _LENGTH_RATIO = 1.2  # largest ratio of their lengths
 _CLOSURE = 0.05  # largest distance of their difference from a third peak, as a share of their length
-_SHORTEST = 1.15  # of several hexagons of peaks, those up to this times as long as the shortest are compared
+_ALIKE = 1.15  # ratio of their lengths up to which hexagons of peaks are compared
+_ORDERS = (1, 3, 4)
+"""Squared lengths of the shortest reciprocal vectors, in units of the first: a crystal's strongest peaks are among
+these. A moiré pattern's lie far beyond its own first ones."""
 _WINDOW_CELLS = 1.5  # Gaussian (1 sigma, lattice constants) that phases are averaged over
 _STRAIN_CELLS = 0.75  # Gaussian that their slopes are averaged over
 _LEAST_STRENGTH = 0.35  # amplitude over its median below which there is no crystal
@@ -186,7 +189,7 @@ def _find_in(images: NDArray[np.floating], expected_px: float | None) -> Lattice
             f"no lattice: {len(tops)} Bragg peaks rise from the noise, a hexagon has six; the field must hold "
             f"{_LEAST_PERIODS} lattice planes or more"
         )
-    places = (np.array([_top_of(power, row, col) for row, col in tops]) - shape // 2) / shape
+    places = (np.array([top_of(power, row, col) for row, col in tops]) - shape // 2) / shape
     found = _pick(places, over[tuple(tops.T)], expected_px)
     if found is None:
         raise NoLatticeError(
@@ -207,7 +210,7 @@ def _power(image: NDArray[np.floating]) -> Float:
     return np.asarray(np.abs(fft.fftshift(fft.fft2(flat * window))) ** 2)
 
 
-def _top_of(power: Float, row: int, col: int) -> tuple[float, float]:
+def top_of(power: Float, row: int, col: int) -> tuple[float, float]:
     """The top of a peak between pixels, by parabolas through the logarithm."""
     if not (0 < row < power.shape[0] - 1 and 0 < col < power.shape[1] - 1):
         return float(row), float(col)
@@ -220,7 +223,7 @@ def _top_of(power: Float, row: int, col: int) -> tuple[float, float]:
 
 
 def _pick(places: Float, over: Float, expected_px: float | None) -> Lattice | None:
-    """The strongest of the shortest hexagons of peaks, where one is expected of those."""
+    """The hexagon of peaks that the strongest one is a low order of, where one is expected among those of that size."""
     length = np.hypot(*places.T)
     angle = np.rad2deg(np.arctan2(-places[:, 0], places[:, 1]))
     found = []
@@ -239,9 +242,24 @@ def _pick(places: Float, over: Float, expected_px: float | None) -> Lattice | No
         found = [item for item in found if abs(np.log(item[1] / length_of)) < np.log(_AS_EXPECTED)]
         if not found:
             return None
-    shortest = min(item[1] for item in found)
-    power, _, i, j = max(item for item in found if item[1] < _SHORTEST * shortest)
+    _, longest, strong, _ = max(found)
+    first = min(
+        length
+        for _, length, i, j in found
+        if _find_order(places[[i, j]], places[strong]) in _ORDERS and length < _ALIKE * longest
+    )
+    power, _, i, j = max(item for item in found if first / _ALIKE < item[1] < _ALIKE * first)
     return Lattice(places[[i, j]], float(power))
+
+
+def _find_order(reciprocal: Float, place: Float) -> int:
+    """Squared length of a reciprocal lattice vector in units of the first, 0 where there is no such vector."""
+    exact = place @ np.linalg.inv(reciprocal)
+    index = np.rint(exact)
+    if np.hypot(*((index - exact) @ reciprocal)) > _CLOSURE * np.hypot(*reciprocal[0]) or not index.any():
+        return 0
+    # The two vectors are 60° apart.
+    return int(index[0] ** 2 + index[1] ** 2 + index[0] * index[1])
 
 
 def map_phases(image: NDArray[np.floating], lattice: Lattice) -> Phases:

@@ -24,7 +24,7 @@ from flatscope.electron.lattice import (
     map_phases,
 )
 from flatscope.electron.physics.crystals import Crystal
-from flatscope.electron.scans import calibrate, order_sublattices
+from flatscope.electron.scans import calibrate, order_sublattices, refuse_stack
 from flatscope.electron.sites import Sites, level, list_sites
 from flatscope.micrograph import Calibration, MicrographError, Movie, Stack
 
@@ -162,7 +162,7 @@ def learn_lattice(
     Raises
     ------
     MicrographError
-        If the frames are not periodic, or their lattice is not this material's.
+        If the frames are not periodic, their lattice is not this material's, or there are two.
     """
     stated = None if movie.calibration is None else float(np.mean(movie.calibration.pixel_size_nm))
     try:
@@ -171,6 +171,7 @@ def learn_lattice(
         raise MicrographError(f"{movie.source}: not periodic: {error}") from None
     calibration = calibrate(Stack(images[:1], movie.calibration, movie.source, "-"), lattice, crystal, notes)
     cells = [fold_cell(level(image, lattice.constant_px), find_phases(image, lattice)) for image in images]
+    refuse_stack(images[0], find_phases(images[0], lattice), movie.source)
     places, bright = find_honeycomb(np.mean(cells, axis=0))
     first, sure = order_sublattices(bright, crystal, notes, brighter=brighter)
     return MovieLattice(crystal, lattice, places, first, sure), calibration

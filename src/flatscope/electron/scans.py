@@ -18,6 +18,7 @@ from flatscope.electron.lattice import (
 )
 from flatscope.electron.physics.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.sites import Sites, list_sites
+from flatscope.electron.stacking import find_others
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.results import shortest_vectors
 
@@ -31,6 +32,7 @@ _DISTORTED = 1.05  # ratio of lattice vectors that is worth a note
 _ALIKE = 0.8  # ratio of their mean peaks from which sublattices look alike
 _UNLIKELY = 0.6  # share of the expected ratio below which the image shows another material
 ALIKE = "both sublattices are about as bright, high angles tell which is which"
+_AS_BRIGHT = 0.95  # ratio from which they may be those of a 2H bilayer, metal and chalcogens in every column
 SATURATED_SHARE = 0.01  # saturated pixels that are worth a note
 
 
@@ -69,7 +71,7 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
     Raises
     ------
     MicrographError
-        If the image is coloured or constant, shows no hexagonal lattice, or one that is not this material's.
+        If the image is coloured or constant, shows no hexagonal lattice, one that is not this material's, or two.
     """
     crystal = find_crystal(material)
     image = prepare(micrograph, notes)
@@ -79,6 +81,7 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
         raise MicrographError(f"{micrograph.source}: not periodic: {error}") from None
     calibration = calibrate(micrograph, lattice, crystal, notes)
     phases = map_phases(image, lattice)
+    refuse_stack(image, phases, micrograph.source)
     places, bright = find_honeycomb(fold_cell(image, phases))
     warn_of_lattice(phases, crystal, notes)
     if crystal.first == crystal.second and _compare(bright) < _ALIKE:
@@ -88,6 +91,18 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
         )
     first, sure = order_sublattices(bright, crystal, notes, brighter=brighter)
     return Scan(image, list_sites(phases, places, first=first), calibration, sure)
+
+
+def refuse_stack(image: Float, phases: Phases, source: str) -> None:
+    """Refuse an image of two layers, whose columns are no monolayer's.
+
+    Raises
+    ------
+    MicrographError
+        If a second lattice lies on the first; says how they are twisted.
+    """
+    for other in find_others(image, phases):
+        raise MicrographError(f"{source}: two lattices, {other.to_words()}: flatscope moire")
 
 
 def _compare(bright: Float) -> float:
@@ -112,7 +127,10 @@ def order_sublattices(
     alike = _compare(bright)
     sure = brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
     if not sure:
-        notes.append(f"{ALIKE} (1 to {alike:.2f}): --brighter {' or '.join(crystal.sublattices)} settles it")
+        way = f"--brighter {' or '.join(crystal.sublattices)} settles it"
+        if crystal.is_dichalcogenide and alike > _AS_BRIGHT:
+            way = f"a monolayer at medium angles ({way}), or an untwisted 2H bilayer, which nothing here settles"
+        notes.append(f"{ALIKE} (1 to {alike:.2f}): {way}")
     expected = crystal.dimmer_share
     if alike < _UNLIKELY * expected:
         notes.append(

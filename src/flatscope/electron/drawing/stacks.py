@@ -117,16 +117,17 @@ def build_bilayer(
     sheets, height = [], 0.0
     for place, layer in enumerate(params.layers):
         plain = SheetParams(layer.material, wide, layer.turn_deg, layer.shift_nm, layer.vacancies)
-        sheet = _centre(build_sheet(rng, plain), np.array(wide))
+        sheet = _shift(build_sheet(rng, plain), -0.5 * wide[0], -0.5 * wide[1], 0.0)
         if place:
             pair = (layer.material, params.layers[place - 1].material)
             height -= _GAPS_NM[sum(find_crystal(name).is_dichalcogenide for name in pair)]
-        down, across, shear = layer.strain
-        sheet = _displace(sheet, lambda at, s=(down, across, shear): at @ _strain(*s))
+        sheet = _deform(sheet, _strain(*layer.strain))
         if params.relax_nm and place < 2:
             sheet = _relax(sheet, params, sign=1.0 if place else -1.0)
-        sheet = _displace(sheet, lambda at: at @ np.array(params.distortion).T + 0.5 * size)
-        sheets.append(replace(sheet, positions_nm=sheet.positions_nm + (0.0, 0.0, height)))
+        sheet = _shift(
+            _deform(sheet, np.array(params.distortion)), 0.5 * field_nm[0], 0.5 * field_nm[1], height
+        )
+        sheets.append(sheet)
     return _join(sheets, size)
 
 
@@ -134,8 +135,13 @@ def _strain(down: float, across: float, shear: float) -> Float:
     return np.array([[1.0 + down, shear], [shear, 1.0 + across]])
 
 
-def _centre(sheet: Sheet, size: Float) -> Sheet:
-    return _displace(sheet, lambda at: at - 0.5 * size)
+def _deform(sheet: Sheet, matrix: Float) -> Sheet:
+    return _displace(sheet, lambda at: at @ matrix.T)
+
+
+def _shift(sheet: Sheet, down: float, across: float, up: float) -> Sheet:
+    moved = sheet.positions_nm + np.array([down, across, up])
+    return replace(sheet, positions_nm=moved, sites_nm=sheet.sites_nm + np.array([down, across]))
 
 
 def _displace(sheet: Sheet, where: Callable[[Float], Float]) -> Sheet:
@@ -221,15 +227,15 @@ def draw_bilayer(
     mean *= electrons_per_px / max(float(mean[rim:-rim, rim:-rim].mean()), 1e-12)
     seen, moved = scan(rng, mean, replace(noise, gain=1.0), sites_px=whole.sites_nm / optics.pixel_nm)
     by = -rim * optics.pixel_nm
-    sheet = replace(
-        whole, positions_nm=whole.positions_nm + (by, by, 0.0), sites_nm=moved * optics.pixel_nm + by
-    )
+    sheet = _shift(replace(whole, sites_nm=moved * optics.pixel_nm), by, by, 0.0)
     inner = (slice(rim, -rim), slice(rim, -rim))
     scanned = Scanned(seen[inner], mean[inner].astype(np.float32), sheet, optics, noise)
     return ScannedBilayer(scanned, layer, params)
 
 
-def draw_distortion(rng: np.random.Generator, share: float) -> tuple[tuple[float, float], tuple[float, float]]:
+def draw_distortion(
+    rng: np.random.Generator, share: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """An affine distortion of a scan at random, each entry off the unit matrix by `share` (1 sigma)."""
     made = np.eye(2) + share * rng.normal(size=(2, 2))
     return (float(made[0, 0]), float(made[0, 1])), (float(made[1, 0]), float(made[1, 1]))

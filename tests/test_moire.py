@@ -1,0 +1,160 @@
+"""Stacked lattices: drawn bilayers, how many lattices an image shows, and what `flatscope moire` says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+
+from flatscope.app.cli import run
+from flatscope.electron.columns import ColumnParams, find_columns
+from flatscope.electron.drawing.stacks import (
+    BilayerParams,
+    LayerParams,
+    ScannedBilayer,
+    build_bilayer,
+    draw_bilayer,
+)
+from flatscope.electron.drawing.noise import NoiseParams
+from flatscope.electron.drawing.specimens import draw_scanned
+from flatscope.electron.lattice import find_lattice, map_phases
+from flatscope.electron.physics.crystals import SheetParams
+from flatscope.electron.physics.imaging import ScanParams
+from flatscope.electron.stacking import Other, find_others
+from flatscope.files.read import read
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+
+SIDE, PIXEL_NM = 256, 0.025
+SCAN = NoiseParams(gain=1.0, lag=0.2, jitter_px=0.2, drift_px=(2.0, -2.0), flyback_px=1.0)
+SKEWED = ((1.01, 0.008), (-0.005, 0.992))
+
+
+def bilayer(
+    twist: float, *materials: str, electrons: float = 10.0, side: int = SIDE, **layers: Any
+) -> ScannedBilayer:
+    first, second = materials or ("MoS2", "MoS2")
+    params = BilayerParams(
+        (LayerParams(first, 7.0, **layers), LayerParams(second, 7.0 + twist, (0.1, 0.05), **layers)),
+        distortion=SKEWED,
+    )
+    return draw_bilayer(
+        np.random.default_rng([5, round(10 * twist)]),
+        params,
+        ScanParams(PIXEL_NM),
+        SCAN,
+        shape=(side, side),
+        electrons_per_px=electrons,
+    )
+
+
+def monolayer(material: str, *, turn: float = 7.0, electrons: float = 10.0, **contents: Any) -> np.ndarray:
+    sheet = SheetParams(material, turn_deg=turn, **contents)
+    rng = np.random.default_rng([6, round(turn)])
+    drawn = draw_scanned(
+        rng, sheet, ScanParams(PIXEL_NM), SCAN, shape=(SIDE, SIDE), electrons_per_px=electrons
+    )
+    return np.asarray(drawn.image, float)
+
+
+def look(image: np.ndarray, *, most: int = 1) -> tuple[Other, ...]:
+    image = np.asarray(image, float)
+    return find_others(image, map_phases(image, find_lattice(image)), most=most)
+
+
+def as_micrograph(image: np.ndarray, pixel_nm: float | None = PIXEL_NM) -> Micrograph:
+    calibration = None if pixel_nm is None else Calibration((pixel_nm, pixel_nm), "file")
+    return Micrograph(image, full_scale=float(image.max()), calibration=calibration, source="scan")
+
+
+# --- drawn bilayers --------------------------------------------------------------------------------------------------
+
+
+def test_relaxed_layers_move_towards_ab_stacking_and_shrink_aa() -> None:
+    """Metal columns near a metal column of the other layer become fewer, those near a chalcogen column more."""
+
+    def count(relax_nm: float) -> tuple[int, int]:
+        params = BilayerParams((LayerParams(), LayerParams(turn_deg=2.0)), relax_nm=relax_nm)
+        sheet, layer = build_bilayer(np.random.default_rng(0), params, field_nm=(20.0, 20.0))
+        top = sheet.sites_nm[(layer == 0) & (sheet.sublattice == 0)]
+        below = [sheet.sites_nm[(layer == 1) & (sheet.sublattice == kind)] for kind in (0, 1)]
+        gaps = [np.hypot(*(top[:, None] - one[None]).transpose(2, 0, 1)).min(1) for one in below]
+        return int((gaps[0] < 0.06).sum()), int((gaps[1] < 0.06).sum())
+
+    rigid, relaxed = count(0.0), count(0.08)
+    assert relaxed[0] < 0.8 * rigid[0] and relaxed[1] > 1.1 * rigid[1]
+
+
+def test_vacancies_strain_and_distortion_are_in_the_truth_of_a_bilayer() -> None:
+    rng = np.random.default_rng(1)
+    layers = (LayerParams(vacancies={"first": 0.1}), LayerParams("WSe2", 30.0, strain=(0.02, 0.02, 0.0)))
+    sheet, layer = build_bilayer(rng, BilayerParams(layers, distortion=SKEWED), field_nm=(8.0, 8.0))
+    metal = sheet.sublattice == 0
+    assert 0.05 < float((sheet.species[metal & (layer == 0)] == "").mean()) < 0.15
+    assert not (sheet.species[layer == 1] == "").any()
+    metals = [sheet.sites_nm[metal & (layer == one)] @ np.linalg.inv(SKEWED).T for one in (0, 1)]
+    steps = [float(np.median(cKDTree(places).query(places, k=2)[0][:, 1])) for places in metals]
+    assert steps == pytest.approx([0.316, 0.3282 * 1.02], rel=1e-6)
+
+
+# --- how many lattices -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("materials", "twist"),
+    [
+        (("MoS2", "MoS2"), 20.0),
+        (("MoS2", "MoS2"), 5.0),
+        (("graphene", "graphene"), 13.0),
+        (("graphene", "hBN"), 28.0),
+        (("WSe2", "MoS2"), 9.0),
+    ],
+)
+def test_a_twisted_bilayer_is_two_lattices_whose_angle_the_scan_does_not_change(
+    materials: tuple[str, str], twist: float
+) -> None:
+    (other,) = look(bilayer(twist, *materials).scanned.image)
+    assert abs(other.twist_deg) == pytest.approx(twist, abs=0.25)
+
+
+@pytest.mark.parametrize("electrons", [0.5, 5.0, 500.0])
+@pytest.mark.parametrize("material", ["MoS2", "graphene", "WSe2"])
+def test_a_monolayer_is_one_lattice_at_every_dose(material: str, electrons: float) -> None:
+    image = monolayer(material, electrons=electrons, vacancies={"first": 0.02}, holes=1, patches=1)
+    assert look(image) == ()
+
+
+def test_two_grains_side_by_side_are_no_stack() -> None:
+    assert look(monolayer("WS2", electrons=50.0, grain_deg=20.0)) == ()
+
+
+def test_atoms_refuse_a_bilayer_and_say_what_it_is(tmp_path: Path, capsys: Any) -> None:
+    image = bilayer(20.0).scanned.image
+    with pytest.raises(MicrographError, match=r"^scan: two lattices, twisted by 20°: flatscope moire$"):
+        find_columns(as_micrograph(image), ColumnParams("MoS2"))
+    np.save(tmp_path / "stack.npy", image)
+    np.save(tmp_path / "flat.npy", monolayer("MoS2").astype(np.float32))
+    for verb in ("atoms", "defects"):
+        args = ["--material", "MoS2", "--workers", "1", "--out"]
+        assert run([verb, str(tmp_path / "stack.npy"), *args, str(tmp_path / f"{verb}1")]) == 2
+        assert "two lattices, twisted by 20°: flatscope moire" in capsys.readouterr().err
+    both = [str(tmp_path / "stack.npy"), str(tmp_path / "flat.npy")]
+    assert run(["atoms", *both, *args, str(tmp_path / "both")]) == 1
+    assert ",failed,two lattices" in (tmp_path / "both" / "columns.csv").read_text("utf-8").replace('"', "")
+
+
+@pytest.mark.real
+def test_the_real_bilayer_is_two_lattices_and_the_real_monolayers_are_one(real_data: Path) -> None:
+    folder = real_data / "electron"
+
+    def open_image(name: str) -> np.ndarray:
+        pixels = read(folder / name, modality="electron").pixels
+        return np.asarray(pixels if pixels.ndim == 2 else pixels[..., 0], float)
+
+    (other,) = look(open_image("bilayers/twisted_graphene.png"))
+    assert abs(other.twist_deg) == pytest.approx(5.2, abs=0.4)
+    assert other.ratio == pytest.approx(1.0, abs=0.015)
+    for name in ("mos2/mos2_haadf.npy", "other/graphene_film.png", "other/mos2_holes.png"):
+        assert look(open_image(name)) == (), name
