@@ -11,6 +11,8 @@ from scipy.spatial import cKDTree
 
 from flatscope.app.cli import run
 from flatscope.electron.columns import ColumnParams, find_columns
+from flatscope.electron.drawing.noise import NoiseParams
+from flatscope.electron.drawing.specimens import draw_scanned
 from flatscope.electron.drawing.stacks import (
     BilayerParams,
     LayerParams,
@@ -18,8 +20,6 @@ from flatscope.electron.drawing.stacks import (
     build_bilayer,
     draw_bilayer,
 )
-from flatscope.electron.drawing.noise import NoiseParams
-from flatscope.electron.drawing.specimens import draw_scanned
 from flatscope.electron.lattice import find_lattice, map_phases
 from flatscope.electron.physics.crystals import SheetParams
 from flatscope.electron.physics.imaging import ScanParams
