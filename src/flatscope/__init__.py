@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flatscope.electron.columns import ColumnParams, find_columns
     from flatscope.electron.defects import DefectParams, find_defects
+    from flatscope.electron.moire import MoireParams, find_moire
     from flatscope.electron.tracks import TrackParams, track_defects
     from flatscope.files.movie import read_movie
     from flatscope.files.read import find_pictures, read, read_stack
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from flatscope.optical.flakes import FlakeParams, find_flakes, find_regions, name_layers
     from flatscope.optical.regions import Regions
     from flatscope.optical.twist import TwistParams, measure_twist
-    from flatscope.results import ColumnTable, DefectTable, FlakeTable, TrackTable, TwistTable
+    from flatscope.results import ColumnTable, DefectTable, FlakeTable, MoireTable, TrackTable, TwistTable
 
 __version__ = "0.1.0"
 
@@ -30,9 +31,12 @@ _HOMES = {
     "ColumnTable": "flatscope.results",
     "DefectParams": "flatscope.electron.defects",
     "DefectTable": "flatscope.results",
+    "MoireParams": "flatscope.electron.moire",
+    "MoireTable": "flatscope.results",
     "Movie": "flatscope.micrograph",
     "TrackParams": "flatscope.electron.tracks",
     "TrackTable": "flatscope.results",
+    "find_moire": "flatscope.electron.moire",
     "find_defects": "flatscope.electron.defects",
     "read_movie": "flatscope.files.movie",
     "track_defects": "flatscope.electron.tracks",
@@ -64,6 +68,8 @@ __all__ = [
     "FlakeTable",
     "Micrograph",
     "MicrographError",
+    "MoireParams",
+    "MoireTable",
     "Movie",
     "Regions",
     "Stack",
@@ -75,6 +81,7 @@ __all__ = [
     "find_columns",
     "find_defects",
     "find_flakes",
+    "find_moire",
     "find_pictures",
     "find_regions",
     "measure_twist",

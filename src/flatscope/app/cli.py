@@ -20,6 +20,7 @@ _COMMANDS = {
     "flakes": ("flakes", "Find flakes in pictures and count their layers."),
     "twist": ("twist", "Measure the twist angle of stacked crystals."),
     "atoms": ("atoms", "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series."),
+    "moire": ("moire", "Measure twisted bilayers in ADF-STEM images, and the columns of both layers."),
     "defects": ("defects", "Find, name and follow point defects in ADF-STEM images and movies."),
     "export": (
         "export",

@@ -260,7 +260,7 @@ def _name_columns(
         usual = np.maximum(usual, _LEAST_USUAL * everywhere)
         ratio = heights / usual
         noise = fit.height_sigma[mine] / usual
-        names, p = _weigh_species(ratio, noise, crystal, which)
+        names, p = weigh_species(ratio, noise, crystal, which)
         frame.loc[mine, "species"] = names
         frame.loc[mine, "species_p"] = p
         frame.loc[mine, "intensity"] = ratio
@@ -296,7 +296,7 @@ def _mark_doubts(frame: pd.DataFrame, fit: ColumnFit, scan: Scan, bare: NDArray[
     return frame
 
 
-def _weigh_species(
+def weigh_species(
     ratio: Float, noise: Float, crystal: Crystal, sublattice: int
 ) -> tuple[NDArray[Any], Float]:
     """The likeliest species of each column and its probability, from heights relative to the usual one."""

@@ -27,6 +27,7 @@ _DEGREE = 3  # of the polynomial from lattice coordinates to pixels: drift and f
 _CLIP = 3.0  # points off the polynomial by more than this many medians are left out
 _STRETCH = 0.03  # strain by which a lattice constant may differ from the table's
 _NEAREST_PX = 2.0  # frequencies from a peak of the first lattice; a Hann window's peak reaches as far
+_CLEAR_PX = 5.0  # from which on the first three peaks decide, and the next three need not be asked
 _FRACTIONS = (1, 2, 3)  # a superstructure of the first lattice has peaks at these parts of its vectors
 _STEP_PX = 0.5  # of the search, frequencies
 _BLOCK = 16  # side of the blocks of frequencies whose median is noise
@@ -249,6 +250,8 @@ def _find_one(
         other = Other(Lattice(vectors @ frame.back, float(power[at])), float(degrees), 1.0 / scale, share)
         if best is None or ratio[at] > best[0]:
             best = (float(ratio[at]), other, vectors)
+        if away[at] > _CLEAR_PX:
+            break
     return None if best is None else best[1:]
 
 

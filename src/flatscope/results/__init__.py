@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from flatscope.results.answers import (
-    ABOVE_NM,
     COLUMN_COLUMNS,
     DEFECT_COLUMNS,
     EVENT_COLUMNS,
     EXTENDED_KINDS,
     FLAKE_COLUMNS,
     LAYER_COLOURS,
+    LAYER_COLUMN_COLUMNS,
+    MOIRE_COLUMNS,
     MOST_NUMBERED,
     REJECTED_LABEL,
     TABLES,
@@ -17,17 +18,16 @@ from flatscope.results.answers import (
     THIN_LABEL,
     TRACK_COLUMNS,
     TWIST_COLUMNS,
-    Atoms,
     ColumnTable,
     DefectTable,
     FlakeTable,
+    MoireTable,
     TrackTable,
     TwistTable,
     column_names,
-    count_densities,
-    shortest_vectors,
 )
 from flatscope.results.marks import Marks
+from flatscope.results.model import ABOVE_NM, Atoms, count_densities, shortest_vectors
 from flatscope.results.table import STATUSES, Column, Provenance, Table, empty_frame, failed_frame, mark
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
     "EXTENDED_KINDS",
     "FLAKE_COLUMNS",
     "LAYER_COLOURS",
+    "LAYER_COLUMN_COLUMNS",
+    "MOIRE_COLUMNS",
     "MOST_NUMBERED",
     "REJECTED_LABEL",
     "STATUSES",
@@ -52,6 +54,7 @@ __all__ = [
     "DefectTable",
     "FlakeTable",
     "Marks",
+    "MoireTable",
     "Provenance",
     "Table",
     "TrackTable",

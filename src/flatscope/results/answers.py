@@ -9,9 +9,9 @@ from typing import ClassVar, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special
 
 from flatscope.micrograph import Calibration
+from flatscope.results.model import Atoms, count_densities, shortest_vectors
 from flatscope.results.table import Column, Table, conform, freeze_frames
 
 _IMAGE = Column("image", "text", "Name of the picture, unique within a run.")
@@ -129,6 +129,55 @@ COLUMN_COLUMNS = (
     _REASON,
     Column("intensity_sigma", "number", "1-sigma error of the intensity."),
     Column("sigma_px", "number", "1-sigma error of either coordinate.", "px"),
+)
+
+MOIRE_COLUMNS = (
+    _IMAGE,
+    Column("pair_id", "count", "Number of the pair of layers."),
+    Column("layer_a", "count", "The first layer; an image does not tell which one is on top."),
+    Column("layer_b", "count", "The second layer."),
+    Column("material_a", "text", "Material of the first layer."),
+    Column("material_b", "text", "Material of the second layer."),
+    Column(
+        "twist_deg",
+        "number",
+        "Angle between the layers: in [0, 60], 0 where both point the same way, where brightness tells which way they "
+        "point (kind R or H); else in [0, 30].",
+        "°",
+    ),
+    Column("twist_sigma_deg", "number", "Its 1-sigma error.", "°"),
+    Column(
+        "strain_percent",
+        "number",
+        "By how much the second lattice is larger against the first than the materials' are.",
+        "%",
+    ),
+    Column(
+        "shear_percent",
+        "number",
+        "Pure shear of the second layer, half the difference of its stretches.",
+        "%",
+    ),
+    Column("moire_nm", "number", "Period of the moiré pattern, the mean of three directions.", "nm"),
+    Column("moire_sigma_nm", "number", "Its 1-sigma error, that of the pixel size left out.", "nm"),
+    Column("kind", "text", "R: both layers point the same way; H: against each other; empty if unknown."),
+    Column("share_aa", "number", "Share of the field near hollow over hollow: AA; in H 2H."),
+    Column(
+        "share_ab",
+        "number",
+        "Near the second site of one layer over the first of the other: AB; in H MM or XX.",
+    ),
+    Column("share_ba", "number", "Near the opposite: BA; in H XX or MM."),
+    Column("share_sp", "number", "Near the saddle points between them."),
+    _STATUS,
+    _REASON,
+)
+
+LAYER_COLUMN_COLUMNS = (
+    *COLUMN_COLUMNS[:1],
+    Column("layer", "count", "The layer of the stack that the column belongs to, 1 or 2."),
+    Column("material", "text", "Its material."),
+    *COLUMN_COLUMNS[1:],
 )
 
 DEFECT_COLUMNS = (
@@ -293,12 +342,6 @@ class TwistTable(Table):
         return f"{len(self.accepted)} of {len(self)} second layers have an angle"
 
 
-def shortest_vectors(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lengths of the three shortest vectors of a lattice, given two; equal in a hexagonal one."""
-    first, second = vectors
-    return np.sort(np.hypot(*np.array([first, second, first + second, first - second]).T))[:3]
-
-
 @dataclass(frozen=True)
 class ColumnTable(Table):
     """The atomic columns of one image, from top to bottom; see `Table` for the first fields.
@@ -335,6 +378,45 @@ class ColumnTable(Table):
         """Number of columns of each species."""
         counts = self.found["species"].value_counts()
         return f"{len(self.found)} columns: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+@dataclass(frozen=True)
+class MoireTable(Table):
+    """The pairs of layers of one image of a stack; see `Table` for the first fields.
+
+    Parameters
+    ----------
+    columns
+        The atomic columns of all layers from top to bottom: columns `LAYER_COLUMN_COLUMNS`.
+    stacking
+        Shape (rows, cols): the nearest stacking of each pixel, in the order of the columns `share_aa` to `share_sp`.
+    model
+        The atoms of all layers as a box of atoms, for XYZ and CIF; which layer lies below is not known.
+    """
+
+    NAME: ClassVar[str] = "moire"
+    COLUMNS: ClassVar[tuple[Column, ...]] = MOIRE_COLUMNS
+    ROW_ID: ClassVar[str] = "pair_id"
+
+    calibration: Calibration
+    columns: pd.DataFrame
+    stacking: NDArray[np.uint8] = field(repr=False)
+    model: Atoms = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "_columns", conform(self.columns, LAYER_COLUMN_COLUMNS))
+
+    def renamed(self, image: str) -> Self:
+        """The same answer under another picture name."""
+        return replace(super().renamed(image), columns=self.columns.assign(image=image))
+
+    def headline(self) -> str:
+        """The twist and the moiré of the first pair."""
+        if not len(self):
+            return "no pair of layers"
+        row = self.frame.iloc[0]
+        return f"twisted by {row['twist_deg']:.2f}°, moiré of {row['moire_nm']:.2f} nm"
 
 
 @dataclass(frozen=True)
@@ -440,49 +522,7 @@ class TrackTable(Table):
 
 
 freeze_frames(TrackTable, "events", "drift")
+freeze_frames(MoireTable, "columns")
 
-TABLES: tuple[type[Table], ...] = (FlakeTable, TwistTable, ColumnTable, DefectTable, TrackTable)
+TABLES: tuple[type[Table], ...] = (FlakeTable, TwistTable, ColumnTable, MoireTable, DefectTable, TrackTable)
 """The answers there are."""
-
-
-def count_densities(counts: dict[str, int], area_nm2: float) -> pd.DataFrame:
-    """Count kinds per area with Garwood's exact 95 % interval (doi:10.1093/biomet/28.3-4.437).
-
-    Returns
-    -------
-    Rows `kind`, `count`, `per_nm2`, `low`, `high`.
-    """
-    rows = []
-    for kind, count in sorted(counts.items()):
-        low = special.gammaincinv(count, 0.025) if count else 0.0
-        high = special.gammaincinv(count + 1, 0.975)
-        rows.append((kind, count, *(value / max(area_nm2, 1e-12) for value in (count, low, high))))
-    return pd.DataFrame(rows, columns=["kind", "count", "per_nm2", "low", "high"])
-
-
-ABOVE_NM = 1.0  # empty space above and below a sheet of atoms
-
-
-@dataclass(frozen=True)
-class Atoms:
-    """Atoms in a box.
-
-    Parameters
-    ----------
-    symbols
-        Elements, "X" if unknown.
-    positions_nm
-        Shape (n, 3): x to the right, y up, z towards the beam's source.
-    box_nm
-        Width and height of the field.
-    """
-
-    symbols: Sequence[str]
-    positions_nm: NDArray[np.float64]
-    box_nm: tuple[float, float]
-
-    @property
-    def cell_nm(self) -> tuple[float, float, float]:
-        """The box with empty space above and below."""
-        thickness = float(np.ptp(self.positions_nm[:, 2])) if len(self.symbols) else 0.0
-        return (*self.box_nm, thickness + 2.0 * ABOVE_NM)

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from flatscope.micrograph import Calibration
-from flatscope.results.answers import TABLES, Atoms
+from flatscope.results.answers import TABLES
 from flatscope.results.marks import Marks
+from flatscope.results.model import Atoms
 from flatscope.results.table import Provenance
 
 _TREE = "tree.json"

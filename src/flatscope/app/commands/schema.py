@@ -11,7 +11,7 @@ from flatscope.results import TABLES
 from flatscope.results.table import make_schema
 from flatscope.runs import settings
 
-_ANALYSES = ("flakes", "twist", "atoms", "defects")
+_ANALYSES = ("flakes", "twist", "atoms", "moire", "defects")
 
 
 @click.command()

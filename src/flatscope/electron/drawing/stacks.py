@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 
 from flatscope.electron.drawing.noise import NoiseParams, scan
 from flatscope.electron.drawing.specimens import RIM_NM, Scanned
-from flatscope.electron.physics.crystals import Sheet, SheetParams, build_sheet, find_crystal
+from flatscope.electron.physics.crystals import GAPS_NM, Sheet, SheetParams, build_sheet, find_crystal
 from flatscope.electron.physics.imaging import ScanParams, draw_adf
 
 Float: TypeAlias = NDArray[np.float64]
 Draw: TypeAlias = Callable[..., Float]
 
-_GAPS_NM = {2: 0.615, 1: 0.475, 0: 0.335}
-"""From a sheet to the next, by how many of the two are dichalcogenides: as in their bulk crystals (Böker et al. 2001,
-doi:10.1103/PhysRevB.64.235305; graphite), and the mean of both."""
 _BEYOND = 1.06  # by which sheets reach beyond the field, so that strain and distortion leave no gap
 
 
@@ -120,7 +117,7 @@ def build_bilayer(
         sheet = _shift(build_sheet(rng, plain), -0.5 * wide[0], -0.5 * wide[1], 0.0)
         if place:
             pair = (layer.material, params.layers[place - 1].material)
-            height -= _GAPS_NM[sum(find_crystal(name).is_dichalcogenide for name in pair)]
+            height -= GAPS_NM[sum(find_crystal(name).is_dichalcogenide for name in pair)]
         sheet = _deform(sheet, _strain(*layer.strain))
         if params.relax_nm and place < 2:
             sheet = _relax(sheet, params, sign=1.0 if place else -1.0)

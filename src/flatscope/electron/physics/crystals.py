@@ -22,9 +22,9 @@ NUMBERS = {
 }  # fmt: skip
 """Atomic numbers of what these crystals hold."""
 _VACANCIES = ("first", "one", "both")
-_GAPS_NM = {True: 0.615, False: 0.335}
-"""From a sheet to the next one below, of dichalcogenides (Böker et al. 2001, doi:10.1103/PhysRevB.64.235305) and of
-graphene and hBN."""
+GAPS_NM = {2: 0.615, 1: 0.475, 0: 0.335}
+"""From a sheet to the next one below, by how many of the two are dichalcogenides: as in their bulk crystals (Böker et
+al. 2001, doi:10.1103/PhysRevB.64.235305; graphite and hBN), and the mean of both."""
 _ADATOM_NM = 0.15  # height of a lone atom over the topmost ones
 _SUPPORT_NM = 0.34  # distance to a support (van der Waals)
 _CARBON_PER_NM3 = 100.0  # atoms in amorphous carbon of 2 g/cm³
@@ -74,16 +74,17 @@ class Crystal:
     def brighter(self) -> int:
         """Which site an annular detector at high angles sees brighter, as the sum over its atoms of Z to the power 1.7
         (Yamashita et al. 2018, doi:10.1038/s41598-018-30941-5)."""
-        one, other = self._strengths
+        one, other = self.strengths
         return 0 if one >= other else 1
 
     @property
     def dimmer_share(self) -> float:
         """How bright the dimmer site is compared with the brighter one, by the same rule."""
-        return min(self._strengths) / max(self._strengths)
+        return min(self.strengths) / max(self.strengths)
 
     @property
-    def _strengths(self) -> tuple[float, float]:
+    def strengths(self) -> tuple[float, float]:
+        """How bright a high-angle detector sees either site, by the same rule."""
         one, other = (count * NUMBERS[element] ** 1.7 for element, count in (self.first, self.second))
         return one, other
 
@@ -251,7 +252,7 @@ def build_sheet(rng: np.random.Generator, params: SheetParams = SheetParams()) -
     layers = [_build_layer(rng, params, params.turn_deg, keep=keep)]
     if params.twist_deg is not None:
         below = _build_layer(rng, params, params.turn_deg + params.twist_deg, keep=keep)
-        below.positions_nm[:, 2] -= _GAPS_NM[crystal.is_dichalcogenide]
+        below.positions_nm[:, 2] -= GAPS_NM[2 * crystal.is_dichalcogenide]
         layers.append(below)
     numbers = [layer.numbers for layer in layers]
     places = [layer.positions_nm for layer in layers]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from flatscope.results.answers import TABLES, ColumnTable, DefectTable, FlakeTable, TwistTable
+from flatscope.results.answers import TABLES, ColumnTable, DefectTable, FlakeTable, MoireTable, TwistTable
 from flatscope.results.table import Table
 
 _HERE = "flatscope.results.exports"
@@ -112,8 +112,8 @@ EXPORTS: dict[str, Export] = {
         Export("roi", "ImageJ ROI", ".roi.zip", "picture", TABLES, "roi:encode_roi", "roifile", "exports"),
         Export("gds", "GDSII", ".gds", "picture", _PLACED, "gds:encode_gds", "gdstk", "exports"),
         Export("dxf", "DXF", ".dxf", "picture", _PLACED, "dxf:encode_dxf", "ezdxf", "exports"),
-        Export("xyz", "XYZ", ".xyz", "picture", (ColumnTable,), "structures:encode_xyz"),
-        Export("cif", "CIF", ".cif", "picture", (ColumnTable,), "structures:encode_cif"),
+        Export("xyz", "XYZ", ".xyz", "picture", (ColumnTable, MoireTable), "structures:encode_xyz"),
+        Export("cif", "CIF", ".cif", "picture", (ColumnTable, MoireTable), "structures:encode_cif"),
     )
 }
 """The formats by name."""

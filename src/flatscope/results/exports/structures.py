@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from flatscope.results.answers import ABOVE_NM, Atoms, ColumnTable
+from flatscope.results.answers import ColumnTable, MoireTable
 from flatscope.results.exports.rows import describe_origin, make_plain
+from flatscope.results.model import ABOVE_NM, Atoms
 
 _MOST_NAME = 70  # letters of a CIF block's name, five less than with data_
 _MOST_LINE = 2000  # letters of a comment; a line of CIF has at most 2048
 
 
-def encode_xyz(table: ColumnTable) -> bytes:
+def encode_xyz(table: ColumnTable | MoireTable) -> bytes:
     """The atomic model of one image as extended XYZ, lengths in Å."""
     return to_xyz(table.model, comment=describe_origin(table)).encode()
 
 
-def encode_cif(table: ColumnTable) -> bytes:
+def encode_cif(table: ColumnTable | MoireTable) -> bytes:
     """The atomic model of one image as CIF in space group P1, lengths in Å."""
     origin = make_plain(describe_origin(table))[-_MOST_LINE:]
     return f"# {origin}\n{to_cif(table.model, name=table.provenance.image)}".encode()

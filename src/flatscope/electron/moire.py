@@ -1,0 +1,351 @@
+"""Twisted bilayers in an ADF-STEM image: both lattices, twist and strain, moiré, stacking, and columns a layer.
+
+Both lattices are followed through the image (`flatscope.electron.stack_columns`). The second is then measured in the
+frame in which the first is a perfect hexagon: what the scan distorts, it distorts for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import fft
+
+from flatscope.electron.columns import build_model
+from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases
+from flatscope.electron.physics.crystals import GAPS_NM, Crystal, find_crystal
+from flatscope.electron.scans import ALIKE, calibrate, order_sublattices, prepare
+from flatscope.electron.stack_columns import Pair, find_places, follow_both, list_columns
+from flatscope.electron.stacking import Other, find_others, make_hexagon
+from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.results import Atoms, Marks, MoireTable, Provenance, mark, shortest_vectors
+from flatscope.results.view import make_preview
+
+Float = NDArray[np.float64]
+
+_OFF_SHARE = 0.1  # error of a stated pixel size that makes every row uncertain
+_ODD_SIZE = (
+    0.015  # difference of a ratio of lattice constants from the named materials' that speaks against them
+)
+_ALIKE_SIZE = 0.008  # ratio of lattice constants below which brightness tells two materials apart
+_LEAST_DEG = 4.0  # twist below which peaks merge in fields of 10 nm: rows are uncertain
+
+
+@dataclass(frozen=True)
+class MoireParams:
+    """Settings of `find_moire`.
+
+    Parameters
+    ----------
+    material
+        MoS2, WS2, MoSe2, WSe2, graphene or hBN; of two different layers both, such as MoS2/WSe2.
+    brighter
+        "auto", or which sublattice is the brighter one in either layer ("metal" or "chalcogen"; "a" or "b" in hBN).
+    """
+
+    material: str = "MoS2"
+    brighter: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        crystals = self.crystals
+        names = {"auto", *(name for crystal in crystals for name in crystal.sublattices)}
+        if self.brighter not in names:
+            raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(sorted(names))}")
+
+    @property
+    def crystals(self) -> tuple[Crystal, Crystal]:
+        """Of the first and the second layer."""
+        names = self.material.split("/")
+        if len(names) > 2:
+            raise ValueError(
+                f"material {self.material!r} names {len(names)} layers: flatscope moire reads two"
+            )
+        return find_crystal(names[0]), find_crystal(names[-1])
+
+
+@dataclass(frozen=True)
+class _Twist:
+    """The second lattice in the first one's frame: `angle` in radians in (-30°, 30°], its 1-sigma error, ratio of
+    lattice constants, pure shear of the second layer, and the moiré's vectors in lattice constants of the first."""
+
+    angle: float
+    sigma: float
+    ratio: float
+    shear: float
+    moire: Float
+
+
+def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> MoireTable:
+    """Measure a twisted bilayer in an ADF-STEM image.
+
+    Parameters
+    ----------
+    micrograph
+        Gray, bright where atoms are.
+    params
+        The materials of both layers.
+
+    Returns
+    -------
+    MoireTable
+        One row, the pair of layers: `twist_deg` with its 1-sigma error (in [0, 60] where brightness tells which way
+        each layer points, else in [0, 30]), strain of the second layer against the first, period of the moiré, and the
+        shares of the field in each stacking. `MoireTable.columns` holds the columns of both layers.
+
+    Raises
+    ------
+    MicrographError
+        If the image shows no lattice, one lattice only, or three.
+
+    Notes
+    -----
+    The first layer is taken to be unstrained, so that the scan's distortion cancels. An image does not tell which layer
+    is on top. Relaxation of the layers against each other is not followed; below about 4° the lattices' peaks merge and
+    rows are uncertain.
+    """
+    notes: list[str] = []
+    image = prepare(micrograph, notes)
+    first, other = _find_both(image, micrograph, params)
+    pair = follow_both(image, first, other)
+    crystals, pair = _assign(pair, params)
+    calibration = calibrate(micrograph, pair.layers[0].lattice, crystals[0], notes)
+    twist = _measure(pair)
+    polar = [
+        order_sublattices(find_places(layer)[1], crystal, notes, brighter=_brighter(params, crystal))
+        for layer, crystal in zip(pair.layers, crystals, strict=True)
+    ]
+    places = [
+        find_places(layer)[0][[which, 1 - which]]
+        for layer, (which, _) in zip(pair.layers, polar, strict=True)
+    ]
+    sure = all(known for _, known in polar)
+    row = _describe(twist, pair, places, crystals, sure=sure, calibration=calibration)
+    frame = _judge(pd.DataFrame([row]), micrograph, twist, crystals, calibration)
+    found = list_columns(pair, places, crystals, pixel_nm=calibration.pixel_size_nm[0], image=micrograph.name)
+    if not sure:
+        found = mark(found, found["status"] == "accepted", status="uncertain", reason=ALIKE)
+    return MoireTable(
+        frame.assign(image=micrograph.name),
+        Marks.points([1], [0.5 * image.shape[0]], [0.5 * image.shape[1]], micrograph.shape),
+        calibration,
+        Provenance.of(micrograph, params, notes=tuple(dict.fromkeys(notes))),
+        found,
+        _find_stacking(pair, places),
+        build_stack(found, crystals, calibration, shape=micrograph.shape),
+        preview=make_preview(micrograph),
+    )
+
+
+def _brighter(params: MoireParams, crystal: Crystal) -> str:
+    return params.brighter if params.brighter in crystal.sublattices else "auto"
+
+
+def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> tuple[Phases, Other]:
+    """The first lattice, and the second."""
+    stated = micrograph.calibration
+    crystal = params.crystals[0]
+    expected = None if stated is None else crystal.lattice_nm / float(np.mean(stated.pixel_size_nm))
+    try:
+        lattice = find_lattice(image, expected_px=expected)
+    except NoLatticeError as error:
+        raise MicrographError(f"{micrograph.source}: not periodic: {error}") from None
+    phases = map_phases(image, lattice)
+    others = find_others(image, phases, most=2)
+    if not others:
+        raise MicrographError(
+            f"{micrograph.source}: one lattice only: a monolayer, or layers that are not twisted, which angles cannot "
+            "tell apart: flatscope atoms"
+        )
+    if len(others) > 1:
+        words = " and ".join(f"{abs(one.twist_deg):.0f}°" for one in others)
+        raise MicrographError(
+            f"{micrograph.source}: three lattices or more, twisted by {words}: flatscope moire reads two"
+        )
+    return phases, others[0]
+
+
+def _assign(pair: Pair, params: MoireParams) -> tuple[tuple[Crystal, Crystal], Pair]:
+    """Which lattice is whose, by size, or by brightness where the sizes are alike; the first material comes first."""
+    crystals = params.crystals
+    if crystals[0].name == crystals[1].name:
+        return crystals, pair
+    expected = np.log(crystals[1].lattice_nm / crystals[0].lattice_nm)
+    one, two = pair.layers
+    found = np.log(two.lattice.constant_px / one.lattice.constant_px)
+    if abs(expected) > _ALIKE_SIZE:
+        swapped = abs(found + expected) < abs(found - expected)
+    else:
+        bright = [float(np.ptp(layer.cell)) for layer in pair.layers]
+        swapped = (bright[1] > bright[0]) != (crystals[1].strengths[0] > crystals[0].strengths[0])
+    return crystals, replace(pair, layers=(two, one)) if swapped else pair
+
+
+# --- twist, moiré and stacking ---------------------------------------------------------------------------------------
+
+
+def _match(pair: Pair) -> tuple[Float, NDArray[np.int64]]:
+    """The second lattice's reciprocal vectors in the first one's frame, and the whole numbers that take its own vectors
+    to those nearest to the first one's."""
+    one, two = (layer.lattice for layer in pair.layers)
+    hexagon = make_hexagon(one)
+    inside = two.reciprocal @ np.linalg.inv(one.reciprocal) @ hexagon
+    index = np.array([(1, 0), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1)])
+    vectors = index @ inside
+    towards = [np.argmax(vectors @ along) for along in hexagon]
+    chosen = index[towards]
+    return np.asarray(chosen @ inside), np.asarray(chosen)
+
+
+def _measure(pair: Pair) -> _Twist:
+    """Twist and strain of the second lattice against the first (polar decomposition), and the moiré."""
+    hexagon = make_hexagon(pair.layers[0].lattice)
+    second, _ = _match(pair)
+    # Of real space, from the first lattice to the second.
+    stretch = np.linalg.inv(np.linalg.inv(hexagon) @ second)
+    left, sizes, right = np.linalg.svd(stretch)
+    turn = left @ right
+    # Down the rows is against the usual direction of turning.
+    angle = float(np.arctan2(turn[1, 0], turn[0, 0]))
+    moire = np.linalg.inv(second - hexagon).T / pair.layers[0].lattice.constant_px
+    sigma = float(np.hypot(_find_angle_error(pair, 0), _find_angle_error(pair, 1)))
+    shear = float(sizes[0] - sizes[1]) / float(sizes.sum())
+    return _Twist(angle, sigma, float(sizes.mean()), shear, np.asarray(moire, float))
+
+
+def _find_angle_error(pair: Pair, number: int) -> float:
+    """1-sigma error of a lattice's direction (radians), from the noise about its Bragg peaks."""
+    layer = pair.layers[number]
+    shape = pair.rest.shape
+    weight = np.outer(np.hanning(shape[0]), np.hanning(shape[1]))
+    power = np.abs(fft.fft2(pair.rest * weight)) ** 2 / np.square(weight).sum()
+    amplitude = np.abs(fft.fft2(layer.cell)) / layer.cell.size
+    third = layer.lattice.reciprocal[1] - layer.lattice.reciprocal[0]
+    variance = []
+    for vector, height in zip(
+        (*layer.lattice.reciprocal, third),
+        (amplitude[1, 0], amplitude[0, 1], amplitude[-1, 1]),
+        strict=True,
+    ):
+        middle = np.rint(vector * shape).astype(int)
+        near = np.ix_(*(np.arange(at - 12, at + 13) % side for at, side in zip(middle, shape, strict=True)))
+        noise = float(np.median(power[near])) / np.log(2.0)
+        phase = noise / (2.0 * max(float(height), 1e-300) ** 2 * np.prod(shape))  # rad², of the whole image
+        slope = 12.0 * phase / float(np.min(shape)) ** 2 / (2.0 * np.pi) ** 2
+        variance.append(slope / float(vector @ vector))
+    return float(np.sqrt(np.mean(variance) / 3.0))
+
+
+def _find_stacking(pair: Pair, places: list[Float]) -> NDArray[np.uint8]:
+    """Where each pixel lies in the cell of stackings: 0 hollow over hollow, 1 and 2 the two others of three-fold
+    symmetry, 3 the saddle points between them."""
+    _, index = _match(pair)
+    hollows = [2.0 * place[1] - place[0] for place in places]
+    one = pair.layers[0].phases.cell - hollows[0][:, None, None]
+    two = np.einsum("ij,jrc->irc", index, pair.layers[1].phases.cell - hollows[1][:, None, None])
+    shift = two - one
+    thirds = np.array([(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)]) / 3.0
+    if (make_hexagon(pair.layers[0].lattice) @ make_hexagon(pair.layers[0].lattice).T)[0, 1] > 0.0:
+        thirds = np.array([(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]) / 3.0
+    points = [*thirds, (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)]
+    vectors = np.linalg.inv(make_hexagon(pair.layers[0].lattice))
+    away = []
+    for point in points:
+        off = shift - np.array(point)[:, None, None]
+        off -= np.rint(off)
+        around = [
+            off + np.array(step)[:, None, None] for step in ((0, 0), (1, -1), (-1, 1), (1, 1), (-1, -1))
+        ]
+        lengths = [np.square(np.einsum("ij,jrc->irc", vectors, one)).sum(0) for one in around]
+        away.append(np.min(lengths, axis=0))
+    return np.minimum(np.argmin(away, axis=0), 3).astype(np.uint8)
+
+
+def _is_parallel(pair: Pair, places: list[Float]) -> bool:
+    """Whether the second sublattice lies on the same side of the first in both layers."""
+    _, index = _match(pair)
+    steps = [place[1] - place[0] for place in places]
+    return bool(np.abs((steps[0] - index @ steps[1] + 0.5) % 1.0 - 0.5).sum() < 0.34)
+
+
+def _describe(
+    twist: _Twist,
+    pair: Pair,
+    places: list[Float],
+    crystals: tuple[Crystal, Crystal],
+    *,
+    sure: bool,
+    calibration: Calibration,
+) -> dict[str, object]:
+    """The row of a pair of layers."""
+    degrees = abs(float(np.rad2deg(twist.angle)))
+    polar = sure and all(crystal.first != crystal.second for crystal in crystals)
+    parallel = not polar or _is_parallel(pair, places)
+    stacking = _find_stacking(pair, places)
+    shares = np.bincount(stacking.ravel(), minlength=4) / stacking.size
+    period = float(shortest_vectors(twist.moire).mean()) * crystals[0].lattice_nm
+    relative = twist.sigma * period / crystals[1].lattice_nm * np.sqrt(0.75)
+    expected = crystals[1].lattice_nm / crystals[0].lattice_nm
+    return {
+        "pair_id": 1,
+        "layer_a": 1,
+        "layer_b": 2,
+        "material_a": crystals[0].name,
+        "material_b": crystals[1].name,
+        "twist_deg": degrees if parallel else 60.0 - degrees,
+        "twist_sigma_deg": float(np.rad2deg(twist.sigma)),
+        "strain_percent": 100.0 * (twist.ratio / expected - 1.0),
+        "shear_percent": 100.0 * twist.shear,
+        "moire_nm": period,
+        "moire_sigma_nm": period * float(relative),
+        "kind": "" if not polar else "R" if parallel else "H",
+        **{
+            f"share_{name}": float(share)
+            for name, share in zip(("aa", "ab", "ba", "sp"), shares, strict=True)
+        },
+        "status": "accepted",
+        "reason": "",
+    }
+
+
+def _judge(
+    frame: pd.DataFrame,
+    micrograph: Micrograph,
+    twist: _Twist,
+    crystals: tuple[Crystal, Crystal],
+    calibration: Calibration,
+) -> pd.DataFrame:
+    """The row with its status."""
+    expected = crystals[1].lattice_nm / crystals[0].lattice_nm
+    off = twist.ratio / expected - 1.0
+    reason = f"the lattices differ in size by {twist.ratio - 1.0:+.1%}, those of the materials by {expected - 1.0:+.1%}"
+    frame = mark(frame, [abs(off) > _ODD_SIZE], status="uncertain", reason=f"{reason}: check --material")
+    few = abs(float(np.rad2deg(twist.angle))) < _LEAST_DEG
+    frame = mark(frame, [few], status="uncertain", reason="the lattices' peaks merge at so small a twist")
+    stated = micrograph.calibration
+    if stated is not None:
+        wrong = float(np.mean(stated.pixel_size_nm)) / calibration.pixel_size_nm[0] - 1.0
+        reason = f"the stated pixel size is off by {wrong:+.0%}: check --material and --nm-per-px"
+        frame = mark(frame, [abs(wrong) > _OFF_SHARE], status="uncertain", reason=reason)
+    return frame
+
+
+def build_stack(
+    found: pd.DataFrame,
+    crystals: tuple[Crystal, Crystal],
+    calibration: Calibration,
+    *,
+    shape: tuple[int, int],
+) -> Atoms:
+    """The atoms of both layers, the second one below: an image does not tell which is."""
+    counted = found[found["status"] != "rejected"]
+    layers = [
+        build_model(counted[counted["layer"] == number + 1], crystal, calibration, shape=shape)
+        for number, crystal in enumerate(crystals)
+    ]
+    gap = GAPS_NM[sum(crystal.is_dichalcogenide for crystal in crystals)]
+    below = layers[1].positions_nm - np.array([0.0, 0.0, gap])
+    symbols = [*layers[0].symbols, *layers[1].symbols]
+    return Atoms(symbols, np.vstack([layers[0].positions_nm, below]), layers[0].box_nm)
