@@ -676,7 +676,7 @@ def test_a_damaged_answer_is_named(tmp_path: Path, command: Any, capsys: Any) ->
     assert re.fullmatch(r"flatscope: [^\n]*\.zip is damaged[^\n]*run flatscope flakes again\n", said)
 
 
-@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "defects"])
+@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "moire", "defects"])
 def test_settings_of_every_command_come_from_its_dataclasses(name: str, capsys: Any) -> None:
     assert run(["schema", name]) == 0
     properties = json.loads(capsys.readouterr().out)["properties"]
@@ -687,7 +687,7 @@ def test_settings_of_every_command_come_from_its_dataclasses(name: str, capsys: 
         assert f"--{key.replace('_', '-')}" in words
 
 
-@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "defects"])
+@pytest.mark.parametrize("name", ["flakes", "twist", "atoms", "moire", "defects"])
 def test_help_names_every_material_and_no_python(name: str, capsys: Any) -> None:
     assert run([name, "--help"]) == 0
     words = " ".join(capsys.readouterr().out.split())

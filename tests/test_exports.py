@@ -30,6 +30,8 @@ from flatscope.results import (
     EVENT_COLUMNS,
     FLAKE_COLUMNS,
     LAYER_COLOURS,
+    LAYER_COLUMN_COLUMNS,
+    MOIRE_COLUMNS,
     TRACK_COLUMNS,
     TWIST_COLUMNS,
     Atoms,
@@ -37,6 +39,7 @@ from flatscope.results import (
     DefectTable,
     FlakeTable,
     Marks,
+    MoireTable,
     Provenance,
     Table,
     TrackTable,
@@ -129,6 +132,14 @@ def columns(image: str = "c.tif") -> ColumnTable:
     return ColumnTable(frame, marks, CALIBRATION, provenance(image), np.eye(2), strain, True, atoms)
 
 
+def moire(image: str = "s.tif") -> MoireTable:
+    frame = rows(MOIRE_COLUMNS, 1, image=image, twist_deg=[20.0], status="accepted", reason="")
+    atoms = Atoms(["W", "Se"], np.array([[1.0, 2.0, 0.0], [1.5, 0.25, -0.6]]), (3.0, 4.0))
+    found = rows(LAYER_COLUMN_COLUMNS, 2, image=image, layer=[1, 2], status="accepted", reason="")
+    marks = Marks.points([1], [10], [30], SHAPE)
+    return MoireTable(frame, marks, CALIBRATION, provenance(image), found, np.zeros(SHAPE, np.uint8), atoms)
+
+
 def defects(image: str = "d.tif") -> DefectTable:
     given = {"kind": ["V_Se", "hole"], "status": ["accepted", "uncertain"], "frame": None, "track_id": None}
     frame = rows(DEFECT_COLUMNS, 2, image=image, **given)
@@ -157,6 +168,7 @@ MAKERS: dict[type[Table], Callable[..., Any]] = {
     FlakeTable: flakes,
     TwistTable: twist,
     ColumnTable: columns,
+    MoireTable: moire,
     DefectTable: defects,
     TrackTable: tracks,
 }
@@ -174,7 +186,9 @@ def emptied(table: Any) -> Any:
         given["labels"] = np.zeros(SHAPE, np.int32)
     if isinstance(table, TrackTable):
         given["events"] = empty_frame(EVENT_COLUMNS)
-    if isinstance(table, ColumnTable):
+    if isinstance(table, MoireTable):
+        given["columns"] = empty_frame(LAYER_COLUMN_COLUMNS)
+    if isinstance(table, ColumnTable | MoireTable):
         given["model"] = Atoms([], np.empty((0, 3)), (3.0, 4.0))
     return replace(table, **given)
 

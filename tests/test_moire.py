@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.spatial import cKDTree
 
@@ -21,8 +22,10 @@ from flatscope.electron.drawing.stacks import (
     draw_bilayer,
 )
 from flatscope.electron.lattice import find_lattice, map_phases
+from flatscope.electron.moire import MoireParams, find_moire
 from flatscope.electron.physics.crystals import SheetParams
 from flatscope.electron.physics.imaging import ScanParams
+from flatscope.electron.stack_columns import OVERLAPPING
 from flatscope.electron.stacking import Other, find_others
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
@@ -158,3 +161,89 @@ def test_the_real_bilayer_is_two_lattices_and_the_real_monolayers_are_one(real_d
     assert other.ratio == pytest.approx(1.0, abs=0.015)
     for name in ("mos2/mos2_haadf.npy", "other/graphene_film.png", "other/mos2_holes.png"):
         assert look(open_image(name)) == (), name
+
+
+# --- flatscope moire -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("materials", "twist"), [(("MoS2",), 21.0), (("MoS2",), 55.0), (("MoS2", "WSe2"), 12.0)]
+)
+def test_twist_and_columns_of_drawn_bilayers_come_back(materials: tuple[str, ...], twist: float) -> None:
+    drawn = bilayer(twist, materials[0], materials[-1], vacancies={"first": 0.02})
+    table = find_moire(as_micrograph(drawn.scanned.image), MoireParams("/".join(materials)))
+    (row,) = table.frame.to_dict("records")
+    turned = twist if row["kind"] else min(twist, 60.0 - twist)
+    assert row["twist_deg"] == pytest.approx(turned, abs=0.1)
+    assert 0.003 < row["twist_sigma_deg"] < 0.05
+    assert abs(row["strain_percent"]) < 0.2 and row["shear_percent"] < 0.2
+    assert sum(row[f"share_{name}"] for name in ("aa", "ab", "ba", "sp")) == pytest.approx(1.0)
+    sheet, columns = drawn.scanned.sheet, table.columns
+    clear = columns[(columns["status"] != "rejected") & (columns["reason"] != OVERLAPPING)]
+    at = clear[["row_px", "col_px"]].to_numpy(float)
+    gap, nearest = cKDTree(sheet.sites_nm / PIXEL_NM).query(at)
+    assert float(np.sqrt(np.mean(gap**2) / 2.0)) * PIXEL_NM < 0.005
+    true = np.where(sheet.species[nearest] == "", "none", sheet.species[nearest])
+    if row["kind"]:
+        assert float((true == clear["species"]).mean()) > 0.97
+        gone = (true == "none") & (sheet.sublattice[nearest] == 0)
+        assert float((clear["species"][gone] == "none").mean()) > 0.9
+    layer = drawn.layer[nearest]
+    same = float((layer == clear["layer"] - 1).mean())
+    assert max(same, 1.0 - same) > 0.995
+
+
+def test_strain_of_one_layer_is_measured_against_the_other() -> None:
+    layers = (LayerParams("MoS2", 3.0), LayerParams("MoS2", 18.0, strain=(0.006, 0.006, 0.0)))
+    drawn = draw_bilayer(
+        np.random.default_rng(2),
+        BilayerParams(layers, distortion=SKEWED),
+        ScanParams(PIXEL_NM),
+        SCAN,
+        shape=(SIDE, SIDE),
+        electrons_per_px=20.0,
+    )
+    (row,) = find_moire(as_micrograph(drawn.scanned.image), MoireParams("MoS2")).frame.to_dict("records")
+    assert abs(row["strain_percent"]) == pytest.approx(0.6, abs=0.1)
+    assert row["twist_deg"] == pytest.approx(15.0, abs=0.1)
+
+
+def test_materials_and_pixel_sizes_that_do_not_fit_are_said() -> None:
+    image = bilayer(12.0, "MoS2", "WSe2").scanned.image
+    (row,) = find_moire(as_micrograph(image), MoireParams("MoS2")).frame.to_dict("records")
+    assert row["status"] == "uncertain" and "check --material" in row["reason"]
+    image = bilayer(21.0).scanned.image
+    (row,) = find_moire(as_micrograph(image, 1.38 * PIXEL_NM), MoireParams("MoS2")).frame.to_dict("records")
+    assert row["status"] == "uncertain" and "the stated pixel size is off by +38%" in row["reason"]
+    with pytest.raises(ValueError, match="names 3 layers: flatscope moire reads two"):
+        MoireParams("MoS2/WSe2/hBN")
+
+
+def test_three_lattices_are_no_bilayer() -> None:
+    layers = tuple(LayerParams("MoS2", turn) for turn in (3.0, 14.0, 35.0))
+    drawn = draw_bilayer(
+        np.random.default_rng(2),
+        BilayerParams(layers),
+        ScanParams(PIXEL_NM),
+        SCAN,
+        shape=(SIDE, SIDE),
+        electrons_per_px=20.0,
+    )
+    with pytest.raises(MicrographError, match="three lattices or more"):
+        find_moire(as_micrograph(drawn.scanned.image), MoireParams("MoS2"))
+
+
+def test_the_command_writes_a_row_a_pair_and_the_columns_of_both_layers(tmp_path: Path, capsys: Any) -> None:
+    np.save(tmp_path / "stack.npy", bilayer(21.0).scanned.image)
+    np.save(tmp_path / "flat.npy", monolayer("MoS2").astype(np.float32))
+    inputs = [str(tmp_path / "stack.npy"), str(tmp_path / "flat.npy")]
+    args = ["--material", "MoS2", "--workers", "1", "--out"]
+    assert run(["moire", *inputs, *args, str(tmp_path / "out")]) == 1
+    rows = pd.read_csv(tmp_path / "out" / "moire.csv")
+    assert rows["status"].tolist() == ["accepted", "failed"] and "one lattice only" in rows["reason"][1]
+    columns = pd.read_csv(tmp_path / "out" / "columns.csv")
+    assert set(columns["layer"].dropna()) == {1, 2}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"stack.layers.png", "stack.xyz", "stack.cif", "report.html"} <= written
+    assert run(["moire", inputs[1], *args, str(tmp_path / "alone")]) == 2
+    assert "one lattice only" in capsys.readouterr().err

@@ -321,6 +321,21 @@ def tracks(movies: int, seed: int, as_json: bool) -> int:
     return _print(scores, as_json=as_json)
 
 
+@evaluate.command()
+@click.option(
+    "--images", type=click.IntRange(1), default=4, show_default=True, help="Of each pair and range."
+)
+@click.option("--seed", type=click.IntRange(0), default=31, show_default=True, help="Of the drawn bilayers.")
+@_as_json
+def moire(images: int, seed: int, as_json: bool) -> int:
+    """Measure drawn twisted bilayers, beside the peaks in their spectrum read by hand; self-consistent figures."""
+    from flatscope.evaluation.moire import evaluate_moire
+
+    with show.progress("bilayers") as on_progress:
+        scores = evaluate_moire(count=images, seed=seed, on_progress=on_progress)
+    return _print(scores, as_json=as_json)
+
+
 def _refuse_half(image: Path | None, labels: Path | None) -> None:
     if (image is None) != (labels is None):
         raise click.UsageError("--image and --labels belong together")
