@@ -67,10 +67,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both lattices of a bilayer, and what they leave of the image."""
+    """Both lattices of a bilayer, what they leave of the image, and how far each row jumps along itself (pixels)."""
 
     layers: tuple[Layer, Layer]
     rest: Float
+    jumps: Float
 
 
 def follow_both(image: Float, first: Phases, other: Other) -> Pair:
@@ -87,16 +88,18 @@ def follow_both(image: Float, first: Phases, other: Other) -> Pair:
             models[number] = repeat_cell(rest, layer.phases)
             layers.append(layer)
         lattices = [layer.lattice for layer in layers]
-    moved = np.zeros((2, *flat.shape))
+    moved, jumps = np.zeros((2, *flat.shape)), np.zeros(len(flat))
     for _ in range(_FLOW_ROUNDS):
         moved += _find_flow(flat, models[0] + models[1], _FLOW_CELLS * lattices[0].constant_px)
-        moved[1] += _find_jumps(flat, models[0] + models[1])[:, None]
+        jumped = _find_jumps(flat, models[0] + models[1])
+        moved[1] += jumped[:, None]
+        jumps += jumped
         for number, layer in enumerate(layers):
             phases = replace(layer.phases, cell=_locate(layer.path, flat.shape, moved))
             rest = flat - models[1 - number]
             layers[number] = replace(layer, phases=phases, cell=fold_cell(rest, phases))
             models[number] = repeat_cell(rest, phases)
-    return Pair((layers[0], layers[1]), flat - models[0] - models[1])
+    return Pair((layers[0], layers[1]), flat - models[0] - models[1], jumps)
 
 
 def _follow_one(rest: Float, lattice: Lattice) -> Layer:
@@ -259,12 +262,14 @@ def _find_heights(layer: Layer, places: Float, width: float) -> tuple[float, flo
 
 
 def _find_place_error(pair: Pair) -> float:
-    """1-sigma error of a place (pixels): that of the scan's displacement, from the noise and the slopes of both."""
-    window = _FLOW_CELLS * pair.layers[0].lattice.constant_px
+    """1-sigma error of a place (pixels): of the scan's displacement and, along rows, of their jumps, by the noise."""
     slopes = np.gradient(repeat_mean(pair.layers[0]) + repeat_mean(pair.layers[1]))
     steep = 0.5 * float(np.mean(slopes[0] ** 2) + np.mean(slopes[1] ** 2))
-    noise = float(np.var(pair.rest))
-    return float(np.sqrt(noise / steep * (1.0 / (4.0 * np.pi * window**2) + 0.5 / pair.rest.shape[1])))
+    noise = float(np.var(pair.rest)) / steep
+    row = noise / pair.rest.shape[1]
+    jumps = float(np.var(pair.jumps))
+    window = _FLOW_CELLS * pair.layers[0].lattice.constant_px
+    return float(np.sqrt(noise / (4.0 * np.pi * window**2) + 0.5 * row * jumps / (jumps + row)))
 
 
 def repeat_mean(layer: Layer) -> Float:

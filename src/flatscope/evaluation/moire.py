@@ -51,8 +51,8 @@ class MoireScore(Score):
     `answered` counts images that were called a bilayer at all. Twist errors are median and largest; `twist_z` and
     `place_z` are the rms of errors over stated sigmas, 1 where those are honest. `f1` is that of columns with layer and
     species over all true columns; one called "not resolved" counts as found only where a column of the other layer lies
-    within 0.06 nm, a share of `overlapping`. `by_hand_deg` is the median error of the strongest peak of either layer in
-    the spectrum, read automatically.
+    within 0.06 nm, a share of `overlapping`. Places are scored without a common shift, which a detector's lag makes.
+    `by_hand_deg` is the median error of the strongest peak of either layer in the spectrum, read automatically.
     """
 
     material: str
@@ -171,6 +171,7 @@ def _compare(columns: pd.DataFrame, drawn: ScannedBilayer, *, swapped: bool) -> 
         first = (sheet.sublattice[true] == 0) & near & ~called
         empty = (seen["species"] == "none").to_numpy()
         off = (at[nearest] - places[true])[near]
+        off -= np.median(off, axis=0)  # a detector that lags moves the whole image
         counts = {
             "hits": float((good & occupied).sum()),
             "true": float(occupied.sum()),

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from flatscope.results.answers import (
-    COLUMN_COLUMNS,
-    DEFECT_COLUMNS,
-    EVENT_COLUMNS,
     EXTENDED_KINDS,
-    FLAKE_COLUMNS,
     LAYER_COLOURS,
-    LAYER_COLUMN_COLUMNS,
-    MOIRE_COLUMNS,
     MOST_NUMBERED,
     REJECTED_LABEL,
     TABLES,
     THICK_LABEL,
     THIN_LABEL,
-    TRACK_COLUMNS,
-    TWIST_COLUMNS,
     ColumnTable,
     DefectTable,
     FlakeTable,
@@ -25,6 +17,16 @@ from flatscope.results.answers import (
     TrackTable,
     TwistTable,
     column_names,
+)
+from flatscope.results.declared import (
+    COLUMN_COLUMNS,
+    DEFECT_COLUMNS,
+    EVENT_COLUMNS,
+    FLAKE_COLUMNS,
+    LAYER_COLUMN_COLUMNS,
+    MOIRE_COLUMNS,
+    TRACK_COLUMNS,
+    TWIST_COLUMNS,
 )
 from flatscope.results.marks import Marks
 from flatscope.results.model import ABOVE_NM, Atoms, count_densities, shortest_vectors

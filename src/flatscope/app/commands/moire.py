@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flatscope.app import show
-from flatscope.app.command import Call, Plan, analysis, require
+from flatscope.app.command import Call, Plan, analysis
 from flatscope.electron.moire import MoireParams
 from flatscope.runs.moire import ScanParams, make_task
 from flatscope.runs.task import Finished
@@ -19,7 +19,6 @@ def moire(call: Call, params: MoireParams, scan: ScanParams) -> Plan:
     Writes moire.csv (one row a pair of layers), columns.csv (one row a column, with its layer), NAME.layers.png,
     NAME.xyz and NAME.cif (the atomic model), report.html and run.json.
     """
-    require(call.options, "material")
     task = make_task(params, scan)
     items = call.name([(path,) for path in call.find("electron")], task.endings)
     return Plan(task, items, summarise, what="images")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from flatscope.results.answers import EVENT_COLUMNS, TrackTable
+from flatscope.results.answers import TrackTable
+from flatscope.results.declared import EVENT_COLUMNS
 from flatscope.results.table import Table, conform, describe, frame_to_csv, frame_to_parquet
 
 
