@@ -95,7 +95,7 @@ def _gif() -> bytes:
     struct.pack_into("<HH", data, 6, 12000, 12000)
     at = bytes(data).index(b"\x2c")
     struct.pack_into("<HH", data, at + 5, 12000, 12000)
-    return bytes(data[:60])
+    return bytes(data)
 
 
 def _jpg() -> bytes:
@@ -112,9 +112,10 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "mode.mrc": (lambda: _claim_mrc({12: 99}), "is damaged or truncated"),
     "claims.mrc": (
         lambda: _claim_mrc({0: 20000, 4: 20000, 8: 1}),
-        "11024 bytes hold no photograph of the 20000x20000 px claimed",
+        "11024 bytes hold no picture of the 20000x20000 px claimed",
     ),
     "negative.mrc": (lambda: _claim_mrc({0: -50}), "damaged"),
+    "extended.mrc": (lambda: _claim_mrc({92: 2_000_000_000}), r"truncated \(0 of at least 10000 bytes\)"),
     "short.mrc": (lambda: b"\x32\0\0\0", "damaged"),
     "cut_stack.tif": (lambda: _tiff(FRAMES, cut=0.6), "is damaged or truncated"),
     "one_of_five.tif": (lambda: _pages(cut=0.18), "is damaged or truncated"),
@@ -131,7 +132,7 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _header_npy("{'descr': '|u1', 'fortran_order': False, 'shape': (9, 90000, 90000)}"),
         "damaged",
     ),
-    "claims.gif": (_gif, "hold no photograph of the 12000x12000 px claimed"),
+    "claims.gif": (_gif, "hold no picture of the 12000x12000 px claimed"),
     "playlist.mp4": (lambda: b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "is no video that can be read"),
 }
 
@@ -161,8 +162,17 @@ def _frames_or_error(path: Path) -> Any:
 
 def test_a_flat_jpg_that_claims_more_than_a_camera_writes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(_jpg())
-    with pytest.raises(MicrographError, match="hold no photograph of the 9000x9000 px claimed"):
+    with pytest.raises(MicrographError, match="hold no picture of the 9000x9000 px claimed"):
         read(tmp_path / "a.jpg")
+
+
+def test_labels_of_one_value_are_read_and_those_of_a_bomb_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((3000, 4000), np.uint8)).save(path)
+    assert read_labels(path).shape == (3000, 4000)
+    (tmp_path / "a.gif").write_bytes(_gif())
+    with pytest.raises(MicrographError, match="hold no picture of the 12000x12000 px claimed"):
+        read_labels(tmp_path / "a.gif")
 
 
 def test_the_limit_on_megapixels_says_how_to_lift_it(monkeypatch: pytest.MonkeyPatch) -> None:

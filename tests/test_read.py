@@ -532,7 +532,7 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds(tmp_path: Path) -> No
         for name, data in blocks
     )
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    with pytest.raises(MicrographError, match="bytes hold no photograph of the 60000x60000 px claimed"):
+    with pytest.raises(MicrographError, match="bytes hold no picture of the 60000x60000 px claimed"):
         read(tmp_path / "bomb.png")
     # The header claims 80 GB, the file has a few bytes.
     claim = io.BytesIO()

@@ -118,7 +118,7 @@ def test_hdf5_that_claims_more_than_it_holds_takes_no_memory(tmp_path: Path, suf
     pytest.importorskip("rsciio")
     with h5py.File(tmp_path / f"a{suffix}", "w") as file:
         file.create_dataset("bomb", (90, 9000, 9000), np.float32, chunks=(1, 100, 100))
-    with pytest.raises(MicrographError, match="hold no photograph of the"):
+    with pytest.raises(MicrographError, match="hold no picture of the"):
         read(tmp_path / f"a{suffix}", modality="electron")
 
 
@@ -151,7 +151,7 @@ def test_npz_gives_the_array_that_was_asked_for_and_no_pickle(tmp_path: Path) ->
     with pytest.raises(MicrographError, match="an array of object is no picture"):
         read(tmp_path / "c.npz", modality="electron")
     np.savez_compressed(tmp_path / "d.npz", bomb=np.zeros((5000, 9000), np.uint8))
-    with pytest.raises(MicrographError, match="hold no photograph of the 9000x5000 px"):
+    with pytest.raises(MicrographError, match="hold no picture of the 9000x5000 px"):
         read(tmp_path / "d.npz", modality="electron")
 
 

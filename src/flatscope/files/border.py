@@ -26,6 +26,7 @@ _MAX_MPX = 100.0  # 10,000 px a side; a worker takes up to 40 bytes a pixel (a j
 # No camera is so free of noise that a byte could hold this many pixels: Pillow's jpg of quality 1 of a graphene flake
 # holds 62. Small pictures cost nothing and may be drawn ones of a single colour.
 _MOST_PX_PER_BYTE = 200
+_MOST_DRAWN_PX_PER_BYTE = 8256  # deflate's limit of 1,032 bytes a byte, with eight pixels in each
 _SMALL_PX = 4_000_000
 
 
@@ -77,7 +78,9 @@ def check_file(path: Path, *, what: str = "file") -> int:
     return found.st_size
 
 
-def check_claim(shape: Sequence[int], *, there: int, raw_bytes: float | None = None) -> None:
+def check_claim(
+    shape: Sequence[int], *, there: int, raw_bytes: float | None = None, drawn: bool = False
+) -> None:
     """Refuse an image whose header claims more than a worker can hold, or than the file can.
 
     Parameters
@@ -88,6 +91,8 @@ def check_claim(shape: Sequence[int], *, there: int, raw_bytes: float | None = N
         Bytes of the file, or of its part that holds these pixels.
     raw_bytes
         What the pixels take in the file where they are not compressed.
+    drawn
+        Labels and the like, of few values and without noise.
 
     Raises
     ------
@@ -100,10 +105,11 @@ def check_claim(shape: Sequence[int], *, there: int, raw_bytes: float | None = N
     if raw_bytes is not None and raw_bytes > there:
         raise MicrographError(say_truncated(there, math.ceil(raw_bytes)))
     pixels = rows * cols * math.prod(count)
-    if pixels > max(_SMALL_PX, _MOST_PX_PER_BYTE * there):
+    most = _MOST_DRAWN_PX_PER_BYTE if drawn else _MOST_PX_PER_BYTE
+    if pixels > max(_SMALL_PX, most * there):
         size = " of ".join([*map(str, count), f"{cols}x{rows} px"])
         raise MicrographError(
-            f"is damaged or truncated: {there} bytes hold no photograph of the {size} claimed: copy or export it again"
+            f"is damaged or truncated: {there} bytes hold no picture of the {size} claimed: copy or export it again"
         )
     mpx = rows * cols / 1e6
     if mpx > find_max_mpx():

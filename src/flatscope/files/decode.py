@@ -21,6 +21,9 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's limit on a picture; `check_claim` has 
 _MOST_LAST = 16
 """An array whose third side is shorter holds its images along that one."""
 
+_MRC_HEADER = 1024  # bytes; what microscopes add to it follows, and bytes 92 to 95 say how much
+_MRC_EXTENDED = slice(92, 96)
+
 # Pillow's modes that are no array of gray, RGB or RGBA values, and what they become.
 _PLAIN_MODES = {
     "P": "RGB",
@@ -183,20 +186,23 @@ def decode_mrc(data: bytes, *, stack: bool = False) -> Decoded:
     from mrcfile.utils import data_dtype_from_header, data_shape_from_header
 
     # mrcfile would first reserve what the header claims, and gives None for a kind of data that it doesn't know.
-    header: Any = MrcInterpreter(io.BytesIO(data), permissive=True, header_only=True).header
+    head = bytearray(data[:_MRC_HEADER])
+    claim, head[_MRC_EXTENDED] = head[_MRC_EXTENDED], bytes(4)
+    opened = MrcInterpreter(io.BytesIO(head), permissive=True, header_only=True)
+    header: Any = opened.header
     if header is None:
         raise MicrographError("is no MRC file or its header is damaged: export it again")
     kind, shape = data_dtype_from_header(header), data_shape_from_header(header)
     if kind.kind not in "iuf":
         raise MicrographError(f"holds numbers of {kind}, as a Fourier transform does: save an image")
     check_claim(shape[-2:], there=len(data))
-    begin = header.nbytes + max(int(header.nsymbt), 0)
+    begin = _MRC_HEADER + max(int(np.frombuffer(claim, header.nsymbt.dtype)[0]), 0)
     claimed, there = math.prod(shape) * kind.itemsize, len(data) - begin
     if claimed > there:
         raise MicrographError(say_truncated(max(there, 0), claimed))
     pixels = np.frombuffer(data, kind, math.prod(shape), begin).reshape(shape)
     pixels = pixels.astype(kind.newbyteorder("="))
-    size = MrcInterpreter(io.BytesIO(data), permissive=True, header_only=True).voxel_size
+    size = opened.voxel_size
     notes = []
     if pixels.ndim == 3 and not stack:
         notes.append(f"the first of {len(pixels)} images was read")

@@ -195,7 +195,8 @@ def read_stack(path: Path | str, *, um_per_px: float | None = None, signal: str 
     path = Path(path)
     given = _calibrate_by_user(um_per_px)
     data, _, decoded = _decode(path, _ELECTRON_KINDS, stack=True, signal=signal)
-    decoded.pixel_size_nm = _square(decoded.pixel_size_nm, decoded.notes)
+    with guard(path):
+        decoded.pixel_size_nm = _square(decoded.pixel_size_nm, decoded.notes)
     frames = decoded.pixels
     if frames.dtype.kind == "b":
         frames = frames.astype(np.uint8)
@@ -365,8 +366,9 @@ def _square(size_nm: tuple[float, float] | None, notes: list[str]) -> tuple[floa
     MicrographError
         If it is no square.
     """
-    if size_nm is None or size_nm[0] == size_nm[1]:
-        return size_nm
+    low, high = PIXEL_SIZE_RANGE_NM
+    if size_nm is None or not all(low <= side <= high for side in size_nm):
+        return size_nm  # `calibrate` says that it is no microscope's
     (rows, cols), (small, large) = size_nm, sorted(size_nm)
     if large > _MOST_OBLONG * small:
         raise MicrographError(

@@ -100,8 +100,9 @@ def check_page(page: Any, size: int, *, drawn: bool = False) -> None:
     plain = frame.compression == 1
     check_claim(
         (frame.imagelength, frame.imagewidth),
-        there=frame.imagelength * frame.imagewidth if drawn and not plain else size,
+        there=size,
         raw_bytes=raw if plain else None,
+        drawn=drawn or plain,
     )
     if len(page.dataoffsets) < math.prod(frame.chunked):
         raise MicrographError(
