@@ -389,6 +389,23 @@ def test_weights_with_a_damaged_card_give_one_line(tmp_path: Path, damage: bytes
     assert str(caught.value).startswith(f"{tmp_path / 'a.onnx'}: ") and "\n" not in str(caught.value)
 
 
+def test_a_foreign_network_with_a_card_of_ours_gives_one_line(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])],
+        "foreign",
+        [value("x", onnx.TensorProto.FLOAT, [4])],
+        [value("y", onnx.TensorProto.FLOAT, [4])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.helper.set_model_props(model, {cards.KEY: Network.load("flakes").card.to_json()})
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(WeightsError, match="takes or gives no pictures: export it again"):
+        Network.load(tmp_path / "a.onnx")
+
+
 def test_a_card_with_an_infinite_scale_is_damaged() -> None:
     text = Network.load("flakes").card.to_json()
     with pytest.raises(WeightsError, match="damaged card: Infinity is no number"):

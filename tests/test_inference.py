@@ -279,7 +279,7 @@ def test_damaged_files_are_named_in_one_line(good: Path, tmp_path: Path) -> None
 def test_a_network_without_a_card_is_refused(good: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"bare.onnx: holds no flatscope card"):
         Network.load(rewrite(good, tmp_path / "bare.onnx", None))
-    with pytest.raises(WeightsError, match=r"odd.onnx: damaged card: not JSON"):
+    with pytest.raises(WeightsError, match=r"odd.onnx: damaged card: is no JSON"):
         Network.load(rewrite(good, tmp_path / "odd.onnx", "{"))
 
 

@@ -178,6 +178,8 @@ def _open(content: bytes, path: Path, threads: int) -> Any:
 
 def _check_fit(card: Card, session: Any) -> None:
     inputs, outputs = session.get_inputs(), session.get_outputs()
+    if not inputs or not outputs or min(len(inputs[0].shape), len(outputs[0].shape)) < 2:
+        raise WeightsError("the network takes or gives no pictures: export it again")
     given = (inputs[0].shape[1], len(inputs), len(outputs))
     wanted = (len(card.channels), 1, 1)
     if given != wanted:
