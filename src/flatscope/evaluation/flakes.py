@@ -29,6 +29,8 @@ from flatscope.optical.materials import find_material
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
 from flatscope.results import FlakeTable
 
+_LEAST_PX = 300
+"""Regions of scenes below this are not scored."""
 BULK_NM = 4.0
 """Masks of real pictures mark flakes up to about this thickness (twelve layers of graphene, six of MoS2)."""
 
@@ -144,7 +146,7 @@ class SceneScores(Score):
     number is among those named, `ambiguous` the share with more than one. `crystal` is the share of all regions of at
     least 300 px in the answer that lie on a crystal and not on residue or bare substrate. `confusion` counts true
     (rows, 1 to 6 and thick) against stated likeliest layer number; `reliability` lists stated probability, share right
-    and number.
+    and number; `crystal_reliability` does so for `p_flake` of all regions, rejected ones too.
     """
 
     found: Interval
@@ -153,6 +155,7 @@ class SceneScores(Score):
     crystal: Interval
     confusion: list[list[int]]
     reliability: list[tuple[float, float, int]]
+    crystal_reliability: list[tuple[float, float, int]]
     oxide_pull: float
     regions: int
     scenes: int
@@ -174,6 +177,8 @@ def evaluate_scenes(
     """
     network = network or Network.load("flakes")
     per_scene, stated, correct, pulls = [], [], [], []
+    chances: list[float] = []
+    crystals: list[bool] = []
     confusion = np.zeros((7, 7), int)
     for index in range(count):
         rng = np.random.default_rng(np.random.SeedSequence(entropy=(seed, 990_000), spawn_key=(index,)))
@@ -196,6 +201,9 @@ def evaluate_scenes(
                 *_count_crystals(table, scene),
             )
         )
+        rows = table.frame[table.frame["area_px"] >= _LEAST_PX]
+        chances += rows["p_flake"].tolist()
+        crystals += _lie_on_crystals(table, scene, rows).tolist()
         for answer in hits:
             confusion[answer.true - 1, answer.likeliest - 1] += 1
             if np.isfinite(answer.p):
@@ -214,6 +222,7 @@ def evaluate_scenes(
         crystal=bootstrap(per_scene, ratio(5, 4)),
         confusion=confusion.tolist(),
         reliability=reliability(np.array(stated), np.array(correct, bool)),
+        crystal_reliability=reliability(np.array(chances), np.array(crystals, bool)),
         oxide_pull=float(np.std(pulls)) if pulls else float("nan"),
         regions=sum(row[0] for row in per_scene),
         scenes=count,
@@ -236,14 +245,19 @@ class Answer:
     area_px: int
 
 
-def _count_crystals(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> tuple[int, int]:
-    """Regions in the answer, and how many of them lie on a crystal by more than half."""
+def _count_crystals(table: FlakeTable, scene: Scene) -> tuple[int, int]:
+    """Regions in the answer, and how many of them lie on a crystal."""
+    rows = table.found[table.found["area_px"] >= _LEAST_PX]
+    return len(rows), int(_lie_on_crystals(table, scene, rows).sum())
+
+
+def _lie_on_crystals(table: FlakeTable, scene: Scene, rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which of these regions lie on a crystal by more than half."""
     crystal = np.where(scene.foreign, 0, scene.regions > 0)
-    rows = table.found[table.found["area_px"] >= least_px]
     on_crystal = np.bincount(table.labels.ravel(), weights=crystal.ravel())
     areas = np.bincount(table.labels.ravel())
     regions = rows["region_id"].to_numpy(int)
-    return len(regions), int((on_crystal[regions] > 0.5 * areas[regions]).sum())
+    return np.asarray(on_crystal[regions] > 0.5 * areas[regions])
 
 
 def pair_with_truth(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> list[Answer]:
