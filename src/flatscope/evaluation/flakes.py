@@ -177,8 +177,7 @@ def evaluate_scenes(
     """
     network = network or Network.load("flakes")
     per_scene, stated, correct, pulls = [], [], [], []
-    chances: list[float] = []
-    crystals: list[bool] = []
+    flakes: list[tuple[float, bool]] = []
     confusion = np.zeros((7, 7), int)
     for index in range(count):
         rng = np.random.default_rng(np.random.SeedSequence(entropy=(seed, 990_000), spawn_key=(index,)))
@@ -202,8 +201,7 @@ def evaluate_scenes(
             )
         )
         rows = table.frame[table.frame["area_px"] >= _LEAST_PX]
-        chances += rows["p_flake"].tolist()
-        crystals += _lie_on_crystals(table, scene, rows).tolist()
+        flakes += zip(rows["p_flake"].tolist(), _lie_on_crystals(table, scene, rows).tolist(), strict=True)
         for answer in hits:
             confusion[answer.true - 1, answer.likeliest - 1] += 1
             if np.isfinite(answer.p):
@@ -222,7 +220,7 @@ def evaluate_scenes(
         crystal=bootstrap(per_scene, ratio(5, 4)),
         confusion=confusion.tolist(),
         reliability=reliability(np.array(stated), np.array(correct, bool)),
-        crystal_reliability=reliability(np.array(chances), np.array(crystals, bool)),
+        crystal_reliability=reliability(np.array(flakes)[:, 0], np.array(flakes)[:, 1] > 0),
         oxide_pull=float(np.std(pulls)) if pulls else float("nan"),
         regions=sum(row[0] for row in per_scene),
         scenes=count,
