@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background, mend_channels, note_channels
+from flatscope.optical.batches import Grouping, Sighting, fit_batches, from_plain
 from flatscope.optical.camera import GREY
 from flatscope.optical.evidence import Evidence, gather_evidence
-from flatscope.optical.layers import LayerPosterior, count_layers
+from flatscope.optical.layers import LayerPosterior, SetupFit, name_regions
 from flatscope.optical.materials import choose_material
-from flatscope.optical.observations import KnownRegion, observe_known, observe_regions
+from flatscope.optical.observations import KnownRegion, Observation, observe_known, observe_regions
 from flatscope.optical.regions import (
     Regions,
     Weights,
@@ -90,6 +91,9 @@ class FlakeParams:
         Thickness of one layer, for a material that is not built in.
     nk
         CSV file of wavelength_nm, n and k of the material.
+    group
+        Pictures that share a set-up: auto (those of one folder whose size and substrate's colour agree), folder (all of
+        one folder), or none (each picture alone).
     """
 
     material: str = "graphene"
@@ -103,6 +107,7 @@ class FlakeParams:
     substrate: str = "SiO2 / Si"
     layer_nm: float | None = None
     nk: tuple[tuple[float, float, float], ...] = ()
+    group: Grouping = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nk", tuple(tuple(row) for row in self.nk))  # JSON has lists
@@ -111,6 +116,8 @@ class FlakeParams:
             raise ValueError(f"min_area_px of {self.min_area_px}: a region has at least 1 px")
         if self.min_area_um2 is not None and not 0 <= self.min_area_um2 < np.inf:
             raise ValueError(f"min_area_um2 of {self.min_area_um2} is no area: give 0 or more")
+        if self.group not in get_args(Grouping):
+            raise ValueError(f"group {self.group!r}: use auto, folder or none")
         if not 0 <= self.light_order <= 8:
             raise ValueError(
                 f"light_order of {self.light_order} lies outside 0 to 8: leave it out for {LIGHT_ORDER}"
@@ -275,18 +282,25 @@ def find_regions(
     return found
 
 
-def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()) -> list[FlakeTable]:
+def name_layers(
+    pictures: Sequence[Regions],
+    params: FlakeParams = FlakeParams(),
+    *,
+    fits: Sequence[SetupFit] | None = None,
+) -> list[FlakeTable]:
     """Count the layers of the regions of one or more pictures.
 
-    This is the light half of `find_flakes`: it takes all pictures of a set-up and looks at no pixels. For now each
-    picture is fitted alone.
+    This is the light half of `find_flakes`: it looks at no pixels. Pictures of one size whose substrates have one
+    colour are fitted together: what one cannot tell, the others do. The order of the pictures does not matter.
 
     Parameters
     ----------
     pictures
-        What `find_regions` found in the pictures of one set-up.
+        What `find_regions` found in each picture.
     params
-        Material, set-up, known regions.
+        Material, set-up, known regions, and which pictures share a set-up.
+    fits
+        The set-up of each picture, from `fit_setups`, where other pictures had a say in it; None fits these alone.
 
     Returns
     -------
@@ -301,12 +315,17 @@ def name_layers(pictures: Sequence[Regions], params: FlakeParams = FlakeParams()
     >>> set(table.frame["status"]) <= {"accepted", "uncertain", "rejected"}
     True
     """
-    posteriors = [fit_layers(regions, params) for regions in pictures]
+    if fits is None:
+        fits = fit_setups([Sighting.of(regions) for regions in pictures], params, _weights_of(pictures))
     settings = as_plain(params)
     return [
-        tabulate(regions, posterior, material=params.material, settings=settings)
-        for regions, posterior in zip(pictures, posteriors, strict=True)
+        tabulate(regions, _place_layers(regions, fit), material=params.material, settings=settings)
+        for regions, fit in zip(pictures, fits, strict=True)
     ]
+
+
+def _weights_of(pictures: Sequence[Regions]) -> Weights | None:
+    return pictures[0].weights if pictures else None
 
 
 class _Clock:
@@ -404,26 +423,50 @@ def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-def fit_layers(regions: Regions, params: FlakeParams) -> LayerPosterior:
+def fit_setups(
+    sightings: Sequence[Sighting], params: FlakeParams, weights: Weights | None = None
+) -> list[SetupFit]:
+    """Fit a set-up to each batch of pictures.
+
+    Parameters
+    ----------
+    sightings
+        What each picture shows of its set-up.
+    params
+        Material, set-up, known regions, and which pictures share a set-up.
+    weights
+        The network that found the regions; it may know some.
+
+    Returns
+    -------
+    The fit that belongs to each picture.
+    """
+    return fit_batches(sightings, _gather_known(params, weights), params.prior(), group=params.group)
+
+
+def recall_fit(plain: Mapping[str, Any], params: FlakeParams, weights: Weights) -> SetupFit:
+    """A fit of `fit_setups` from the plain values of `batches.to_plain`, under the same settings."""
+    return from_plain(plain, _gather_known(params, weights), params.prior())
+
+
+def _gather_known(params: FlakeParams, weights: Weights | None) -> Observation:
+    recalled = recall_known(weights, params.material) if weights else ()
+    return observe_known((*params.known, *recalled))
+
+
+def _place_layers(regions: Regions, fit: SetupFit) -> LayerPosterior:
     """Layer probabilities of every region of a picture, NaN for regions below the smallest area."""
-    known = (*params.known, *recall_known(regions.weights, params.material))
-    observation = observe_regions(regions)
-    if known:
-        observation = observe_known(known).join(observation)
-    prior = replace(params.prior(), gray=regions.is_gray)
-    # The same picture and settings give the same answer.
-    posterior = count_layers(observation, prior, rng=np.random.default_rng(0))
-    measured = observation.known == 0
-    of_each = posterior.thickness.take(np.flatnonzero(measured))
-    thickness = of_each.spread(regions.large_enough)
+    posterior = name_regions(observe_regions(regions), fit)
 
     def place(values: Float) -> Float:
         placed = np.full((len(regions), *values.shape[1:]), np.nan)
-        placed[regions.large_enough] = values[measured]
+        placed[regions.large_enough] = values
         return placed
 
     placed: dict[str, Any] = {name: place(getattr(posterior, name)) for name in _OF_EACH}
-    return replace(posterior, thickness=thickness, **placed)
+    step = np.zeros(len(regions), np.int64)
+    step[regions.large_enough] = posterior.step
+    return replace(posterior, step=step, **placed)
 
 
 def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:

@@ -1,29 +1,30 @@
-"""How many layers: posterior probabilities from the contrast of all regions of a picture together.
+"""How many layers: posterior probabilities from the contrast of all regions of a batch of pictures together.
 
 The contrast of N layers depends on oxide, lamp, aperture, camera and published refractive indices, none of which is
 known well. A population of set-ups is drawn from the prior and moved, step by step, towards those that explain all
-regions of the picture: sequential Monte Carlo (Del Moral et al. 2006, doi:10.1111/j.1467-9868.2006.00553.x) with moves
-along differences of the population (ter Braak 2006, doi:10.1007/s11222-006-8769-1). What remains uncertain about the
+levels of the batch (`flatscope.optical.tempering`). What remains uncertain about the
 set-up stays in the probabilities.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
+from flatscope.optical.levels import Levels, find_levels, observe_levels
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import MOST_LAYERS, Observation
 from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
-from flatscope.optical.thickness import Thickness, measure_thickness
+from flatscope.optical.tempering import temper
 from flatscope.optical.thinfilm import LAYER_GRID
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 _FEW = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
 """Entries of `LAYER_GRID` up to ten layers: "few", where the grid has no gaps."""
@@ -41,19 +42,14 @@ _DRAWN = 4000
 weigh the two ways evenly."""
 _PARTICLES = 500
 """Set-ups that move on to the posterior."""
-_REPORTED = 250
-"""Set-ups over which the probabilities are averaged."""
-_MOVES = 3
-"""Moves of every set-up at each temperature, three times as many at the end."""
-_FITTED_REGIONS = 16
-"""Largest number of regions that the set-up is fitted to."""
-_SAME_CONTRAST = 0.015
-"""Regions closer than this in every channel say the same …"""
-_ALIKE_REGIONS = 3
-"""… and at most this many of them are fitted."""
+_THINNED = 2
+"""Every second one is kept: probabilities are averaged over these."""
 _WITNESSES = 6.0
 """Regions share the errors of the published indices: more than this many do not make the set-up surer (found on drawn
 scenes, seeds 1 and 2)."""
+_EMPTY_RUNG = 1.0
+"""Price, in log-odds, of a layer number that no level of the batch has, below one that has a level: crystals cleave and
+grow layer by layer, so that ladders have few gaps."""
 _FREEDOM = 4
 """Degrees of freedom of the Student distribution of contrasts; residue and blurred edges give it heavy tails."""
 _SHARE_FEW = 0.55
@@ -68,6 +64,8 @@ _RESIDUE_WIDTH = 0.06
 """Spread of the contrast of residue."""
 _FOREIGN_WIDTH = 0.6
 """Spread of the contrast of other foreign matter."""
+_BRIGHT = 0.6
+"""A crystal with this contrast is thick."""
 _SHARPER = 1.15
 """Exponent of the final probabilities, which `_WITNESSES` leaves too unsure (found on drawn scenes, seeds 1 and 2)."""
 _OXIDE_SHARE = 0.015
@@ -78,9 +76,61 @@ _MEMORY_LAYERS = 6.0
 """What theory misses at a known region fades away (1/e) over this many layers."""
 
 
+@dataclass(frozen=True, eq=False)
+class SetupFit:
+    """What the levels of a batch say of its set-up.
+
+    Parameters
+    ----------
+    prior
+        Before looking.
+    latent
+        Set-ups of the posterior, standard normal numbers of shape (n, `LATENTS`).
+    levels
+        Of the batch.
+    known
+        Regions of known layer number; none, mostly.
+    bare_colour
+        Stored colour of the substrate in fractions of full scale, shape (3,).
+    log_evidence
+        Logarithm of the probability density of the levels, averaged over the prior.
+    notes
+        What the colours say against the stated set-up, one line each.
+    """
+
+    prior: Prior
+    latent: Float
+    levels: Levels
+    known: Observation
+    bare_colour: Float
+    log_evidence: float
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def setups(self) -> Setups:
+        """Set-ups over which probabilities are averaged."""
+        return self.prior.setups(self.latent)
+
+    @cached_property
+    def theory(self) -> Float32:
+        """Stored contrasts of `LAYER_GRID` layers in each of them, shape (n, layers, 3)."""
+        return self.setups.contrasts(self.bare_colour).astype(np.float32)
+
+    @property
+    def p_open(self) -> float:
+        """Probability that the oxide is not the stated one."""
+        return float(self.setups.is_open.mean())
+
+    def oxide(self) -> tuple[float, float]:
+        """Oxide and its 1-sigma error in nm, by the stated oxide or without it, whichever is likelier."""
+        likelier = self.setups.is_open == (self.p_open > 0.5)
+        oxide = self.setups.oxide_nm[likelier]
+        return float(oxide.mean()), float(np.hypot(oxide.std(), _OXIDE_SHARE * oxide.mean()))
+
+
 @dataclass(frozen=True)
 class LayerPosterior:
-    """What a picture says of its regions and of the set-up.
+    """What a batch says of the regions of a picture and of the set-up.
 
     Parameters
     ----------
@@ -94,8 +144,12 @@ class LayerPosterior:
         Oxide thickness after looking at the picture.
     gamma
         The camera's gamma, posterior mean.
-    thickness
-        Of every region, in nm.
+    step
+        Shape (regions,): which step of contrast among the thin levels of the batch it belongs to, from 1; 0 for none.
+    steps
+        Number of these steps.
+    notes
+        What the colours say against the stated set-up, one line each.
     """
 
     p: Float
@@ -105,11 +159,18 @@ class LayerPosterior:
     oxide_nm: float
     oxide_sigma_nm: float
     gamma: float
-    thickness: Thickness
+    step: Ints
+    steps: int
+    notes: tuple[str, ...] = ()
+
+    def take(self, which: Ints) -> LayerPosterior:
+        """The regions at the given places."""
+        names = ("p", "p_foreign", "low", "high", "step")
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
 
 
 def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Generator) -> LayerPosterior:
-    """Fit the set-up to all regions of a picture together and give every region's layer probabilities.
+    """Fit the set-up to the regions of one picture and give every region's layer probabilities.
 
     Parameters
     ----------
@@ -124,15 +185,70 @@ def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Gener
     -----
     Fails without notice where the crystal is another material that happens to share the colours of the stated one.
     """
-    latent = rng.standard_normal((_DRAWN, LATENTS))
-    witnesses = _choose_witnesses(observation)
+    known = observation.known > 0
+    regions = observation.take(np.flatnonzero(~known))
+    fit = fit_setups(
+        find_levels([regions]),
+        observation.take(np.flatnonzero(known)),
+        prior,
+        bare_colour=observation.bare_colour,
+        rng=rng,
+    )
+    return name_regions(observation, fit)
+
+
+def fit_setups(
+    levels: Levels,
+    known: Observation,
+    prior: Prior,
+    *,
+    bare_colour: Float,
+    rng: np.random.Generator,
+    drawn: int = _DRAWN,
+) -> SetupFit:
+    """Fit one set-up to the levels of a batch.
+
+    Parameters
+    ----------
+    levels
+        From `find_levels`.
+    known
+        Regions of known layer number, each number at most once.
+    prior
+        Material and nominal set-up.
+    bare_colour
+        Stored colour of the substrate in fractions of full scale, shape (3,).
+    rng
+        Source of randomness.
+    drawn
+        Set-ups drawn from the prior.
+    """
+    witnesses = replace(known.join(observe_levels(levels)), bare_colour=bare_colour)
+    latent, log_evidence = rng.standard_normal((_PARTICLES, LATENTS)), 0.0
     if len(witnesses.contrast):
-        latent = _fit_setups(witnesses, prior, latent, rng=rng)
-    latent = latent[:_PARTICLES]
-    setups = prior.setups(latent)
-    crystal, foreign = _log_likelihood(observation, prior.setups(latent[:: _PARTICLES // _REPORTED]))
-    thickness = measure_thickness(observation, witnesses, prior.setups(latent[:: _PARTICLES // _REPORTED]))
-    return _summarise(crystal, foreign, setups, observation.known, thickness)
+        latent, log_evidence = _fit_setups(witnesses, prior, rng=rng, drawn=drawn)
+    # In single precision, as other processes get them.
+    latent = latent[::_THINNED].astype(np.float32).astype(float)
+    return SetupFit(prior, latent, levels, known, bare_colour, log_evidence)
+
+
+def weigh_material(fit: SetupFit, prior: Prior, *, drawn: int, rng: np.random.Generator) -> float:
+    """Logarithm of the density of the levels of a batch under another prior, averaged over set-ups of stated oxide."""
+    latent = rng.standard_normal((drawn, LATENTS))
+    latent[:, -1] = 0.0  # the stated oxide is right
+    witnesses = replace(observe_levels(fit.levels), bare_colour=fit.bare_colour)
+    heat = min(1.0, _WITNESSES / len(fit.levels))
+    return float(logsumexp(heat * _log_evidence(witnesses, prior, latent)) - np.log(drawn))
+
+
+def name_regions(observation: Observation, fit: SetupFit) -> LayerPosterior:
+    """Layer probabilities of the regions of one picture under a fitted set-up."""
+    if len(fit.known.known) and not (observation.known > 0).any():
+        observation = fit.known.join(observation)
+        posterior = name_regions(observation, fit)
+        return posterior.take(np.flatnonzero(observation.known == 0))
+    crystal, foreign = _log_likelihood(observation, fit.theory, fit.prior)
+    return _summarise(crystal, foreign, fit, observation)
 
 
 def sample_ladders(
@@ -153,45 +269,21 @@ def sample_ladders(
     -------
     The set-ups, and the stored contrast of `LAYER_GRID` layers in each, through the known ones; shape (count, 28, 3).
     """
-    latent = rng.standard_normal((_DRAWN, LATENTS))
-    setups = prior.setups(_fit_setups(known, prior, latent, rng=rng)[:count])
+    setups = prior.setups(_fit_setups(known, prior, rng=rng)[0][:count])
     ladders, _, _ = _pass_through(setups.contrasts(known.bare_colour).astype(np.float32), known)
     return setups, ladders.astype(float)
 
 
-def _fit_setups(witnesses: Observation, prior: Prior, latent: Float, *, rng: np.random.Generator) -> Float:
-    """Move set-ups drawn from the prior to the posterior, by tempering; `_PARTICLES` of them arrive."""
+def _fit_setups(
+    witnesses: Observation, prior: Prior, *, rng: np.random.Generator, drawn: int = _DRAWN
+) -> tuple[Float, float]:
+    """Set-ups of the posterior, and the logarithm of the witnesses' density averaged over the prior."""
     heat = min(1.0, _WITNESSES / len(witnesses.contrast))
 
     def evidence(latent: Float) -> Float:
-        return heat * _log_evidence(witnesses, prior.setups(latent))
+        return heat * _log_evidence(witnesses, prior, latent)
 
-    fit = evidence(latent)
-    reached, step = 0.0, 0.6
-    while reached < 1.0:
-        advance = _next_temperature(fit, 1.0 - reached)
-        reached += advance
-        weight = np.exp(advance * fit - logsumexp(advance * fit))
-        chosen = _resample(rng, weight, count=_PARTICLES)
-        latent, fit = latent[chosen], fit[chosen]
-        for _ in range(_MOVES if reached < 1.0 else 3 * _MOVES):
-            latent, fit, share = _move(rng, latent, fit, evidence, reached=reached, step=step)
-            step = float(np.clip(step * (1.35 if share > 0.35 else 0.7 if share < 0.2 else 1.0), 0.05, 1.0))
-    return rng.permutation(latent)
-
-
-def _choose_witnesses(observation: Observation) -> Observation:
-    """The regions that fix the set-up best: known ones, then large unsaturated ones of different contrast."""
-    order = np.argsort(-(observation.area_px + 1e9 * (observation.known > 0)))
-    chosen: list[int] = []
-    for place in order[observation.witness[order] & ~observation.saturated[order].any(1)]:
-        distance = np.abs(observation.contrast[chosen] - observation.contrast[place])
-        if (distance < _SAME_CONTRAST).all(1).sum() < _ALIKE_REGIONS:
-            chosen.append(int(place))
-        if len(chosen) == _FITTED_REGIONS:
-            break
-    witnesses = observation.take(np.array(chosen, int))
-    return replace(witnesses, sigma=np.hypot(witnesses.sigma, witnesses.uneven))
+    return temper(rng.standard_normal((drawn, LATENTS)), evidence, count=_PARTICLES, rng=rng)
 
 
 def _layer_log_prior() -> Float:
@@ -207,19 +299,27 @@ def _layer_log_prior() -> Float:
 _LOG_PRIOR = _layer_log_prior()
 
 
-def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float32, Float]:
+def _log_likelihood(observation: Observation, theory: Float32, prior: Prior) -> tuple[Float32, Float]:
     """Log likelihood times prior of each region, set-up and layer number, and of foreign matter.
+
+    Parameters
+    ----------
+    observation
+        Regions, known ones among them.
+    theory
+        Stored contrasts under each set-up, shape (setups, layer numbers, 3).
+    prior
+        Names the material.
 
     Returns
     -------
     Shapes (regions, setups, layer numbers) and (regions,).
     """
-    theory = setups.contrasts(observation.bare_colour).astype(np.float32)
     model, scatter, reach = _pass_through(theory, observation.take(np.flatnonzero(observation.known > 0)))
     # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
     gap = np.zeros_like(model)
     gap[:, _FEW - 1 : -1] = 0.35 * np.abs(np.diff(model[:, _FEW - 1 :], axis=1))
-    thick = LAYER_GRID * find_material(setups.material).layer_nm > _THIN_NM
+    thick = LAYER_GRID * find_material(prior.material).layer_nm > _THIN_NM
     share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
     floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
     far = np.minimum(reach / _FAR_LAYERS, 1.0).astype(np.float32)[:, None]
@@ -234,7 +334,7 @@ def _log_likelihood(observation: Observation, setups: Setups) -> tuple[Float32, 
         )
         log[row] = -np.inf
         log[row, :, own] = alone[0]
-    return log, _log_foreign(observation.contrast)
+    return log, _log_foreign(observation)
 
 
 def _pass_through(theory: Float32, known: Observation) -> tuple[Float32, Float32, Float]:
@@ -284,22 +384,35 @@ def _log_student(model: Float32, model_variance: Float32, observation: Observati
     return np.asarray(-0.5 * ((_FREEDOM + 3) * np.log1p(misfit, out=misfit) + np.log(product, out=product)))
 
 
-def _log_foreign(contrast: Float) -> Float:
+def _log_foreign(observation: Observation) -> Float:
     """Log density times prior of what is no crystal of the material."""
-    residue = np.log(_SHARE_RESIDUE) + _log_gauss(contrast, _RESIDUE_WIDTH)
-    return np.asarray(np.logaddexp(residue, np.log(_SHARE_FOREIGN) + _log_gauss(contrast, _FOREIGN_WIDTH)))
+    residue = np.log(_SHARE_RESIDUE) + _log_gauss(observation, _RESIDUE_WIDTH)
+    return np.asarray(np.logaddexp(residue, np.log(_SHARE_FOREIGN) + _log_gauss(observation, _FOREIGN_WIDTH)))
 
 
-def _log_gauss(contrast: Float, width: float) -> Float:
+def _log_gauss(observation: Observation, width: float) -> Float:
     """Up to a constant, the one that `_log_student` leaves out within 0.2."""
-    return np.asarray(-0.5 * (np.minimum(contrast, 1.5) ** 2 / width**2 + 2.0 * np.log(width)).sum(-1))
+    variance = width**2 + observation.sigma**2
+    return np.asarray(
+        -0.5 * (np.minimum(observation.contrast, 1.5) ** 2 / variance + np.log(variance)).sum(-1)
+    )
 
 
-def _log_evidence(witnesses: Observation, setups: Setups) -> Float:
-    """Log likelihood of all regions under each set-up, whatever their layer numbers."""
-    crystal, foreign = _log_likelihood(witnesses, setups)
+def _log_evidence(witnesses: Observation, prior: Prior, latent: Float) -> Float:
+    """Log likelihood of all witnesses under each set-up, whatever their layer numbers, less the price of gaps."""
+    theory = prior.setups(latent).contrasts(witnesses.bare_colour).astype(np.float32)
+    crystal, foreign = _log_likelihood(witnesses, theory, prior)
     foreign = np.where(witnesses.known > 0, -np.inf, foreign)
-    return np.asarray(np.logaddexp(_log_sum(crystal), foreign[:, None]).sum(0), float)
+    total = np.logaddexp(_log_sum(crystal), foreign[:, None])
+    return np.asarray(total.sum(0) - _EMPTY_RUNG * _count_gaps(crystal, total), float)
+
+
+def _count_gaps(crystal: Float32, total: Float) -> Float:
+    """Expected number of layer numbers that no witness has, below one that some witness has; shape (setups,)."""
+    share = np.exp(crystal[..., :MOST_LAYERS] - total[..., None])
+    empty = np.prod(1.0 - share, axis=0)
+    above = np.cumsum(share[..., ::-1], axis=-1)[..., ::-1] - share
+    return np.asarray((empty * (1.0 - np.prod(1.0 - np.clip(above, 0.0, 1.0), axis=0))).sum(-1))
 
 
 def _log_sum(log: Float32) -> Float32:
@@ -308,64 +421,7 @@ def _log_sum(log: Float32) -> Float32:
     return np.asarray(highest + np.log(np.exp(log - highest[..., None]).sum(-1)))
 
 
-def _next_temperature(fit: Float, most: float) -> float:
-    """How far the population can be tempered at once and keep half of its effective size."""
-
-    def effective(advance: float) -> float:
-        weight = np.exp(advance * (fit - fit.max()))
-        return float(weight.sum() ** 2 / (weight**2).sum())
-
-    if effective(most) > 0.5 * len(fit):
-        return most
-    low, high = 0.0, most
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if effective(middle) > 0.5 * len(fit) else (low, middle)
-    return max(low, 0.02 * most)
-
-
-def _resample(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray[np.int64]:
-    """Places drawn in proportion to their weights, evenly spread (systematic resampling)."""
-    places = (rng.random() + np.arange(count)) / count
-    return np.minimum(np.searchsorted(np.cumsum(weight), places), len(weight) - 1)
-
-
-def _move(
-    rng: np.random.Generator,
-    latent: Float,
-    fit: Float,
-    evidence: Callable[[Float], Float],
-    *,
-    reached: float,
-    step: float,
-) -> tuple[Float, Float, float]:
-    """One move of every set-up that leaves the tempered posterior as it is; returns the share that moved.
-
-    Half of the set-ups at a time move along the difference of two of the other half: the population knows which
-    way oxide and lamp can change together.
-    """
-    latent, fit = latent.copy(), fit.copy()
-    half = len(fit) // 2
-    moved = 0
-    for own, others in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
-        here, count = latent[own], len(fit[own])
-        pair = rng.integers(0, len(fit[others]), (2, count))
-        # Each set-up changes some of its numbers only: the badly determined ones may travel far.
-        touched = rng.random(here.shape) < 0.5
-        along = step * (latent[others][pair[0]] - latent[others][pair[1]])
-        proposal = here + touched * (along + 0.1 * step * rng.standard_normal(here.shape))
-        new_fit = evidence(proposal)
-        prior = 0.5 * ((here**2).sum(1) - (proposal**2).sum(1))
-        taken = np.log(rng.random(count)) < reached * (new_fit - fit[own]) + prior
-        latent[own] = np.where(taken[:, None], proposal, here)
-        fit[own] = np.where(taken, new_fit, fit[own])
-        moved += int(taken.sum())
-    return latent, fit, moved / len(fit)
-
-
-def _summarise(
-    crystal: Float32, foreign: Float, setups: Setups, known: NDArray[np.int64], thickness: Thickness
-) -> LayerPosterior:
+def _summarise(crystal: Float32, foreign: Float, fit: SetupFit, observation: Observation) -> LayerPosterior:
     """Average over the set-ups."""
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = (
@@ -375,19 +431,22 @@ def _summarise(
     p /= p.sum(1, keepdims=True)
     share = np.exp(foreign[:, None] - np.logaddexp(_log_sum(crystal), foreign[:, None]))
     cumulative = np.cumsum(each, axis=1)
+    step, steps = _number_steps(observation.contrast, fit)
     return LayerPosterior(
         p,
-        np.where(known > 0, 0.0, share.mean(1)),
+        np.where(observation.known > 0, 0.0, share.mean(1)),
         LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)],
         LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
-        *_summarise_oxide(setups),
-        float(setups.camera.gamma.mean()),
-        thickness,
+        *fit.oxide(),
+        float(fit.setups.camera.gamma.mean()),
+        step,
+        steps,
+        fit.notes,
     )
 
 
-def _summarise_oxide(setups: Setups) -> tuple[float, float]:
-    """Oxide and its error, by the stated oxide or without it, whichever is likelier."""
-    likelier = setups.is_open == (setups.is_open.mean() > 0.5)
-    oxide = setups.oxide_nm[likelier]
-    return float(oxide.mean()), float(np.hypot(oxide.std(), _OXIDE_SHARE * oxide.mean()))
+def _number_steps(contrast: Float, fit: SetupFit) -> tuple[Ints, int]:
+    """Step of each region among the levels that are not bright as thick crystals are, and the number of steps."""
+    thin = np.abs(fit.levels.contrast).max(1, initial=0.0) < _BRIGHT
+    of_level = np.concatenate([[0], np.where(thin, np.cumsum(thin), 0)])
+    return of_level[fit.levels.number(contrast)], int(thin.sum())

@@ -15,10 +15,18 @@ Bools = NDArray[np.bool_]
 Float = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+DARK = 0.02
+"""A channel in which the substrate lies below this, in fractions of full scale, says nothing …"""
+CLIPPED = 0.985
+"""… nor one in which it lies above this."""
+SILENT_SIGMA = 10.0
+"""Error of a contrast of which nothing is known."""
 MOST_LAYERS = 6
 """Largest layer number that can be distinguished from the next; more is "thick"."""
 _WITNESS_PX = 250.0
 """The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
+_RIM_PX = 4.0
+"""A rim is narrower than this: twice the area over the length of the outline."""
 _CORRELATED_PX = 9.0
 """Neighbouring pixels share their noise: this many of them count as one."""
 _KNOWN_SIGMA = 0.002
@@ -100,28 +108,39 @@ class KnownRegion:
 def observe_regions(regions: Regions) -> Observation:
     """Contrasts of the regions of a picture that are large enough, in the order of their labels.
 
-    The set-up is fitted to what the network takes for crystals, and of these to the large ones if there are any.
+    The set-up is fitted to what the network takes for crystals, and of these to the large and compact ones if there are
+    any. Channels that say nothing have the contrast 0 with a large error.
     """
     counted = np.flatnonzero(regions.large_enough)
     measured = regions.measured
     independent = np.maximum(measured.inside_px[counted], _CORRELATED_PX)[:, None]
     sigma = np.sqrt(regions.noise**2 * _CORRELATED_PX / independent + (0.5 * regions.step) ** 2 / 3.0)
+    silent = find_silent(regions.bare_colour)
     crystal = ~regions.foreign[counted]
-    large = crystal & (measured.area_px[counted] >= _WITNESS_PX)
+    area = measured.area_px[counted]
+    large = crystal & (area >= _WITNESS_PX)
+    compact = large & (np.sqrt(area * regions.evidence.roundness[counted] / np.pi) >= _RIM_PX)
     return Observation(
-        measured.contrast[counted],
-        sigma,
-        uneven=regions.uneven[counted],
-        saturated=regions.saturated[counted],
-        area_px=measured.area_px[counted],
+        np.where(silent, 0.0, measured.contrast[counted]),
+        np.where(silent, SILENT_SIGMA, sigma),
+        uneven=np.where(silent, 0.0, regions.uneven[counted]),
+        saturated=regions.saturated[counted] & ~silent,
+        area_px=area,
         known=np.zeros(len(counted), np.int64),
-        witness=large if large.any() else crystal,
+        witness=compact if compact.any() else large if large.any() else crystal,
         bare_colour=regions.bare_colour,
     )
 
 
+def find_silent(bare_colour: Float) -> Bools:
+    """Channels in which the substrate of this colour is clipped or nearly black, shape (3,)."""
+    return np.asarray((bare_colour < DARK) | (bare_colour > CLIPPED))
+
+
 def observe_known(known: Sequence[KnownRegion]) -> Observation:
     """Contrasts of known regions: the median of each layer number, and its scatter."""
+    if not known:
+        return _observe_nothing()
     layers = np.unique([region.layers for region in known]).astype(np.int64)
     of_each = [np.array([region.contrast for region in known if region.layers == n]) for n in layers]
     typical = np.stack([np.median(contrasts, axis=0) for contrasts in of_each])
@@ -141,3 +160,9 @@ def observe_known(known: Sequence[KnownRegion]) -> Observation:
         known=layers,
         witness=np.ones(count, bool),
     )
+
+
+def _observe_nothing() -> Observation:
+    none = np.zeros((0, 3))
+    no = np.zeros(0)
+    return Observation(none, none, none, none > 0, no, no.astype(np.int64), no > 0)

@@ -138,7 +138,7 @@ LATENTS = 18
 """Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
 PLAIN_LATENTS = 12
 """The first of them make the optics and the gamma; with the others 0, the camera's software leaves colours alone."""
-_OPEN_SHARE = 0.1
+_OPEN_SHARE = 0.05
 """Share of the prior in which the stated oxide is wrong: then it may be any."""
 
 
@@ -152,7 +152,7 @@ class Prior:
         Name of the crystal, or the crystal itself.
     oxide_nm, oxide_sigma_nm
         Nominal thickness of the oxide, or of the substrate's fitted film, and its 1-sigma error; None means what the
-        substrate states, else anything from 60 to 320 nm. One set-up in ten takes what is stated as wrong.
+        substrate states, else anything from 60 to 320 nm. One set-up in twenty takes what is stated as wrong.
     gamma
         The camera's gamma if known (1 for a linear scientific camera); None is linear or 1 to 2.4, half each.
     gray
@@ -196,6 +196,16 @@ class Prior:
                 f"gamma of {self.gamma:g} lies outside 0.4 to 3: 1 is a linear camera, 2.2 an ordinary one"
             )
 
+    @property
+    def stated_nm(self) -> float | None:
+        """The stated thickness of the oxide, or of the substrate's fitted film."""
+        return self.substrate.nominal_nm if self.oxide_nm is None else self.oxide_nm
+
+    @property
+    def crystal_name(self) -> str:
+        """Name of the material."""
+        return find_material(self.material).name
+
     def draw(self, rng: np.random.Generator, count: int = 1, *, wide: bool = True) -> Setups:
         """Set-ups drawn by chance, with the stated oxide; unless `wide`, the camera's software leaves colours alone."""
         latent = np.zeros((count, LATENTS))
@@ -207,7 +217,7 @@ class Prior:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
         share = ndtr(latent)
-        nominal = self.substrate.nominal_nm if self.oxide_nm is None else self.oxide_nm
+        nominal = self.stated_nm
         is_open = share[:, 17] > 1.0 - _OPEN_SHARE
         if self.substrate.fitted is None:
             oxide, is_open = np.zeros(len(latent)), np.zeros(len(latent), bool)

@@ -52,7 +52,7 @@ def tabulate(
         regions.weights.version,
         regions.weights.sha256,
         flatscope.__version__,
-        (*regions.notes, *_note_material(regions, material), *open_notes),
+        (*regions.notes, *posterior.notes, *_note_material(regions, material), *open_notes),
         {**timings, "total_s": round(sum(timings.values()), 4)},
     )
     marks = Marks.outlines(outlines, regions.shape)

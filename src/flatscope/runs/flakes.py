@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -18,8 +18,9 @@ from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.optical import flakes as finder
+from flatscope.optical.batches import Sighting, to_plain
 from flatscope.optical.evidence import Evidence
-from flatscope.optical.flakes import FlakeParams
+from flatscope.optical.flakes import FlakeParams, recall_fit
 from flatscope.optical.observations import KnownRegion
 from flatscope.optical.regions import Measured, Regions, Weights
 from flatscope.optical.tabulation import sort_by_interest
@@ -55,6 +56,8 @@ class Given:
         Flakes of each picture that get a thumbnail.
     edits
         Corrections by hand, as lines of `edits.jsonl`.
+    folders
+        Where each item lies, by name; pictures of different folders share no set-up.
     """
 
     params: FlakeParams
@@ -63,6 +66,7 @@ class Given:
     preview_px: int = 900
     thumbnails: int = 24
     edits: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
@@ -79,7 +83,7 @@ def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
         view_names=("flakes.csv", "flakes.geojson", "report.html"),
         given=given,
         prepare=_prepare,
-        together=share_edits,
+        together=share,
         kinds=(Regions, Measured, Evidence, Weights),
         weights=network.describe(),
         digests={} if flat is None else {"flat field": hashlib.sha256(flat.tobytes()).hexdigest()},
@@ -119,8 +123,24 @@ def find_regions(item: Item, given: Given) -> Regions:
     return replace(regions, image=item.name)
 
 
-def share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str, Any]:
-    """What each picture must know of the corrections: all known crystals, and the lines about itself."""
+def share(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str, Any]:
+    """What each picture must know of the others: the set-up of its batch, known crystals, corrections of itself."""
+    corrections = _share_edits(parts, given)
+    known: tuple[KnownRegion, ...] = given.params.known
+    sightings, weights = [], None
+    for name, load in parts.items():
+        regions, params = _correct_size(load(), given.params, corrections.get(name))
+        sightings.append(Sighting.of(regions, given.folders.get(name, "")))
+        known, weights = params.known, regions.weights
+    fits = finder.fit_setups(sightings, replace(given.params, known=known), weights)
+    return {
+        name: {"fit": to_plain(fit), **corrections.get(name, {})}
+        for name, fit in zip(parts, fits, strict=True)
+    }
+
+
+def _share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str, Any]:
+    """All known crystals, and for each picture the lines about itself."""
     if not given.edits:
         return {}
     from flatscope.runs import edits as corrections  # pydantic takes 0.1 s, and few runs have corrections
@@ -131,25 +151,41 @@ def share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dic
     return {name: {"known": known, "edits": [line.to_json() for line in edits.about(name)]} for name in parts}
 
 
-def _name_layers(regions: Regions, params: FlakeParams, shared: Any) -> FlakeTable:
-    """The table of a picture, corrections included."""
-    if not shared:
-        (table,) = finder.name_layers([regions], params)
-        return table
+def _correct_size(
+    regions: Regions, params: FlakeParams, shared: Mapping[str, Any] | None
+) -> tuple[Regions, FlakeParams]:
+    """Regions with the pixel size, and settings with the known crystals, that corrections state."""
+    if not shared or "edits" not in shared:
+        return regions, params
     from flatscope.runs.edits import parse_edits
-    from flatscope.runs.replay import correct, set_pixel_size
+    from flatscope.runs.replay import set_pixel_size
 
-    lines = parse_edits(shared["edits"]).lines
     known = [KnownRegion(region["layers"], tuple(region["contrast"])) for region in shared["known"]]
     params = replace(params, known=(*params.known, *known))
-    (table,) = finder.name_layers([set_pixel_size(regions, lines, params)], params)
-    return correct(table, lines)
+    return set_pixel_size(regions, parse_edits(shared["edits"]).lines, params), params
+
+
+def _name_layers(
+    regions: Regions, params: FlakeParams, shared: Mapping[str, Any], *, is_alone: bool
+) -> FlakeTable:
+    """The table of a picture, corrections included."""
+    regions, params = _correct_size(regions, params, shared)
+    fits = None if is_alone else [recall_fit(shared["fit"], params, regions.weights)]
+    (table,) = finder.name_layers([regions], params, fits=fits)
+    if "edits" not in shared:
+        return table
+    from flatscope.runs.edits import parse_edits
+    from flatscope.runs.replay import correct
+
+    return correct(table, parse_edits(shared["edits"]).lines)
 
 
 def name_layers(item: Item, regions: Regions, shared: Any, given: Given) -> tuple[Answer, dict[str, bytes]]:
     """The light half, and what is drawn of it."""
+    # An item with settings of its own shares no set-up with the others.
+    is_alone = item.given is not None
     given = item.given or given
-    table = _name_layers(regions, given.params, shared)
+    table = _name_layers(regions, given.params, shared, is_alone=is_alone)
     display = to_display(_read(item, given))
     small = draw_overlay(display, table, longest_px=given.preview_px)
     plain = Image.fromarray(display.pixels).resize(small.size, Image.Resampling.BICUBIC, reducing_gap=2.0)

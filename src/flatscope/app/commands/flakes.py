@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,7 @@ def flakes(call: Call, params: FlakeParams, light: LightParams) -> Plan:
     edits, fresh = _collect_edits(call, items, params, flat)
     many = len(paths) > _MANY
     given = Given(params, light, flat, 640 if many else 900, 8 if many else 24, edits)
+    given = replace(given, folders={item.name: str(item.sources[0].parent) for item in items})
     count = len(paths)
     title = f"{params.material} flakes in {count} picture{'s' * (count > 1)}"
     task = make_task(given, settings=as_plain(params, light), title=title)

@@ -1,0 +1,224 @@
+"""Batches: pictures that one microscope took of one chip share one set-up, and what one cannot tell, the others do.
+
+Camera and tone curve belong to a microscope, the oxide to a chip, which is mostly a folder; both show in the colour of
+the bare substrate. Pictures of one folder, one colour and one size are therefore fitted together, by the levels of
+contrast that come back in them. The fit depends on neither the order of the pictures nor on who computes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+
+from flatscope.optical.layers import SetupFit, fit_setups, weigh_material
+from flatscope.optical.levels import Levels, find_levels
+from flatscope.optical.materials import MATERIALS
+from flatscope.optical.observations import Observation, observe_regions
+from flatscope.optical.regions import Regions
+from flatscope.optical.setups import LATENTS, Prior
+from flatscope.units import um_from_nm
+
+Float = NDArray[np.float64]
+
+Grouping = Literal["auto", "folder", "none"]
+"""Pictures that share a set-up: those of one folder that look alike, all of one folder, or each picture alone."""
+_SAME_COLOUR = 0.06
+"""Substrates of one chip under one camera differ by at most this in the logarithm of a ratio of two channels …"""
+_SAME_BRIGHTNESS = 0.35
+"""… and by this in the logarithm of their brightness: exposure is often automatic."""
+_REMEMBERED = 64
+"""Fits that are kept: a batch that has not changed is not fitted again."""
+_SURELY_OPEN = 0.9
+"""The stated oxide is questioned if it is wrong with at least this probability …"""
+_OFF_SIGMA = 2.5
+"""… and lies this many standard errors away."""
+_FAR_BETTER = 4.6
+"""Another material is named if it makes the colours this much likelier (natural logarithm): a hundred times."""
+_UNLIKELY = 1.0
+"""Other materials are tried where the levels are less likely than this, each (natural logarithm of the density)."""
+_TRIED = 1000
+"""Set-ups drawn for each other material."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a batch must know of one picture.
+
+    Parameters
+    ----------
+    observation
+        Its regions.
+    kind
+        What pictures of a batch have in common: size in pixels, pixel size, whether they are gray.
+    folder
+        Where it lies.
+    """
+
+    observation: Observation
+    kind: tuple[Any, ...]
+    folder: str = ""
+
+    @classmethod
+    def of(cls, regions: Regions, folder: str = "") -> Sighting:
+        """What the regions of a picture show of its set-up."""
+        size = regions.calibration
+        pixel = None if size is None else round(um_from_nm(size.pixel_size_nm[0]), 4)
+        return cls(observe_regions(regions), (*regions.shape, pixel, regions.is_gray), folder)
+
+
+def fit_batches(
+    sightings: Sequence[Sighting], known: Observation, prior: Prior, *, group: Grouping = "auto"
+) -> list[SetupFit]:
+    """Fit one set-up to each batch of pictures.
+
+    Parameters
+    ----------
+    sightings
+        One a picture.
+    known
+        Regions of known layer number.
+    prior
+        Material and nominal set-up.
+    group
+        Which pictures share a set-up.
+
+    Returns
+    -------
+    The fit that belongs to each picture; pictures of one batch have the same.
+    """
+    fits: list[SetupFit | None] = [None] * len(sightings)
+    for batch in group_pictures(sightings, group):
+        seen = [sightings[index].observation for index in batch]
+        own = replace(prior, gray=bool(sightings[batch[0]].kind[-1]))
+        bare_colour = np.median(sorted(o.bare_colour.tolist() for o in seen), axis=0)
+        fit = _remember(find_levels(seen), known, bare_colour, own)
+        for index in batch:
+            fits[index] = fit
+    return [fit for fit in fits if fit is not None]
+
+
+def group_pictures(sightings: Sequence[Sighting], group: Grouping = "auto") -> list[list[int]]:
+    """Divide pictures into batches that share a set-up, each a list of places.
+
+    By "auto", pictures of a batch have one folder, one size, and substrates of one colour.
+    """
+    if group == "none":
+        return [[index] for index in range(len(sightings))]
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for index, sighting in enumerate(sightings):
+        kind = sighting.kind if group == "auto" else sighting.kind[-1:]
+        alike.setdefault((sighting.folder, *kind), []).append(index)
+    if group == "folder":
+        return list(alike.values())
+    batches = []
+    for places in alike.values():
+        colours = np.array([sightings[place].observation.bare_colour for place in places])
+        numbers = _cluster(np.log(np.maximum(colours, 0.01)))
+        batches += [[places[at] for at in np.flatnonzero(numbers == n)] for n in np.unique(numbers)]
+    return batches
+
+
+def _cluster(logs: Float) -> NDArray[np.int64]:
+    """Number of the cluster of each colour; no two colours of a cluster are too different."""
+    if len(logs) < 2:
+        return np.zeros(len(logs), np.int64)
+    brightness = logs.mean(1, keepdims=True)
+    scaled = np.hstack([(logs - brightness) / _SAME_COLOUR, brightness / _SAME_BRIGHTNESS])
+    order = np.lexsort(scaled.T)
+    numbers = np.empty(len(logs), np.int64)
+    numbers[order] = fcluster(linkage(scaled[order], "complete", metric="chebyshev"), 1.0, "distance")
+    return numbers
+
+
+_fits: OrderedDict[str, SetupFit] = OrderedDict()
+
+
+def _remember(levels: Levels, known: Observation, bare_colour: Float, prior: Prior) -> SetupFit:
+    """The fit of these levels, from memory if it was made before."""
+    digest = hashlib.sha256(repr((prior, bare_colour.tolist())).encode())
+    for part in (levels, known):
+        for item in fields(part):
+            digest.update(np.ascontiguousarray(getattr(part, item.name)).tobytes())
+    key = digest.hexdigest()
+    if key not in _fits:
+        # The same pictures and settings give the same answer.
+        rng = np.random.default_rng(0)
+        fit = fit_setups(levels, known, prior, bare_colour=bare_colour, rng=rng)
+        _fits[key] = replace(fit, notes=question_setup(fit))
+        if len(_fits) > _REMEMBERED:
+            _fits.popitem(last=False)
+    return _fits[key]
+
+
+# --- the stated set-up is questioned --------------------------------------------------------------------------------
+
+
+def question_setup(fit: SetupFit) -> tuple[str, ...]:
+    """What the colours of a batch say against the stated oxide and material, one line each."""
+    notes = []
+    stated = fit.prior.stated_nm
+    oxide, sigma = fit.oxide()
+    off = abs(oxide - (stated or oxide)) / np.hypot(sigma, fit.prior.oxide_sigma_nm)
+    if stated is not None and fit.p_open > _SURELY_OPEN and off > _OFF_SIGMA:
+        notes.append(
+            f"you said {stated:.0f} nm of oxide; these colours want {oxide:.0f} ± {sigma:.0f} nm: "
+            "check it, or leave it out"
+        )
+    better = _find_better_material(fit)
+    if better:
+        notes.append(f"{better} would explain these colours far better than {fit.prior.crystal_name}")
+    return tuple(notes)
+
+
+def _find_better_material(fit: SetupFit) -> str:
+    """Name of a built-in material that makes the levels far likelier, with the oxide as stated; mostly none."""
+    name, prior = fit.prior.crystal_name, fit.prior
+    if prior.stated_nm is None or not len(fit.levels) or len(fit.known.known) or name not in MATERIALS:
+        return ""
+    if fit.log_evidence / len(fit.levels) > _UNLIKELY and fit.p_open < _SURELY_OPEN:
+        return ""
+    evidence = {
+        other: weigh_material(fit, replace(prior, material=other), drawn=_TRIED, rng=np.random.default_rng(0))
+        for other in MATERIALS
+    }
+    best = max(evidence, key=lambda other: evidence[other])
+    return best if evidence[best] > max(evidence[name], fit.log_evidence) + _FAR_BETTER else ""
+
+
+# --- fits as plain values -------------------------------------------------------------------------------------------
+
+
+def to_plain(fit: SetupFit) -> dict[str, Any]:
+    """A fit as plain values, for another process."""
+    levels = {item.name: getattr(fit.levels, item.name).tolist() for item in fields(Levels)}
+    return {
+        "latent": base64.b64encode(fit.latent.astype("<f4").tobytes()).decode(),
+        "levels": levels,
+        "bare_colour": fit.bare_colour.tolist(),
+        "is_gray": fit.prior.gray,
+        "notes": list(fit.notes),
+        "log_evidence": fit.log_evidence,
+    }
+
+
+def from_plain(plain: Mapping[str, Any], known: Observation, prior: Prior) -> SetupFit:
+    """The fit that `to_plain` wrote, under the same known regions and prior."""
+    latent = np.frombuffer(base64.b64decode(plain["latent"]), "<f4").reshape(-1, LATENTS).astype(float)
+    levels = Levels(**{name: np.array(values, float) for name, values in plain["levels"].items()})
+    return SetupFit(
+        replace(prior, gray=plain["is_gray"]),
+        latent,
+        replace(levels, contrast=levels.contrast.reshape(-1, 3), sigma=levels.sigma.reshape(-1, 3)),
+        known,
+        np.array(plain["bare_colour"]),
+        plain["log_evidence"],
+        tuple(plain["notes"]),
+    )
