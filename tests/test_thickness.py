@@ -11,7 +11,7 @@ from flatscope.evaluation.thick_crystals import evaluate_thickness
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import Observation
 from flatscope.optical.setups import LATENTS, Prior, Setups
-from flatscope.optical.thickness import measure_thickness, thickness_grid
+from flatscope.optical.thickness import Ruler, measure_thickness, thickness_grid
 from flatscope.optical.thinfilm import LAYER_GRID
 
 CRYSTAL = find_material("hBN")
@@ -39,7 +39,7 @@ def test_a_colour_of_theory_gives_its_own_thickness() -> None:
     """Within 5 % from 2 to 130 nm, and the truth lies in its interval."""
     setups = plain_setups()
     seen = observe(setups.contrasts()[0][5:])
-    found = measure_thickness(seen, seen, setups)
+    found = measure_thickness(seen, Ruler.of(setups, seen))
     true = LAYER_GRID[5:] * CRYSTAL.layer_nm
     assert found.nm == pytest.approx(true, rel=0.05)
     assert ((found.low <= true) & (true <= found.high)).all()
@@ -49,7 +49,9 @@ def test_colours_that_repeat_give_several_candidates() -> None:
     """A gray camera sees 24 nm as it sees 141 nm, a fringe later: both are named."""
     setups = Prior("hBN", oxide_nm=285.0, gamma=1.0, gray=True).setups(np.zeros((4, LATENTS)))
     place = int(np.argmin(np.abs(LAYER_GRID * CRYSTAL.layer_nm - 24.0)))
-    found = measure_thickness(observe(setups.contrasts()[0][[place]]), observe(np.zeros((0, 3))), setups)
+    found = measure_thickness(
+        observe(setups.contrasts()[0][[place]]), Ruler.of(setups, observe(np.zeros((0, 3))))
+    )
     first, second = sorted(float(part) for part in str(found.candidates[0]).split("|"))
     assert first == pytest.approx(24.0, rel=0.05)
     assert second > 100.0
@@ -58,7 +60,7 @@ def test_colours_that_repeat_give_several_candidates() -> None:
 
 def test_a_colour_of_nothing_states_no_candidate_and_a_wide_interval() -> None:
     blind = replace(observe(np.zeros((1, 3))), sigma=np.full((1, 3), 1e3))
-    found = measure_thickness(blind, observe(np.zeros((0, 3))), plain_setups())
+    found = measure_thickness(blind, Ruler.of(plain_setups(), observe(np.zeros((0, 3)))))
     assert found.high[0] / found.low[0] > 20.0
 
 
@@ -71,8 +73,8 @@ def test_a_clipped_channel_is_a_lower_limit() -> None:
     seen[0, brightest] *= 0.5
     clipped = replace(observe(seen), saturated=np.arange(3)[None] == brightest)
     true = LAYER_GRID[place] * CRYSTAL.layer_nm
-    assert measure_thickness(clipped, clipped, setups).nm[0] == pytest.approx(true, rel=0.03)
-    assert measure_thickness(observe(seen), observe(seen), setups).nm[0] < 0.9 * true
+    assert measure_thickness(clipped, Ruler.of(setups, clipped)).nm[0] == pytest.approx(true, rel=0.03)
+    assert measure_thickness(observe(seen), Ruler.of(setups, observe(seen))).nm[0] < 0.9 * true
 
 
 def test_no_fringe_falls_between_two_points_of_the_grid() -> None:

@@ -42,8 +42,10 @@ _OFF_SIGMA = 2.5
 """… and lies this many standard errors away."""
 _FAR_BETTER = 4.6
 """Another material is named if it makes the colours this much likelier (natural logarithm): a hundred times."""
-_UNLIKELY = 1.0
+_UNLIKELY = 3.0
 """Other materials are tried where the levels are less likely than this, each (natural logarithm of the density)."""
+_ENOUGH_LEVELS = 6
+"""More levels make no set-up surer."""
 _TRIED = 1000
 """Set-ups drawn for each other material."""
 
@@ -183,7 +185,7 @@ def _find_better_material(fit: SetupFit) -> str:
     name, prior = fit.prior.crystal_name, fit.prior
     if prior.stated_nm is None or not len(fit.levels) or len(fit.known.known) or name not in MATERIALS:
         return ""
-    if fit.log_evidence / len(fit.levels) > _UNLIKELY and fit.p_open < _SURELY_OPEN:
+    if fit.log_evidence > _UNLIKELY * min(len(fit.levels), _ENOUGH_LEVELS) and fit.p_open < _SURELY_OPEN:
         return ""
     evidence = {
         other: weigh_material(fit, replace(prior, material=other), drawn=_TRIED, rng=np.random.default_rng(0))

@@ -466,7 +466,8 @@ def _place_layers(regions: Regions, fit: SetupFit) -> LayerPosterior:
     placed: dict[str, Any] = {name: place(getattr(posterior, name)) for name in _OF_EACH}
     step = np.zeros(len(regions), np.int64)
     step[regions.large_enough] = posterior.step
-    return replace(posterior, step=step, **placed)
+    thickness = posterior.thickness.spread(regions.large_enough)
+    return replace(posterior, step=step, thickness=thickness, **placed)
 
 
 def recall_known(weights: Weights, material: str) -> tuple[KnownRegion, ...]:

@@ -18,8 +18,9 @@ from scipy.special import logsumexp
 from flatscope.optical.levels import Levels, find_levels, observe_levels
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import MOST_LAYERS, Observation
-from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior, Setups
+from flatscope.optical.setups import LATENTS, MODEL_SIGMA, OPEN_ODDS, Prior, Setups
 from flatscope.optical.tempering import temper
+from flatscope.optical.thickness import Ruler, Thickness, measure_thickness
 from flatscope.optical.thinfilm import LAYER_GRID
 
 Float = NDArray[np.float64]
@@ -116,6 +117,12 @@ class SetupFit:
         """Stored contrasts of `LAYER_GRID` layers in each of them, shape (n, layers, 3)."""
         return self.setups.contrasts(self.bare_colour).astype(np.float32)
 
+    @cached_property
+    def ruler(self) -> Ruler:
+        """What tells the thickness of thick crystals."""
+        witnesses = replace(self.known.join(observe_levels(self.levels)), bare_colour=self.bare_colour)
+        return Ruler.of(self.setups, witnesses)
+
     @property
     def p_open(self) -> float:
         """Probability that the oxide is not the stated one."""
@@ -144,6 +151,8 @@ class LayerPosterior:
         Oxide thickness after looking at the picture.
     gamma
         The camera's gamma, posterior mean.
+    thickness
+        Of every region, in nm.
     step
         Shape (regions,): which step of contrast among the thin levels of the batch it belongs to, from 1; 0 for none.
     steps
@@ -159,6 +168,7 @@ class LayerPosterior:
     oxide_nm: float
     oxide_sigma_nm: float
     gamma: float
+    thickness: Thickness
     step: Ints
     steps: int
     notes: tuple[str, ...] = ()
@@ -166,7 +176,8 @@ class LayerPosterior:
     def take(self, which: Ints) -> LayerPosterior:
         """The regions at the given places."""
         names = ("p", "p_foreign", "low", "high", "step")
-        return replace(self, **{name: getattr(self, name)[which] for name in names})
+        chosen = {name: getattr(self, name)[which] for name in names}
+        return replace(self, thickness=self.thickness.take(which), **chosen)
 
 
 def count_layers(observation: Observation, prior: Prior, *, rng: np.random.Generator) -> LayerPosterior:
@@ -237,8 +248,7 @@ def weigh_material(fit: SetupFit, prior: Prior, *, drawn: int, rng: np.random.Ge
     latent = rng.standard_normal((drawn, LATENTS))
     latent[:, -1] = 0.0  # the stated oxide is right
     witnesses = replace(observe_levels(fit.levels), bare_colour=fit.bare_colour)
-    heat = min(1.0, _WITNESSES / len(fit.levels))
-    return float(logsumexp(heat * _log_evidence(witnesses, prior, latent)) - np.log(drawn))
+    return float(logsumexp(_log_evidence(witnesses, prior, latent)) - np.log(drawn))
 
 
 def name_regions(observation: Observation, fit: SetupFit) -> LayerPosterior:
@@ -278,10 +288,9 @@ def _fit_setups(
     witnesses: Observation, prior: Prior, *, rng: np.random.Generator, drawn: int = _DRAWN
 ) -> tuple[Float, float]:
     """Set-ups of the posterior, and the logarithm of the witnesses' density averaged over the prior."""
-    heat = min(1.0, _WITNESSES / len(witnesses.contrast))
 
     def evidence(latent: Float) -> Float:
-        return heat * _log_evidence(witnesses, prior, latent)
+        return _log_evidence(witnesses, prior, latent)
 
     return temper(rng.standard_normal((drawn, LATENTS)), evidence, count=_PARTICLES, rng=rng)
 
@@ -399,12 +408,18 @@ def _log_gauss(observation: Observation, width: float) -> Float:
 
 
 def _log_evidence(witnesses: Observation, prior: Prior, latent: Float) -> Float:
-    """Log likelihood of all witnesses under each set-up, whatever their layer numbers, less the price of gaps."""
-    theory = prior.setups(latent).contrasts(witnesses.bare_colour).astype(np.float32)
+    """Log likelihood of all witnesses under each set-up, whatever their layer numbers, less the price of gaps and of an
+    oxide that is not the stated one."""
+    setups = prior.setups(latent)
+    theory = setups.contrasts(witnesses.bare_colour).astype(np.float32)
     crystal, foreign = _log_likelihood(witnesses, theory, prior)
     foreign = np.where(witnesses.known > 0, -np.inf, foreign)
     total = np.logaddexp(_log_sum(crystal), foreign[:, None])
-    return np.asarray(total.sum(0) - _EMPTY_RUNG * _count_gaps(crystal, total), float)
+    doubt = np.log(OPEN_ODDS) if prior.stated_nm is not None else 0.0
+    heat = min(1.0, _WITNESSES / len(witnesses.contrast))
+    return np.asarray(
+        heat * (total.sum(0) - _EMPTY_RUNG * _count_gaps(crystal, total)) + doubt * setups.is_open, float
+    )
 
 
 def _count_gaps(crystal: Float32, total: Float) -> Float:
@@ -439,6 +454,7 @@ def _summarise(crystal: Float32, foreign: Float, fit: SetupFit, observation: Obs
         LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
         *fit.oxide(),
         float(fit.setups.camera.gamma.mean()),
+        measure_thickness(observation, fit.ruler),
         step,
         steps,
         fit.notes,

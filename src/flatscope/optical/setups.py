@@ -138,8 +138,9 @@ LATENTS = 18
 """Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
 PLAIN_LATENTS = 12
 """The first of them make the optics and the gamma; with the others 0, the camera's software leaves colours alone."""
-_OPEN_SHARE = 0.05
-"""Share of the prior in which the stated oxide is wrong: then it may be any."""
+OPEN_ODDS = 0.05
+"""Odds that the stated oxide is wrong, and may be any. Half of the latent space is set aside for it, so that both
+possibilities are looked at equally well; these odds are part of the likelihood."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Prior:
         crystal = find_material(self.material)
         share = ndtr(latent)
         nominal = self.stated_nm
-        is_open = share[:, 17] > 1.0 - _OPEN_SHARE
+        is_open = latent[:, 17] > 0.0
         if self.substrate.fitted is None:
             oxide, is_open = np.zeros(len(latent)), np.zeros(len(latent), bool)
         elif nominal is None:

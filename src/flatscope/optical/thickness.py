@@ -105,27 +105,45 @@ class Thickness:
         return cls(nm, low, high, np.full(count, "", "<U32"))
 
 
-def measure_thickness(observation: Observation, witnesses: Observation, setups: Setups) -> Thickness:
-    """Thickness of every region under the set-ups that explain its picture.
+@dataclass(frozen=True, eq=False)
+class Ruler:
+    """Contrasts at every thickness of a grid, under the set-ups that explain a batch.
 
     Parameters
     ----------
-    observation
-        Contrasts of all regions.
-    witnesses
-        Those that fix the set-up.
-    setups
-        Set-ups drawn from what the picture leaves open, a hundred or more.
+    grid
+        Thicknesses in nm, shape (thicknesses,).
+    theory
+        Stored contrasts, shape (setups, thicknesses, 3).
     """
+
+    grid: Float
+    theory: Float32
+
+    @classmethod
+    def of(cls, setups: Setups, witnesses: Observation) -> Ruler:
+        """The ruler of some set-ups, weighed once more by the witnesses that fix them.
+
+        Parameters
+        ----------
+        setups
+            Drawn from what the pictures leave open, a hundred or more.
+        witnesses
+            Those that fix the set-up.
+        """
+        grid = thickness_grid(find_material(setups.material))
+        theory = _compute_theory(setups, grid, witnesses.bare_colour)
+        return cls(grid, theory[_choose_setups(theory, grid, witnesses)])
+
+
+def measure_thickness(observation: Observation, ruler: Ruler) -> Thickness:
+    """Thickness of every region under the set-ups that explain its batch."""
+    grid, rows = ruler.grid, []
     if not len(observation.contrast):
         return Thickness.unknown(0)
-    grid = thickness_grid(find_material(setups.material))
-    theory = _compute_theory(setups, grid, observation.bare_colour)
-    kept = _choose_setups(theory, grid, witnesses)
-    rows = []
     for start in range(0, len(observation.contrast), _AT_ONCE):
         part = observation.take(np.arange(start, min(start + _AT_ONCE, len(observation.contrast))))
-        log = _log_density(theory[kept], part) + _log_prior(grid)
+        log = _log_density(ruler.theory, part) + _log_prior(grid)
         each = np.exp(log - logsumexp(log, axis=-1, keepdims=True)).mean(1)
         rows += [_summarise(grid, share) for share in each]
     nm, low, high, candidates = zip(*rows, strict=True)
