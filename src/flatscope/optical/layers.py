@@ -235,9 +235,10 @@ def fit_setups(
         Set-ups drawn from the prior.
     """
     witnesses = replace(known.join(observe_levels(levels)), bare_colour=bare_colour)
-    latent, log_evidence = rng.standard_normal((_PARTICLES, LATENTS)), 0.0
     if len(witnesses.contrast):
         latent, log_evidence = _fit_setups(witnesses, prior, rng=rng, drawn=drawn)
+    else:
+        latent, log_evidence = prior.draw_latent(rng, _PARTICLES), 0.0
     # In single precision, as other processes get them.
     latent = latent[::_THINNED].astype(np.float32).astype(float)
     return SetupFit(prior, latent, levels, known, bare_colour, log_evidence)

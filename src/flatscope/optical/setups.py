@@ -214,6 +214,13 @@ class Prior:
         latent[:, :drawn] = rng.standard_normal((count, drawn))
         return self.setups(latent)
 
+    def draw_latent(self, rng: np.random.Generator, count: int) -> Float:
+        """Standard normal numbers of set-ups as probable as before looking, some with another oxide than the stated."""
+        latent = rng.standard_normal((count, LATENTS))
+        is_open = rng.random(count) < OPEN_ODDS / (1.0 + OPEN_ODDS)
+        latent[:, -1] = np.where(is_open, 1.0, -1.0) * np.abs(latent[:, -1])
+        return latent
+
     def setups(self, latent: Float) -> Setups:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
