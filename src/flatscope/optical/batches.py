@@ -34,6 +34,8 @@ _SAME_COLOUR = 0.06
 """Substrates of one chip under one camera differ by at most this in the logarithm of a ratio of two channels …"""
 _SAME_BRIGHTNESS = 0.35
 """… and by this in the logarithm of their brightness: exposure is often automatic."""
+_SAME_NOISE = 0.4
+"""Their noise differs by at most this in its logarithm: stretching a picture's contrast stretches its noise."""
 _REMEMBERED = 64
 """Fits that are kept: a batch that has not changed is not fitted again."""
 _SURELY_OPEN = 0.9
@@ -62,18 +64,22 @@ class Sighting:
         What pictures of a batch have in common: size in pixels, pixel size, whether they are gray.
     folder
         Where it lies.
+    noise
+        1-sigma noise of the contrast of a pixel.
     """
 
     observation: Observation
     kind: tuple[Any, ...]
     folder: str = ""
+    noise: float = 0.01
 
     @classmethod
     def of(cls, regions: Regions, folder: str = "") -> Sighting:
         """What the regions of a picture show of its set-up."""
         size = regions.calibration
         pixel = None if size is None else round(um_from_nm(size.pixel_size_nm[0]), 4)
-        return cls(observe_regions(regions), (*regions.shape, pixel, regions.is_gray), folder)
+        noise = float(np.median(regions.noise))
+        return cls(observe_regions(regions), (*regions.shape, pixel, regions.is_gray), folder, noise)
 
 
 def fit_batches(
@@ -110,7 +116,7 @@ def fit_batches(
 def group_pictures(sightings: Sequence[Sighting], group: Grouping = "auto") -> list[list[int]]:
     """Divide pictures into batches that share a set-up, each a list of places.
 
-    By "auto", pictures of a batch have one folder, one size, and substrates of one colour.
+    By "auto", pictures of a batch have one folder, one size, one noise, and substrates of one colour.
     """
     if group == "none":
         return [[index] for index in range(len(sightings))]
@@ -123,17 +129,20 @@ def group_pictures(sightings: Sequence[Sighting], group: Grouping = "auto") -> l
     batches = []
     for places in alike.values():
         colours = np.array([sightings[place].observation.bare_colour for place in places])
-        numbers = _cluster(np.log(np.maximum(colours, 0.01)))
+        noise = np.array([sightings[place].noise for place in places])
+        numbers = _cluster(np.log(np.maximum(colours, 0.01)), np.log(np.maximum(noise, 1e-4)))
         batches += [[places[at] for at in np.flatnonzero(numbers == n)] for n in np.unique(numbers)]
     return batches
 
 
-def _cluster(logs: Float) -> NDArray[np.int64]:
-    """Number of the cluster of each colour; no two colours of a cluster are too different."""
+def _cluster(logs: Float, noise: Float) -> NDArray[np.int64]:
+    """Number of the cluster of each colour and noise, in logarithms; no two of a cluster are too different."""
     if len(logs) < 2:
         return np.zeros(len(logs), np.int64)
     brightness = logs.mean(1, keepdims=True)
-    scaled = np.hstack([(logs - brightness) / _SAME_COLOUR, brightness / _SAME_BRIGHTNESS])
+    scaled = np.hstack(
+        [(logs - brightness) / _SAME_COLOUR, brightness / _SAME_BRIGHTNESS, noise[:, None] / _SAME_NOISE]
+    )
     order = np.lexsort(scaled.T)
     numbers = np.empty(len(logs), np.int64)
     numbers[order] = fcluster(linkage(scaled[order], "complete", metric="chebyshev"), 1.0, "distance")
