@@ -35,7 +35,14 @@ _REACH_PX = 8
 _SAME_CONTRAST = 0.010
 """Neighbours are one terrace if their contrasts differ by less than this …"""
 _SAME_RELATIVE = 0.035
-"""… or by less than this share of the larger one."""
+"""… or by less than this share of the larger one …"""
+_SAME_LAYER = 0.3
+"""… or, among the faintest crystals, by less than this share of their contrast: one layer more changes it by about as
+much as the first one did."""
+_AMONG_FAINTEST = 1.3
+"""The faintest crystals are no stronger than this multiple of …"""
+_FAINTEST = 0.1
+"""… the contrast below which this share of the area of all large pieces lies."""
 _SMOOTH_PX = 5
 """Two levels of a region are looked for in means over this many pixels squared."""
 _NARROW_PX = 5
@@ -230,13 +237,15 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
     rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
     if count:
         labels = np.where(rest > 0, rest + labels.max(), labels)
-    labels = _part_levels(_merge_alike(_renumber(labels), contrast, edge), contrast, noise)
+    labels = _renumber(labels)
+    faintest = _faintest_contrast(labels, contrast, edge)
+    labels = _part_levels(_merge_alike(labels, contrast, edge, faintest), contrast, noise, faintest)
     if not labels.any():
         return labels
     return _settle_borders(_join_rims(labels, contrast, edge), contrast, edge, noise)
 
 
-def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
+def _part_levels(labels: Labels, contrast: Float32, noise: Float, faintest: float) -> Labels:
     """Divide, in place, regions with two levels of contrast: a terrace out of focus has no step to mark."""
     # Bright crystals fill many pictures, and are left alone.
     flat = np.flatnonzero((labels > 0) & (contrast[..., 1] < _BRIGHT))
@@ -249,7 +258,9 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
     )
     excess = square - mean**2 - noise**2
     # A tenth of the region on another level spreads the contrast by a third of the levels' difference.
-    least = 0.3 * np.maximum(_TWO_LEVELS, _TWO_LEVELS_RELATIVE * np.abs(mean).max(1))
+    thin = np.abs(mean).max(1) < _AMONG_FAINTEST * faintest
+    together = np.maximum(_TWO_LEVELS, _SAME_LAYER * faintest * thin)
+    least = 0.3 * np.maximum(together, _TWO_LEVELS_RELATIVE * np.abs(mean).max(1))
     uneven = (excess.max(1) > least**2) & (area >= 4 * _TERRACE_PX)
     uneven &= area > 0.5 * np.bincount(labels.ravel(), minlength=count + 1)
     uneven[0] = False
@@ -263,7 +274,7 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
         narrow_px = _NARROW_PX
         while waiting:
             own = view == waiting.pop()
-            levels = _two_levels(own, values, float(noise[channel]), narrow_px)
+            levels = _two_levels(own, values, float(noise[channel]), narrow_px, float(together[label]))
             if levels is None:
                 continue
             first, second = (_label_terraces(level) for level in levels)
@@ -278,7 +289,9 @@ def _part_levels(labels: Labels, contrast: Float32, noise: Float) -> Labels:
     return labels
 
 
-def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> tuple[Mask, Mask] | None:
+def _two_levels(
+    own: Mask, contrast: Float32, noise: float, narrow_px: int, step: float
+) -> tuple[Mask, Mask] | None:
     """The insides of the brighter and the darker part of a region in one channel; None if it has one level only."""
     # Pixels outside must not colour the mean inside.
     weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
@@ -288,7 +301,9 @@ def _two_levels(own: Mask, contrast: Float32, noise: float, narrow_px: int) -> t
     inside = np.clip(inside, *np.quantile(inside, (_SPECKS, 1.0 - _SPECKS)))
     threshold = threshold_otsu(inside)
     bright, dark = (float(inside[side].mean()) for side in (inside > threshold, inside <= threshold))
-    least = max(_TWO_LEVELS, _TWO_LEVELS_SIGMA * noise, _TWO_LEVELS_RELATIVE * max(abs(bright), abs(dark)))
+    least = max(
+        _TWO_LEVELS, step, _TWO_LEVELS_SIGMA * noise, _TWO_LEVELS_RELATIVE * max(abs(bright), abs(dark))
+    )
     if bright - dark < least:
         return None
     parts = [own & (level > threshold), own & (level <= threshold)]
@@ -420,7 +435,21 @@ def _neighbours(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return found.astype(np.int64), length
 
 
-def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
+def _faintest_contrast(labels: Labels, contrast: Float32, edge: Mask) -> float:
+    """Contrast of the faintest crystals of a picture in their strongest channel; 0 where no piece is large."""
+    area = np.bincount(labels.ravel())
+    large = area >= _TERRACE_PX
+    large[0] = False
+    if not large.any():
+        return 0.0
+    lookup = (np.cumsum(large) * large).astype(np.int32)
+    strength = np.abs(measure_contrasts(lookup[labels], contrast, edge)[0]).max(1)
+    order = np.argsort(strength)
+    held = np.cumsum(area[large][order])
+    return float(strength[order][np.searchsorted(held, _FAINTEST * held[-1])])
+
+
+def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, faintest: float) -> Labels:
     """Join neighbours that the network cut apart but whose contrast is the same."""
     for _ in range(3):
         pairs, _ = _neighbours(labels)
@@ -435,7 +464,9 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
         fewest = inside[pairs].min(1)
         noise = spread[pairs].max(1)
         allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
-        allowed = allowed + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
+        weaker = np.minimum(np.abs(first).max(1), np.abs(second).max(1))
+        thin = _SAME_LAYER * faintest * (weaker < _AMONG_FAINTEST * faintest)
+        allowed = np.maximum(allowed, thin[:, None]) + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
         alike = (np.abs(first - second) < allowed).all(1)
         if not alike.any():
             break

@@ -164,6 +164,8 @@ def train_on(
     )
     run = engine.train(task, checkpoint=checkpoint, on_progress=on_progress, on_report=on_report)
     average.load_state_dict(run.weights)
+    if own.start and own.blend < 1.0:
+        _blend(average, FlakeNet.from_onnx(registry.resolve(own.start)), share=own.blend)
     measured = validate(average, data.val, recipe=recipe, device=where)
     card = _make_card(recipe, average, steps=run.best_step, measured=measured)
     few = data.train.contrast[:CALIBRATION_SCENES] if own.bits == 8 else None
@@ -246,6 +248,14 @@ def _begin(recipe: Recipe[Flakes], device: torch.device) -> tuple[FlakeNet, torc
         {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return net, torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def _blend(net: FlakeNet, start: FlakeNet, *, share: float) -> None:
+    """Draw the weights of `net` back towards those it started from, in place."""
+    before = start.state_dict()
+    for name, value in net.state_dict().items():
+        if value.dtype.is_floating_point:
+            value.lerp_(before[name].to(value.device), 1.0 - share)
 
 
 def _draw_batch(split: Split, recipe: Recipe[Flakes], step: int, *, device: torch.device) -> Batch:

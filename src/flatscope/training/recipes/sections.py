@@ -51,6 +51,9 @@ class Flakes(Section):
         Of the exported weights and activations: 32, or 8 for a small, fast file; see `onnx_export.export`.
     start
         Name of shipped weights or an .onnx file to go on from, of the same `widths`; empty for random weights.
+    blend
+        The trained weights count by this share, those of `start` by the rest, so that what they knew is not forgotten
+        (Wortsman et al. 2022, arXiv:2109.01903).
     anyone_share
         Share of the scenes that look like other people's pictures: see `optical.nuisances`.
     """
@@ -69,6 +72,7 @@ class Flakes(Section):
     edge_positive_weight: float = 3.0
     bits: int = 32
     start: str = ""
+    blend: float = 1.0
     anyone_share: float = 0.0
 
 
