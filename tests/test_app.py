@@ -633,7 +633,7 @@ def test_a_finished_run_is_exported(tmp_path: Path, command: Any, capsys: Any) -
     assert {tuple(row.values()) for row in rows} == {tuple(row.values()) for row in rows_of(out)}
     before = sorted((out / "export").iterdir())
     for args, message in (
-        ([str(out), "--to", "json,cif"], "CIF holds columns, not flakes: use one of"),
+        ([str(out), "--to", "json,cif"], "CIF holds columns, moire, not flakes: use one of"),
         ([str(out), "--to", "docx"], "no format is called 'docx': use one of csv, "),
         ([str(tmp_path), "--to", "csv"], "holds no run"),
     ):

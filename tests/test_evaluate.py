@@ -126,7 +126,7 @@ def test_scenes_are_the_same_for_a_seed_and_others_for_another(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(flakes.evaluate_scenes.__kwdefaults__, "side_px", 256)
-    one, again, other = (evaluate(capsys, "scenes", "--count", 1, "--seed", seed) for seed in (3, 3, 4))
+    one, again, other = (evaluate(capsys, "scenes", "--count", 1, "--seed", seed) for seed in (3, 3, 5))
     assert one == again and one["confusion"] != other["confusion"]
     assert one["scenes"] == 1 and one["regions"] >= sum(map(sum, one["confusion"])) > 0
 

@@ -10,9 +10,11 @@ import pytest
 from scipy import ndimage
 
 from flatscope.micrograph import Micrograph
+from flatscope.optical.batches import Sighting
 from flatscope.optical.evidence import gather_evidence
-from flatscope.optical.flakes import FlakeParams, find_regions, fit_layers
+from flatscope.optical.flakes import FlakeParams, find_regions, fit_setups, place_layers
 from flatscope.optical.known import count_from_height, question
+from flatscope.optical.layers import LayerPosterior
 from flatscope.optical.regions import Regions
 from flatscope.optical.setups import Prior
 from flatscope.optical.tabulation import tabulate
@@ -44,10 +46,15 @@ def regions() -> Regions:
     return find_regions(photograph(), PARAMS)
 
 
+def fit(regions: Regions) -> LayerPosterior:
+    (setup,) = fit_setups([Sighting.of(regions)], PARAMS)
+    return place_layers(regions, setup)
+
+
 @pytest.fixture(scope="module")
 def table(regions: Regions) -> FlakeTable:
     """As under a camera whose colours the optics cannot explain."""
-    posterior = fit_layers(regions, PARAMS)
+    posterior = fit(regions)
     unexplained = replace(posterior, p_foreign=np.ones(len(regions)))
     return tabulate(regions, unexplained, material="graphene", settings={})
 
@@ -78,7 +85,7 @@ def test_a_smear_is_no_crystal(table: FlakeTable) -> None:
 
 def test_unexplained_colours_count_less_where_the_optics_explain_nothing(regions: Regions) -> None:
     """The same unexplained region is likelier a crystal where the other crystals are unexplained, too."""
-    posterior = fit_layers(regions, PARAMS)
+    posterior = fit(regions)
     large = np.argsort(-regions.measured.area_px)[:3]
     explained = posterior.p_foreign.copy()
     explained[large[1:]] = 0.0

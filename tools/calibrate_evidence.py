@@ -18,7 +18,8 @@ from scipy.optimize import minimize
 
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
-from flatscope.optical.flakes import FlakeParams, find_regions, fit_layers
+from flatscope.optical.batches import Sighting
+from flatscope.optical.flakes import FlakeParams, find_regions, fit_setups, place_layers
 from flatscope.optical.materials import MATERIALS, find_material
 from flatscope.optical.regions import Regions
 from flatscope.optical.scenes import Scene, SceneParams, draw_scene
@@ -39,9 +40,10 @@ def read_scene(seed: int, index: int, side_px: int, network: Network) -> tuple[F
     wrong = FlakeParams(str(rng.choice(sorted(MATERIALS))), float(rng.uniform(60.0, 320.0)), 5.0)
     regions = find_regions(picture, right, network=network)
     true = mark_crystals(regions, scene)[regions.large_enough]
-    rows = [
-        list_evidence(regions, fit_layers(regions, params))[regions.large_enough] for params in (right, wrong)
-    ]
+    rows = []
+    for params in (right, wrong):
+        (setup,) = fit_setups([Sighting.of(regions)], params)
+        rows.append(list_evidence(regions, place_layers(regions, setup))[regions.large_enough])
     return np.concatenate(rows), np.tile(true, 2)
 
 

@@ -105,6 +105,20 @@ def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> M
     The first layer is taken to be unstrained, so that the scan's distortion cancels. An image does not tell which layer
     is on top. Relaxation of the layers against each other is not followed; below about 4° the lattices' peaks merge and
     rows are uncertain.
+
+    Examples
+    --------
+    >>> from flatscope.electron.drawing.noise import NoiseParams
+    >>> from flatscope.electron.drawing.stacks import BilayerParams, LayerParams, draw_bilayer
+    >>> from flatscope.electron.physics.imaging import ScanParams
+    >>> layers = BilayerParams((LayerParams("MoS2", 7.0), LayerParams("MoS2", 20.0, (0.1, 0.05))))
+    >>> rng = np.random.default_rng(1)
+    >>> drawn = draw_bilayer(rng, layers, ScanParams(0.025), NoiseParams(), shape=(256, 256), electrons_per_px=10.0)
+    >>> image = np.asarray(drawn.scanned.image, float)
+    >>> scale = Calibration((0.025, 0.025), "user")
+    >>> table = find_moire(Micrograph(image, full_scale=float(image.max()), calibration=scale))
+    >>> bool(abs(table.frame["twist_deg"][0] - 13.0) < 0.1)
+    True
     """
     notes: list[str] = []
     image = prepare(micrograph, notes)

@@ -213,6 +213,7 @@ def evaluate_scenes(
             )
         if on_progress is not None:
             on_progress(index + 1, count)
+    believed = np.array(flakes).reshape(-1, 2)
     return SceneScores(
         found=bootstrap(per_scene, ratio(1, 0)),
         right=bootstrap(per_scene, ratio(2, 1)),
@@ -220,7 +221,7 @@ def evaluate_scenes(
         crystal=bootstrap(per_scene, ratio(5, 4)),
         confusion=confusion.tolist(),
         reliability=reliability(np.array(stated), np.array(correct, bool)),
-        crystal_reliability=reliability(np.array(flakes)[:, 0], np.array(flakes)[:, 1] > 0),
+        crystal_reliability=reliability(believed[:, 0], believed[:, 1] > 0),
         oxide_pull=float(np.std(pulls)) if pulls else float("nan"),
         regions=sum(row[0] for row in per_scene),
         scenes=count,

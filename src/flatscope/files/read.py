@@ -129,6 +129,7 @@ def read(
     Examples
     --------
     >>> import tempfile
+    >>> from PIL import Image
     >>> path = Path(tempfile.mkdtemp(), "photo.png")
     >>> Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     >>> read(path, um_per_px=0.15).shape
@@ -261,6 +262,7 @@ def find_pictures(
     Examples
     --------
     >>> import tempfile
+    >>> from PIL import Image
     >>> path = Path(tempfile.mkdtemp(), "photo.png")
     >>> Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
     >>> [found.name for found in find_pictures([path.parent])]

@@ -319,7 +319,7 @@ def name_layers(
         fits = fit_setups([Sighting.of(regions) for regions in pictures], params, _weights_of(pictures))
     settings = as_plain(params)
     return [
-        tabulate(regions, _place_layers(regions, fit), material=params.material, settings=settings)
+        tabulate(regions, place_layers(regions, fit), material=params.material, settings=settings)
         for regions, fit in zip(pictures, fits, strict=True)
     ]
 
@@ -454,7 +454,7 @@ def _gather_known(params: FlakeParams, weights: Weights | None) -> Observation:
     return observe_known((*params.known, *recalled))
 
 
-def _place_layers(regions: Regions, fit: SetupFit) -> LayerPosterior:
+def place_layers(regions: Regions, fit: SetupFit) -> LayerPosterior:
     """Layer probabilities of every region of a picture, NaN for regions below the smallest area."""
     posterior = name_regions(observe_regions(regions), fit)
 

@@ -11,7 +11,7 @@ from flatscope.micrograph import Micrograph, MicrographError
 from flatscope.optical.background import LIGHT_ORDER, estimate_background
 from flatscope.optical.materials import find_material
 from flatscope.optical.observations import MOST_LAYERS
-from flatscope.optical.setups import LATENTS, MODEL_SIGMA, Prior
+from flatscope.optical.setups import MODEL_SIGMA, Prior
 
 Float = NDArray[np.float64]
 
@@ -109,7 +109,7 @@ def question(layers: int, contrast: Sequence[float] | Float, sigma: Float, prior
     if layers > MOST_LAYERS:
         return ""
     seen = np.asarray(contrast, float)
-    latent = np.random.default_rng(0).standard_normal((_SETUPS, LATENTS))
+    latent = prior.draw_latent(np.random.default_rng(0), _SETUPS)
     theory = prior.setups(latent).contrasts()[:, layers - 1]
     error = np.sqrt(sigma**2 + (MODEL_SIGMA * theory) ** 2 + _FLOOR**2)
     nearest = float(np.quantile(np.sqrt((((theory - seen) / error) ** 2).sum(1)), _RARE))
