@@ -27,6 +27,8 @@ from flatscope.runs.task import Finished
 
 LEAST_PX = 300
 """True regions below this are not asked for."""
+SMALLEST_PX = 250
+"""Regions below this are not listed; the 20 µm² of a calibrated picture would hide true ones that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,21 @@ _SAMPLES = (
         "graphene_90nm",
         1,
         SceneParams(shape=_SHAPE, material="graphene", oxide_nm=90.0, growth="exfoliated", density=0.6),
-        FlakeParams(material="graphene", oxide_nm=90.0),
+        FlakeParams("graphene", oxide_nm=90.0, min_area_px=SMALLEST_PX),
         0.30,
     ),
     _Sample(
         "MoS2_285nm_cvd",
         2,
         SceneParams(shape=_SHAPE, material="MoS2", oxide_nm=285.0, growth="cvd", density=0.4),
-        FlakeParams(material="MoS2", oxide_nm=285.0),
+        FlakeParams("MoS2", oxide_nm=285.0, min_area_px=SMALLEST_PX),
         0.15,
     ),
     _Sample(
         "WSe2_90nm",
         3,
         SceneParams(shape=_SHAPE, material="WSe2", oxide_nm=90.0, growth="exfoliated", density=0.6),
-        FlakeParams(material="WSe2", oxide_nm=90.0),
+        FlakeParams("WSe2", oxide_nm=90.0, min_area_px=SMALLEST_PX),
         0.30,
     ),
 )
