@@ -94,10 +94,10 @@ def find_in_scene(scene: Scene, network: Network) -> FlakeTable:
 
 
 def to_probabilities(table: FlakeTable) -> Probabilities:
-    """A flake table as class probabilities of every pixel, shape (3, rows, cols)."""
+    """A flake table as class probabilities of every pixel, shape (3, rows, cols); unknown is neither."""
     p = np.zeros((int(table.labels.max(initial=0)) + 1, 3), np.float32)
     rows = table.found
-    p[rows["region_id"].to_numpy(int), 1:] = rows[["p_1", "p_2"]].to_numpy(np.float32)
+    p[rows["region_id"].to_numpy(int), 1:] = rows[["p_1", "p_2"]].fillna(0.0).to_numpy(np.float32)
     p[:, 0] = 1.0 - p[:, 1:].sum(1)
     return np.ascontiguousarray(p[table.labels].transpose(2, 0, 1))
 
