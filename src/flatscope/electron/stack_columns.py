@@ -168,7 +168,7 @@ def _find_jumps(image: Float, model: Float) -> Float:
     rest = image - model
     raw = (rest * across).sum(1) / np.maximum((across**2).sum(1), 1e-300)
     noise = rest.var(1) / np.maximum((across**2).sum(1), 1e-300)
-    # Only so much of it as exceeds the noise.
+    # What exceeds the noise counts.
     kept = max(1.0 - float(np.median(noise)) / max(float(raw.var()), 1e-300), 0.0)
     return np.asarray(kept * raw)
 

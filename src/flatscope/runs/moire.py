@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class ScanParams:
     nm_per_px: float | None = None
 
     def __post_init__(self) -> None:
-        if self.nm_per_px is not None and not self.nm_per_px > 0.0:
+        if self.nm_per_px is not None and not 0.0 < self.nm_per_px < math.inf:
             raise ValueError(
                 f"nm_per_px of {self.nm_per_px:g} is no pixel size: give nm per pixel, such as 0.02"
             )
