@@ -285,6 +285,7 @@ def test_json_has_finite_numbers_and_a_bottom(text: str | bytes, message: str) -
 
 def test_brackets_in_texts_are_no_nesting() -> None:
     assert parse_json(json.dumps({"a": "[" * 1000, "b": '\\"[{'})) == {"a": "[" * 1000, "b": '\\"[{'}
+    assert parse_json("[1796094088110639539, 18446744073709551615]") == [1796094088110639539, 2**64 - 1]
 
 
 def test_a_contrast_that_no_camera_measures_is_refused() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 MOST_BYTES = 256 << 20  # labels of ten thousand pictures as polygons take 100 MB
 MOST_DEPTH = 64  # the deepest of the formats read here, GeoJSON, nests eight
-_MOST_DIGITS = 18  # of a whole number: identifiers and seeds fit into 64 bits
+_MOST_DIGITS = 20  # of a whole number: identifiers, seeds and times in nanoseconds fit into 64 bits
 _LARGEST = 1e15  # of a fraction: more than any length, time or count in these files
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
