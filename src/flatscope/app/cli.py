@@ -22,6 +22,7 @@ _COMMANDS = {
     "atoms": ("atoms", "Find the atomic columns of a monolayer in ADF-STEM images or HRTEM focal series."),
     "moire": ("moire", "Measure twisted bilayers in ADF-STEM images, and the columns of both layers."),
     "defects": ("defects", "Find, name and follow point defects in ADF-STEM images and movies."),
+    "open": ("open", "See, correct, teach and export a run in the browser (extra: serve)."),
     "export": (
         "export",
         "Write a finished run in other formats: COCO, labelme, ImageJ, GDSII, CIF and more.",

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,57 @@ def unpack(content: bytes, kinds: Iterable[type] = ()) -> Any:
     known = {kind.__name__: kind for kind in (*_KNOWN, *kinds)}
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-
-            def load(number: int) -> NDArray[Any]:
-                with archive.open(f"{number}.npy") as stream:
-                    return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
-
-            return _put_together(json.loads(archive.read(_TREE)), load, known)
+            return _put_together(json.loads(archive.read(_TREE)), _reader(archive), known)
     except _DAMAGES as error:
         raise StoreError(f"is damaged, or was not stored by flatscope ({error})") from None
+
+
+def read_part(path: Path, *steps: str, kinds: Iterable[type] = ()) -> Any:
+    """Read a part of what `pack` wrote to a file, and nothing of the rest.
+
+    Parameters
+    ----------
+    path
+        The file.
+    steps
+        Names of fields of dataclasses, or keys of dictionaries, from the outside in.
+    kinds
+        As for `unpack`.
+
+    Raises
+    ------
+    StoreError
+        As for `unpack`.
+    KeyError
+        If there is no such part.
+    OSError
+        If the file cannot be read.
+    """
+    known = {kind.__name__: kind for kind in (*_KNOWN, *kinds)}
+    with open(path, "rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                tree = json.loads(archive.read(_TREE))
+                for step in steps:
+                    parts = tree["fields"] if tree[_TAG] == "made" else dict(tree["items"])
+                    if step not in parts:
+                        raise KeyError(step)
+                    tree = parts[step]
+                return _put_together(tree, _reader(archive), known)
+        except KeyError:
+            raise
+        except _DAMAGES as error:
+            raise StoreError(f"is damaged, or was not stored by flatscope ({error})") from None
+
+
+def _reader(archive: zipfile.ZipFile) -> Callable[[int], NDArray[Any]]:
+    """Read the arrays of an archive by their numbers."""
+
+    def load(number: int) -> NDArray[Any]:
+        with archive.open(f"{number}.npy") as stream:
+            return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
+
+    return load
 
 
 def _take_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:

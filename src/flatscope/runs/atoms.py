@@ -76,6 +76,7 @@ def make_task(params: ColumnParams, image: ImageParams) -> Task:
         alone=measure,
         together=None if hrtem else find_partners,
         conclude=draw,
+        tabulate=tabulate,
         views=make_views,
         endings=(".columns.png", ".xyz", ".cif"),
         view_names=("columns.csv", "report.html"),
@@ -137,15 +138,24 @@ def find_partners(parts: Mapping[str, Callable[[], ColumnTable]], given: Given) 
     return shared
 
 
+def tabulate(
+    item: Item, table: ColumnTable, shared: dict[str, str] | None, given: Given
+) -> dict[str, ColumnTable]:
+    """The columns of one image, its sublattices named by a partner where there is one."""
+    if shared is None:
+        return {"columns": table}
+    image = _read(item, given)
+    image = replace(image, notes=(*image.notes, f"sublattices are those of {shared['partner']}"))
+    known = replace(given.params, brighter=shared["brighter"])
+    return {"columns": find_columns(image, known).renamed(item.name)}
+
+
 def draw(
     item: Item, table: ColumnTable, shared: dict[str, str] | None, given: Given
 ) -> tuple[Answer, dict[str, bytes]]:
     """The columns, drawn over their image, and the model."""
+    table = tabulate(item, table, shared, given)["columns"]
     image = _read(item, given)
-    if shared is not None:
-        image = replace(image, notes=(*image.notes, f"sublattices are those of {shared['partner']}"))
-        known = replace(given.params, brighter=shared["brighter"])
-        table = find_columns(image, known).renamed(item.name)
     overlay = encode_png(draw_columns(image, table))
     figures = {
         "columns": overlay,

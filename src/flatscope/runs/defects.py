@@ -120,6 +120,7 @@ def make_task(params: TrackParams, image: ImageParams, *, threads: int) -> Task:
         as_plain(params, image),
         alone=measure,
         conclude=draw,
+        tabulate=tabulate,
         views=make_views,
         endings=(".defects.png", ".defects.mp4"),
         view_names=("defects.csv", "tracks.csv", "events.csv", "report.html"),
@@ -205,6 +206,13 @@ def _until(frames: Callable[[], Iterator[Any]], stop: Callable[[], bool]) -> Cal
             yield frame
 
     return each
+
+
+def tabulate(
+    item: Item, table: DefectTable | TrackTable, shared: None, given: Given
+) -> dict[str, DefectTable | TrackTable]:
+    """The defects of one image, or the tracks of one movie."""
+    return {table.NAME: table}
 
 
 def draw(

@@ -7,6 +7,7 @@ segmentation.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import getpass
 import hashlib
@@ -158,12 +159,17 @@ class Undo(Line):
     of: str
 
 
+KINDS = (
+    *(Known, KnownColour, SetLayers, Residue, Restore, PixelSize),
+    *(Split, Merge, Outline, Remark, Undo),
+)
+"""Every kind of correction there is."""
 Edit = Annotated[
     Known | KnownColour | SetLayers | Residue | Restore | PixelSize | Split | Merge | Outline | Remark | Undo,
     Field(discriminator="edit"),
 ]
 _READER: TypeAdapter[Line] = TypeAdapter(Edit)
-_WAITING = (Split, Merge, Outline)
+WAITING = (Split, Merge, Outline)
 """Kinds that stay in the file and are not replayed yet."""
 Kind = TypeVar("Kind", bound=Line)
 
@@ -218,11 +224,24 @@ def read_edits(folder: Path) -> Edits:
         except ValidationError as error:
             problems.append(f"{path}: line {number} is left out: {_explain(error)}")
     kept = _take_back(lines)
-    waiting = sorted({line.edit for line in kept if isinstance(line, _WAITING)})
+    waiting = sorted({line.edit for line in kept if isinstance(line, WAITING)})
     if waiting:
         problems.append(f"{path}: corrections of the kind {', '.join(waiting)} do not count yet")
     gone = tuple(line for line in lines if line not in kept)
     return Edits(tuple(kept), tuple(problems), gone)
+
+
+def list_edits(folder: Path) -> list[tuple[Line, bool]]:
+    """Every line of a folder's corrections that makes sense, undos too, and whether it counts."""
+    try:
+        text = (folder / EDITS).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    lines: list[Line] = []
+    for content in filter(str.strip, text.split("\n")):
+        with contextlib.suppress(ValidationError):
+            lines.append(_READER.validate_json(content))
+    return list(zip(lines, _find_counting(lines), strict=True))
 
 
 def parse_edits(lines: Iterable[str]) -> Edits:
@@ -275,7 +294,15 @@ def keep_new(fresh: Iterable[Line], edits: Edits, *, ever: bool = False) -> list
 
 
 def _take_back(lines: Sequence[Line]) -> list[Line]:
-    """The lines that count: an undo takes back the last line of its id before it."""
+    """The lines that count, without the undos."""
+    counts = _find_counting(lines)
+    return [
+        line for line, counted in zip(lines, counts, strict=True) if counted and not isinstance(line, Undo)
+    ]
+
+
+def _find_counting(lines: Sequence[Line]) -> list[bool]:
+    """Which lines count: an undo takes back the last line of its id before it."""
     counts = [True] * len(lines)
     for number in reversed(range(len(lines))):
         line = lines[number]
@@ -283,9 +310,7 @@ def _take_back(lines: Sequence[Line]) -> list[Line]:
             before = [place for place in range(number) if lines[place].id == line.of and counts[place]]
             if before:
                 counts[before[-1]] = False
-    return [
-        line for line, counted in zip(lines, counts, strict=True) if counted and not isinstance(line, Undo)
-    ]
+    return counts
 
 
 def _explain(error: ValidationError) -> str:

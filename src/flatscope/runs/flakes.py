@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -29,12 +29,15 @@ from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
 from flatscope.results.exports.geojson import collect_outlines, encode_outlines
 from flatscope.results.table import as_plain, frame_to_csv
-from flatscope.runs.items import Item, digest_of
+from flatscope.runs.items import Item
 from flatscope.runs.light import LightParams
-from flatscope.runs.task import Answer, Content, Finished, Task
+from flatscope.runs.settings import as_plain as plain_settings
+from flatscope.runs.task import Answer, Content, Finished, Task, name_corrections
 from flatscope.units import um_from_nm
 
 ENDINGS = (".layers.png", ".overlay.png")
+_MANY = 40
+"""Pictures from which on the report shows less of each: a page with a hundred must still open on a phone."""
 _SOURCES = {"file": "the file", "user": "you", "lattice": "the lattice"}
 
 
@@ -84,11 +87,21 @@ def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
         given=given,
         prepare=_prepare,
         together=share,
+        tabulate=tabulate,
         kinds=(Regions, Measured, Evidence, Weights),
         weights=network.describe(),
         digests={} if flat is None else {"flat field": hashlib.sha256(flat.tobytes()).hexdigest()},
-        corrections=digest_of(list(given.edits)) if given.edits else "",
+        corrections=name_corrections(given.edits),
     )
+
+
+def plan(given: Given, items: Sequence[Item]) -> Task:
+    """The task of finding flakes in these pictures under the same settings."""
+    many, count = len(items) > _MANY, len(items)
+    folders = {item.name: str(item.sources[0].parent) for item in items if item.sources}
+    given = replace(given, preview_px=640 if many else 900, thumbnails=8 if many else 24, folders=folders)
+    title = f"{given.params.material} flakes in {count} picture{'s' * (count > 1)}"
+    return make_task(given, settings=plain_settings(given.params, given.light), title=title)
 
 
 @cache
@@ -180,12 +193,17 @@ def _name_layers(
     return correct(table, parse_edits(shared["edits"]).lines)
 
 
+def tabulate(item: Item, regions: Regions, shared: Any, given: Given) -> dict[str, FlakeTable]:
+    """The light half: the layers of every region, corrections included."""
+    # An item with settings of its own shares no set-up with the others.
+    params = (item.given or given).params
+    return {"flakes": _name_layers(regions, params, shared, is_alone=item.given is not None)}
+
+
 def name_layers(item: Item, regions: Regions, shared: Any, given: Given) -> tuple[Answer, dict[str, bytes]]:
     """The light half, and what is drawn of it."""
-    # An item with settings of its own shares no set-up with the others.
-    is_alone = item.given is not None
+    table = tabulate(item, regions, shared, given)["flakes"]
     given = item.given or given
-    table = _name_layers(regions, given.params, shared, is_alone=is_alone)
     display = to_display(_read(item, given))
     small = draw_overlay(display, table, longest_px=given.preview_px)
     plain = Image.fromarray(display.pixels).resize(small.size, Image.Resampling.BICUBIC, reducing_gap=2.0)

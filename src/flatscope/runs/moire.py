@@ -63,6 +63,7 @@ def make_task(params: MoireParams, scan: ScanParams) -> Task:
         as_plain(params, scan),
         alone=measure,
         conclude=draw,
+        tabulate=tabulate,
         views=make_views,
         endings=(".layers.png", ".xyz", ".cif"),
         view_names=("moire.csv", "columns.csv", "report.html"),
@@ -79,6 +80,11 @@ def _read(item: Item, given: Given) -> Micrograph:
 def measure(item: Item, given: Given) -> MoireTable:
     """Measure the bilayer in one image."""
     return find_moire(_read(item, given), given.params).renamed(item.name)
+
+
+def tabulate(item: Item, table: MoireTable, shared: None, given: Given) -> dict[str, MoireTable]:
+    """The pairs of layers of one image."""
+    return {"moire": table}
 
 
 def draw(item: Item, table: MoireTable, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:

@@ -19,14 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import flatscope
 from flatscope.files.write import WriteError
 from flatscope.micrograph import MicrographError
 from flatscope.parallel import LostWorkerError, Workers
 from flatscope.results.store import StoreError, unpack
 from flatscope.runs.folder import SCHEMA, Folder
 from flatscope.runs.items import Item, digest_of, make_key, readable_name
-from flatscope.runs.task import Answer, Finished, Task, load
+from flatscope.runs.task import Answer, Finished, Task, load, name_answer
 from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, listen, name_cut, start
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT = 0, 1, 2
@@ -106,23 +105,12 @@ class Run:
         self.timings: dict[str, float] = {}
         self._begun, self._started = time.perf_counter(), _now()
         self._is_claimed = folder.record is not None
-        folder.check(self.asked, [item.name for item in self.items], task.view_names)
-        identity = digest_of(self.asked)
+        folder.check(task.asked, [item.name for item in self.items], task.view_names)
+        identity = digest_of(task.asked)
         self._entries = []
         for item in self.items:
             digests = [folder.digests.of(path) for path in item.sources]
             self._entries.append(_Entry(item, make_key(item, identity, digests), digests))
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What makes this run another one than a second with other settings."""
-        return {
-            "verb": self.task.verb,
-            "flatscope": flatscope.__version__,
-            "settings": dict(self.task.settings),
-            "weights": dict(self.task.weights),
-            "digests": dict(self.task.digests),
-        }
 
     # --- the four steps ----------------------------------------------------------------------------------------------
 
@@ -321,7 +309,7 @@ class Run:
             shared = self.task.together(parts, self.task.given)
         for entry in finished:
             entry.shared = shared.get(entry.item.name)
-            entry.answer = digest_of([entry.key, "answer", entry.shared, entry.is_cut_short])
+            entry.answer = name_answer(entry.key, entry.shared, is_cut_short=entry.is_cut_short)
 
     def _conclude(self, workers: Workers, finished: Sequence[_Entry]) -> None:
         """The answer and the files of every item that lacks them."""
@@ -364,7 +352,7 @@ class Run:
 
     def _write_record(self, *, is_complete: bool) -> None:
         sizes = self.folder.stored()
-        record = {"schema": SCHEMA, **self.asked, "complete": is_complete}
+        record = {"schema": SCHEMA, **self.task.asked, "complete": is_complete}
         if self.task.corrections:
             record["corrections"] = self.task.corrections
         record["items"] = [self._describe(entry, sizes) for entry in self._entries]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import flatscope
 from flatscope.micrograph import MicrographError
 from flatscope.results import Table
 from flatscope.results.store import StoreError, unpack
-from flatscope.runs.items import Item
+from flatscope.runs.items import Item, digest_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class Task:
     together
         `together(parts, given)` looks at all parts, by name of their item, and returns what `conclude` should know of
         the others, by name; plain values. Optional.
+    tabulate
+        `tabulate(item, part, shared, given)` returns the tables of the answer by name, without drawing: what `conclude`
+        draws.
     kinds
         Dataclasses that parts may hold.
     weights
@@ -104,10 +108,49 @@ class Task:
     given: Any = None
     prepare: Callable[[Any], Any] = _take_as_given
     together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
+    tabulate: Callable[[Item, Any, Any, Any], Mapping[str, Table]] | None = None
     kinds: tuple[type, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     corrections: str = ""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What makes this run another one than a second with other settings."""
+        return {
+            "verb": self.verb,
+            "flatscope": flatscope.__version__,
+            "settings": dict(self.settings),
+            "weights": dict(self.weights),
+            "digests": dict(self.digests),
+        }
+
+    def with_edits(self, edits: tuple[str, ...]) -> Task:
+        """The same task under these corrections by hand, lines of `edits.jsonl`, if its verb takes corrections."""
+        if not hasattr(self.given, "edits"):
+            return self
+        given = replace(self.given, edits=edits)
+        return replace(self, given=given, corrections=name_corrections(edits))
+
+
+def name_corrections(edits: Sequence[str]) -> str:
+    """A name for corrections by hand, lines of `edits.jsonl`; "" for none."""
+    return digest_of(list(edits)) if edits else ""
+
+
+def name_answer(key: str, shared: Any, *, is_cut_short: bool = False) -> str:
+    """The name of an answer: equal ones hold the same.
+
+    Parameters
+    ----------
+    key
+        Of the item.
+    shared
+        What its answer takes from all items together.
+    is_cut_short
+        Whether its work was ended early.
+    """
+    return digest_of([key, "answer", shared, is_cut_short])
 
 
 def load(path: Path, kinds: tuple[type, ...]) -> Any:

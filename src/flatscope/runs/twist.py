@@ -126,6 +126,7 @@ def make_task(params: TwistParams, picture: PictureParams) -> Task:
         endings=(".twist.png",),
         view_names=("twist.csv", "report.html"),
         given=checked(Given, params=params, picture=picture),
+        tabulate=tabulate,
         kinds=(Measured,),
         weights=network,
         digests={}
@@ -181,6 +182,11 @@ def measure(item: Item, given: Given) -> Measured:
     if picture.fold == "30":  # the angle stands in twist_fold30_deg alone
         table = replace(table, frame=table.frame.assign(twist_deg=np.nan))
     return Measured(table, layers)
+
+
+def tabulate(item: Item, part: Measured, shared: None, given: Given) -> dict[str, TwistTable]:
+    """The angles of one picture."""
+    return {"twist": part.table}
 
 
 def draw(item: Item, part: Measured, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +13,12 @@ from numpy.typing import NDArray
 from flatscope.app import show
 from flatscope.app.command import Call, Plan, analysis, with_profile
 from flatscope.optical.flakes import FlakeParams
-from flatscope.runs.flakes import ENDINGS, Given, make_task
+from flatscope.runs.flakes import ENDINGS, Given
 from flatscope.runs.items import Item
 from flatscope.runs.light import LAYER_IMAGE, LightParams, Stated, adopt_painted, choose_light, write_down
-from flatscope.runs.settings import as_plain
 
 if TYPE_CHECKING:
     from flatscope.runs.edits import Line
-
-_MANY = 40  # pictures; a page with a hundred must still open on a phone
 
 
 @analysis(FlakeParams, LightParams)
@@ -56,12 +52,7 @@ def flakes(call: Call, params: FlakeParams, light: LightParams) -> Plan:
     params, flat = choose_light(params, light.flatfield, paths)
     items = call.name([(path,) for path in paths], ENDINGS)
     edits, fresh = _collect_edits(call, items, params, flat)
-    many = len(paths) > _MANY
-    given = Given(params, light, flat, 640 if many else 900, 8 if many else 24, edits)
-    given = replace(given, folders={item.name: str(item.sources[0].parent) for item in items})
-    count = len(paths)
-    title = f"{params.material} flakes in {count} picture{'s' * (count > 1)}"
-    task = make_task(given, settings=as_plain(params, light), title=title)
+    task = plan(Given(params, light, flat, edits=edits), items)
     return Plan(task, items, show.summarise_flakes, edits=fresh)
 
 
