@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flatscope.app import show
 from flatscope.app.command import Call, Plan, analysis, with_profile
 from flatscope.optical.flakes import FlakeParams
-from flatscope.runs.flakes import ENDINGS, Given
+from flatscope.runs.flakes import ENDINGS, Given, plan
 from flatscope.runs.items import Item
 from flatscope.runs.light import LAYER_IMAGE, LightParams, Stated, adopt_painted, choose_light, write_down
 

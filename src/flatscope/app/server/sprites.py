@@ -84,6 +84,9 @@ class Sprites:
             return None
         left, top, right, bottom = table.marks[row_id].bounds
         side = max(_MARGIN * max(right - left, bottom - top), _LEAST_SIDE_PX)
-        x, y = (left + right) / 2 + 0.5, (top + bottom) / 2 + 0.5
-        box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
+        rows, cols = table.marks.shape_px
+        # A crop that reaches beyond the picture is black there; shifting it inside shows more crystal.
+        x = min(max((left + right + 1 - side) / 2, 0.0), max(0.0, cols - side))
+        y = min(max((top + bottom + 1 - side) / 2, 0.0), max(0.0, rows - side))
+        box = (x, y, x + side, y + side)
         return self._pictures.crop(index, 0, box, CELL_PX)
