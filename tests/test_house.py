@@ -255,9 +255,19 @@ def test_no_machine_is_named(repository: Path) -> None:
         if path.suffix in (".py", ".toml", ".md", ".json") and path.is_file()
     ]
     looked_at += [repository / name for name in ("Makefile", "pyproject.toml", "constraints.txt", ".ci/run")]
+    looked_at += _sources_of_the_page(repository)
     named = [
         str(path) for path in looked_at if paths.search(path.read_text("utf-8")) and path != Path(__file__)
     ]
+    assert named == []
+
+
+def test_the_page_names_no_registry(repository: Path) -> None:
+    """Node's lockfile writes down where each package came from, unless it is told not to."""
+    looked_at = _sources_of_the_page(repository)
+    assert {"package-lock.json", "main.tsx"} <= {path.name for path in looked_at}
+    addressed = re.compile(r'"resolved"|registry\s*=|https?://(?!www\.w3\.org)')
+    named = [path.name for path in looked_at if addressed.search(_without_funding(path.read_text("utf-8")))]
     assert named == []
 
 
@@ -281,6 +291,17 @@ def test_um_and_back_and_unknown_units() -> None:
     assert nm_from_um(0.384) == pytest.approx(nm_from(0.384, unit="µm"))
     with pytest.raises(ValueError, match="'furlong' is no length unit: use one of m, cm, mm, µm, nm"):
         nm_from(1.0, unit="furlong")
+
+
+def _sources_of_the_page(repository: Path) -> list[Path]:
+    """All that is checked in of `web/`."""
+    folder = repository / "web"
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and "node_modules" not in path.parts]
+
+
+def _without_funding(text: str) -> str:
+    """A lockfile without the addresses where authors take donations."""
+    return re.sub(r'"funding": (\{[^}]*\}|\[[^\]]*\]|"[^"]*")', "", text)
 
 
 def _name(path: Path, repository: Path) -> str:
