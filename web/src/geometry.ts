@@ -65,24 +65,24 @@ export function findInside(rings: readonly ArrayLike<number>[]): Point {
   return { x: best.x, y: best.y };
 }
 
+let scratch = new Float32Array(4096);
+
 /** Leave out corners nearer than a distance to the last one kept; what is smaller than that becomes its box. */
-export function thin(ring: ArrayLike<number>, tolerance: number): Float32Array {
-  const kept: number[] = [];
-  let x = Infinity, y = Infinity;
+export function thin(ring: Float32Array, tolerance: number): Float32Array {
+  if (scratch.length < ring.length) scratch = new Float32Array(2 * ring.length);
+  const kept = scratch;
+  let count = 0, x = Infinity, y = Infinity;
   const square = tolerance * tolerance;
   for (let at = 0; at + 1 < ring.length; at += 2) {
     const dx = ring[at]! - x, dy = ring[at + 1]! - y;
     if (!(dx * dx + dy * dy < square)) {
-      x = ring[at]!;
-      y = ring[at + 1]!;
-      kept.push(x, y);
+      kept[count++] = x = ring[at]!;
+      kept[count++] = y = ring[at + 1]!;
     }
   }
-  if (kept.length < 6) {
-    const { x0, y0, x1, y1 } = boxOf(ring);
-    return Float32Array.of(x0, y0, x1, y0, x1, y1, x0, y1);
-  }
-  return Float32Array.from(kept);
+  if (count >= 6) return kept.slice(0, count);
+  const { x0, y0, x1, y1 } = boxOf(ring);
+  return Float32Array.of(x0, y0, x1, y0, x1, y1, x0, y1);
 }
 
 export function areaOf(ring: ArrayLike<number>): number {

@@ -1,6 +1,7 @@
-/** Marks drawn over the picture: outlines as paths, points as stamps of pixels, so that 50,000 take one blink. */
+/** Marks drawn over the picture, anew where that is quick; else they move with it and are drawn when it rests. */
 
 import { categoryColour, type ColourBy, layerColour, probabilityColour, REJECTED_COLOUR, statusColour } from "./colours";
+import { type Line, Raster, toInk } from "./raster";
 import type { Shape, Shapes } from "./shapes";
 import type { Rows } from "./state";
 
@@ -21,18 +22,15 @@ export interface Look {
   dimmed: ReadonlySet<number> | null;
 }
 
-interface Pen {
-  stroke: string;
-  second: string | null;
-  halo: string;
+/** How a shape is drawn: its line, and whether it is rejected. */
+interface Stroke extends Line {
   rejected: boolean;
-  level: number;
-  outline: Path2D;
 }
 
-const DARK = "rgba(12,14,16,.72)", LIGHT = "rgba(255,255,255,.8)";
-const MOST_WITH_HALO = 2500; // shapes; a halo doubles the time
-const SIDE = 13; // pixels of a stamp
+const TRACK_RIM = "rgba(12,14,16,.72)";
+const DARK_COLOURS = new Set(["#440154", "#472d7b"]); // these need a light rim
+const MOST_WITH_RIM = 4000; // shapes; a rim doubles the time and fills small shapes
+const QUICK = 8; // ms; what takes less is drawn anew on every frame
 
 /** Colours of a row; a second one where two layer numbers fit. */
 export function rowColours(rows: Rows, row: number, by: ColourBy): [string, string | null] {
@@ -57,10 +55,9 @@ export class Overlay {
   private shapes: Shapes | null = null;
   private rows: Rows | null = null;
   private look: Look = { by: "layers", opacity: 1, bordersOnly: false, rejected: true, dimmed: null };
-  private pens: Pen[] | null = null;
-  private pensLevel = NaN;
+  private strokes: (Stroke | null)[] | null = null;
+  private readonly raster = new Raster();
   private readonly context: CanvasRenderingContext2D;
-  private image: ImageData | null = null;
   private later = 0;
   /** Frames of a movie: rows of this frame are drawn as points, tracks up to it as lines. */
   frame: number | null = null;
@@ -74,13 +71,13 @@ export class Overlay {
     this.rows = rows;
     this.look = look;
     this.frame = frame;
-    this.pens = null;
+    this.strokes = null;
     this.drawn = null;
   }
 
   /** Follow the picture: draw anew where that is quick, else shift what is drawn and draw when the picture rests. */
   follow(to: Placement): void {
-    if (!this.drawn || this.took < 7 || to.width !== this.drawn.width || to.height !== this.drawn.height) {
+    if (!this.drawn || this.took < QUICK || to.width !== this.drawn.width || to.height !== this.drawn.height) {
       this.draw(to);
       return;
     }
@@ -119,75 +116,60 @@ export class Overlay {
   // --- outlines ---------------------------------------------------------------------------------------------------------
 
   private drawOutlines(to: Placement, ratio: number): void {
-    const context = this.context;
+    const { shapes, look, raster } = this;
+    const { width, height } = this.canvas;
+    const scale = to.scale * ratio, dx = (to.x + to.scale / 2) * ratio - 0.5, dy = (to.y + to.scale / 2) * ratio - 0.5;
     // Corners nearer than half a pixel of the screen cannot be told apart.
-    const level = Math.round(Math.log2(0.6 / to.scale));
-    if (!this.pens || this.pensLevel !== level) this.pens = this.makePens(level);
-    context.setTransform(ratio * to.scale, 0, 0, ratio * to.scale, ratio * (to.x + to.scale / 2), ratio * (to.y + to.scale / 2));
-    context.lineJoin = "round";
-    const halo = (this.shapes?.list.length ?? 0) <= MOST_WITH_HALO;
-    const thickness = 1.6 / to.scale;
-    for (const pen of this.pens) {
-      if (!this.look.bordersOnly && !pen.rejected) {
-        context.fillStyle = pen.stroke;
-        context.globalAlpha = this.look.opacity * 0.22;
-        context.fill(pen.outline, "evenodd");
-        context.globalAlpha = this.look.opacity;
-      }
-      context.setLineDash(pen.rejected && halo ? [3.5 / to.scale, 3 / to.scale] : []);
-      if (halo) {
-        context.strokeStyle = pen.halo;
-        context.lineWidth = thickness + 1.6 / to.scale;
-        context.stroke(pen.outline);
-      }
-      context.strokeStyle = pen.stroke;
-      context.lineWidth = halo ? thickness : 1 / to.scale;
-      context.stroke(pen.outline);
-      if (pen.second) {
-        context.setLineDash([6 / to.scale, 6 / to.scale]);
-        context.strokeStyle = pen.second;
-        context.stroke(pen.outline);
+    const thinned = shapes!.rings(Math.max(-1, Math.round(Math.log2(0.55 / scale))));
+    this.strokes ??= shapes!.list.map((shape) => this.pickStroke(shape.row));
+    const seen: number[] = [];
+    shapes!.list.forEach(({ box }, at) => {
+      if (!this.strokes![at]) return;
+      if (box.x1 * scale + dx < 0 || box.y1 * scale + dy < 0 || box.x0 * scale + dx > width || box.y0 * scale + dy > height) return;
+      seen.push(at);
+    });
+    const rim = seen.length <= MOST_WITH_RIM, thick = (rim ? 1.6 : 1.1) * ratio;
+    raster.begin(this.context, width, height);
+    if (!look.bordersOnly) {
+      for (const at of seen) {
+        const stroke = this.strokes[at]!;
+        if (!stroke.rejected) raster.fill(thinned[at]!, scale, dx, dy, stroke.ink, 0.22 * look.opacity);
       }
     }
-    context.setLineDash([]);
+    if (rim) {
+      for (const at of seen) for (const ring of thinned[at]!) raster.halo(ring, scale, dx, dy, this.strokes[at]!, thick + 1.6 * ratio, look.opacity);
+    }
+    for (const at of seen) for (const ring of thinned[at]!) raster.trace(ring, scale, dx, dy, this.strokes[at]!, thick, look.opacity);
+    raster.end(this.context);
   }
 
-  private makePens(level: number): Pen[] {
-    this.pensLevel = level;
-    const rows = this.rows!, shapes = this.shapes!, pens = new Map<string, Pen>();
-    const thinned = shapes.rings(Math.max(-1, level));
-    for (let at = 0; at < shapes.list.length; at++) {
-      const { row } = shapes.list[at]!;
-      if (row < 0) continue;
-      const rejected = rows.get(row, "status") === "rejected";
-      if ((rejected && !this.look.rejected) || this.look.dimmed?.has(row)) continue;
-      const [stroke, second] = rejected && this.look.by !== "status" ? [REJECTED_COLOUR, null] : rowColours(rows, row, this.look.by);
-      const key = `${stroke}${second}${rejected}`;
-      let pen = pens.get(key);
-      if (!pen) {
-        pen = { stroke, second, rejected, level, halo: stroke === "#440154" || stroke === "#472d7b" ? LIGHT : DARK, outline: new Path2D() };
-        pens.set(key, pen);
-      }
-      for (const ring of thinned[at]!) {
-        pen.outline.moveTo(ring[0]!, ring[1]!);
-        for (let corner = 2; corner < ring.length; corner += 2) pen.outline.lineTo(ring[corner]!, ring[corner + 1]!);
-        pen.outline.closePath();
-      }
-    }
-    return [...pens.values()].sort((a, b) => Number(b.rejected) - Number(a.rejected));
+  private pickStroke(row: number): Stroke | null {
+    const { look } = this, rows = this.rows!;
+    if (row < 0 || look.dimmed?.has(row)) return null;
+    const rejected = rows.get(row, "status") === "rejected";
+    if (rejected && !look.rejected) return null;
+    const [first, second] = rejected && look.by !== "status" ? [REJECTED_COLOUR, null] : rowColours(rows, row, look.by);
+    return { ink: toInk(first), second: second ? toInk(second) : -1, dashed: rejected, light: DARK_COLOURS.has(first), rejected };
   }
 
   // --- points -----------------------------------------------------------------------------------------------------------
 
   private drawPoints(to: Placement, ratio: number): void {
     const { shapes, rows, look } = this;
-    const list: { x: number; y: number; colour: string }[] = [];
+    const inks = new Map<string, number>();
+    const list: { x: number; y: number; ink: number }[] = [];
+    const scale = to.scale * ratio, dx = (to.x + to.scale / 2) * ratio - 0.5, dy = (to.y + to.scale / 2) * ratio - 0.5;
     for (let at = 0; at < shapes!.list.length; at++) {
       const shape = shapes!.list[at]!;
       const colour = this.pointColour(shape, at, rows!, look);
-      if (colour) list.push({ x: shape.rings[0]![0]!, y: shape.rings[0]![1]!, colour });
+      if (!colour) continue;
+      let ink = inks.get(colour);
+      if (ink === undefined) inks.set(colour, (ink = toInk(colour)));
+      list.push({ x: shape.box.x0 * scale + dx, y: shape.box.y0 * scale + dy, ink });
     }
-    this.stamp(list, to, ratio, this.pickRadius(list.length, to));
+    this.raster.begin(this.context, this.canvas.width, this.canvas.height);
+    this.raster.discs(list, this.pickRadius(list.length, to) * ratio, look.opacity);
+    this.raster.end(this.context);
   }
 
   private pickRadius(count: number, to: Placement): number {
@@ -202,38 +184,6 @@ export class Overlay {
     if (this.frame !== null && rows.has("frame") && rows.get(shape.row, "frame") !== this.frame) return null;
     if (rows.get(shape.row, "status") === "rejected") return look.rejected ? REJECTED_COLOUR : null;
     return rowColours(rows, shape.row, look.by)[0];
-  }
-
-  /** Discs with a dark rim, written pixel by pixel. */
-  private stamp(list: { x: number; y: number; colour: string }[], to: Placement, ratio: number, radius: number): void {
-    const { width, height } = this.canvas;
-    if (!this.image || this.image.width !== width || this.image.height !== height) {
-      this.image = this.context.createImageData(width, height);
-    }
-    const pixels = new Uint32Array(this.image.data.buffer);
-    pixels.fill(0);
-    const discs = makeDiscs(radius * ratio);
-    const alpha = Math.round(255 * this.look.opacity);
-    const inks = new Map<string, number>();
-    const scale = to.scale * ratio, left = (to.x + to.scale / 2) * ratio, above = (to.y + to.scale / 2) * ratio;
-    for (const { x, y, colour } of list) {
-      const col = Math.round(x * scale + left), row = Math.round(y * scale + above);
-      if (col < -SIDE || row < -SIDE || col > width + SIDE || row > height + SIDE) continue;
-      let ink = inks.get(colour);
-      if (ink === undefined) {
-        const rgb = Number.parseInt(colour.slice(1), 16);
-        ink = ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16);
-        inks.set(colour, ink);
-      }
-      for (const { dx, dy, rim } of discs) {
-        const px = col + dx, py = row + dy;
-        if (px < 0 || py < 0 || px >= width || py >= height) continue;
-        const place = py * width + px;
-        if (rim === 0) pixels[place] = (ink | (alpha << 24)) >>> 0;
-        else if (pixels[place] === 0) pixels[place] = (0x14100c | (Math.round(alpha * rim) << 24)) >>> 0;
-      }
-    }
-    this.context.putImageData(this.image, 0, 0);
   }
 
   // --- tracks -----------------------------------------------------------------------------------------------------------
@@ -256,7 +206,7 @@ export class Overlay {
         else path.moveTo(x, y);
       });
       const now = Number(rows!.get(last, "frame")) === at || at === Infinity;
-      for (const [style, wide] of [[DARK, 3.2], [colour, 1.6]] as const) {
+      for (const [style, wide] of [[TRACK_RIM, 3.2], [colour, 1.6]] as const) {
         context.strokeStyle = style;
         context.globalAlpha = this.look.opacity * (now ? 1 : 0.4);
         context.lineWidth = wide / to.scale;
@@ -269,7 +219,7 @@ export class Overlay {
       context.beginPath();
       context.arc(x, y, 5.5 / to.scale, 0, 2 * Math.PI);
       context.lineWidth = 3.6 / to.scale;
-      context.strokeStyle = DARK;
+      context.strokeStyle = TRACK_RIM;
       context.stroke();
       context.lineWidth = 2 / to.scale;
       context.strokeStyle = colour;
@@ -297,18 +247,4 @@ export function tracksOf(rows: Rows, item: number): Map<number, number[]> {
     items.set(item, tracks);
   }
   return tracks;
-}
-
-/** Offsets of a disc's pixels; `rim` is the darkness of those around it. */
-function makeDiscs(radius: number): { dx: number; dy: number; rim: number }[] {
-  const out: { dx: number; dy: number; rim: number }[] = [];
-  const reach = Math.ceil(radius + 1.5);
-  for (let dy = -reach; dy <= reach; dy++) {
-    for (let dx = -reach; dx <= reach; dx++) {
-      const away = Math.hypot(dx, dy);
-      if (away <= radius) out.push({ dx, dy, rim: 0 });
-      else if (away <= radius + 1.2) out.push({ dx, dy, rim: Math.min(0.8, radius + 1.3 - away) });
-    }
-  }
-  return out;
 }

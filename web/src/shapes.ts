@@ -26,8 +26,8 @@ export class Shapes {
       const rings = kind === "points"
         ? [Float32Array.of(marks.x![at]!, marks.y![at]!)]
         : kind === "paths"
-          ? [Float32Array.from(marks.lines![at]!)]
-          : marks.rings![at]!.map((ring) => Float32Array.from(ring));
+          ? [new Float32Array(marks.lines![at]!)]
+          : marks.rings![at]!.map((ring) => new Float32Array(ring));
       const row = marks.classes ? -1 : (rows.find(item, ids[at]!) ?? -1);
       const box = rings.map(boxOf).reduce((a, b) => ({
         x0: Math.min(a.x0, b.x0), y0: Math.min(a.y0, b.y0), x1: Math.max(a.x1, b.x1), y1: Math.max(a.y1, b.y1),
