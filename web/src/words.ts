@@ -7,7 +7,7 @@ export const isNumber = (value: unknown): value is number => typeof value === "n
 /** Three significant digits, no exponent where a person would write none. */
 export function formatNumber(value: Cell | undefined, digits = 3): string {
   if (!isNumber(value)) return "";
-  if (value === 0) return "0";
+  if (Number.isInteger(value) && Math.abs(value) < 1e9) return formatCount(value);
   const size = Math.floor(Math.log10(Math.abs(value)));
   if (size >= 6 || size < -4) return value.toExponential(digits - 1).replace("e+", "e");
   const places = Math.min(Math.max(0, digits - 1 - size), 6);
