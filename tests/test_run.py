@@ -767,3 +767,16 @@ def test_the_settings_of_a_run_repeat_it(answered: Path, verb: str) -> None:
     args = [answered / verb, "--settings", first / "run.json", "--workers", 1, "--out", again]
     assert cli.run([verb, *map(str, args)]) == 1
     assert content_of(again) == content_of(first)
+
+
+def test_a_start_with_nothing_to_do_loads_no_heavy_package(answered: Path) -> None:
+    args = ["flakes", str(answered / "flakes"), "--material", "graphene", "--workers", "1"]
+    args += ["--weights", str(shipped_folder() / "flakes.onnx"), "--out", str(answered / "flakes-out")]
+    code = (
+        "import sys\nfrom flatscope.app.cli import main\nfrom flatscope.app.startup import LATE\n"
+        f"sys.argv[1:] = {args!r}\ntry:\n    main()\nfinally:\n"
+        "    print([name for name in LATE if type(sys.modules[name]).__name__ != '_Late'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "nothing to do" in done.stderr, done.stderr
+    assert done.stdout.endswith("[]\n")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from flatscope import __version__
+from flatscope.app.startup import load_late, pause_collecting
 
 EXIT_FINE, EXIT_SOME_FAILED, EXIT_BAD_INPUT, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -43,7 +44,8 @@ _COMMANDS = {
 def find_command(name: str) -> click.Command:
     """The command of a name of `_COMMANDS`: what its module calls by the module's own name."""
     module = _COMMANDS[name][0]
-    command: click.Command = getattr(importlib.import_module(f"flatscope.app.commands.{module}"), module)
+    with pause_collecting():
+        command: click.Command = getattr(importlib.import_module(f"flatscope.app.commands.{module}"), module)
     return command
 
 
@@ -91,6 +93,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
+    load_late()
     sys.exit(run(args))
 
 

@@ -14,6 +14,7 @@ import click
 
 from flatscope.app import show
 from flatscope.app.flags import ask, gather, settings_options
+from flatscope.app.startup import pause_collecting
 from flatscope.files.read import Modality, find_pictures
 from flatscope.runs.folder import Folder
 from flatscope.runs.items import Item, name_items, recall_names
@@ -100,11 +101,12 @@ def analysis(*kinds: type) -> Callable[[Callable[..., Plan]], click.Command]:
             begun = time.perf_counter()
             settings = gather(options, *kinds)
             ask(options, *kinds)
-            folder = Folder(out)
-            if options["replace"]:
-                clear(folder)
-            folder.paths = list_paths(*settings)
-            planned = plan(Call(inputs, folder, options), *settings)
+            with pause_collecting():
+                folder = Folder(out)
+                if options["replace"]:
+                    clear(folder)
+                folder.paths = list_paths(*settings)
+                planned = plan(Call(inputs, folder, options), *settings)
             return carry_out(planned, folder, options, begun=begun)
 
         wrapped: Callable[..., Any] = settings_options(*kinds)(command)
@@ -168,12 +170,13 @@ def carry_out(plan: Plan, folder: Folder, options: dict[str, Any], *, begun: flo
     task = plan.task
     workers = options.get("workers") or min(_DEFAULT_WORKERS, os.cpu_count() or 1)
     with show.reporter(plan.what) as reporter:
-        run = Run(task, plan.items, folder, workers=workers, reporter=reporter)
-        if plan.edits:
-            from flatscope.runs.edits import append_edits
+        with pause_collecting():
+            run = Run(task, plan.items, folder, workers=workers, reporter=reporter)
+            if plan.edits:
+                from flatscope.runs.edits import append_edits
 
-            append_edits(folder.out, plan.edits)
-        earlier = run.already_finished()
+                append_edits(folder.out, plan.edits)
+            earlier = run.already_finished()
         try:
             finished = earlier or run.work()
         except KeyboardInterrupt:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
 
 from flatscope.optical.layers import SetupFit, fit_setups, weigh_material
 from flatscope.optical.levels import Levels, find_levels
@@ -145,6 +144,8 @@ def _cluster(logs: Float, noise: Float) -> NDArray[np.int64]:
     )
     order = np.lexsort(scaled.T)
     numbers = np.empty(len(logs), np.int64)
+    from scipy.cluster.hierarchy import fcluster, linkage  # takes a tenth of a second
+
     numbers[order] = fcluster(linkage(scaled[order], "complete", metric="chebyshev"), 1.0, "distance")
     return numbers
 

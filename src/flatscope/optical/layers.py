@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy import special
 
 from flatscope.optical.levels import Levels, find_levels, observe_levels
 from flatscope.optical.materials import find_material
@@ -249,7 +249,7 @@ def weigh_material(fit: SetupFit, prior: Prior, *, drawn: int, rng: np.random.Ge
     latent = rng.standard_normal((drawn, LATENTS))
     latent[:, -1] = 0.0  # the stated oxide is right
     witnesses = replace(observe_levels(fit.levels), bare_colour=fit.bare_colour)
-    return float(logsumexp(_log_evidence(witnesses, prior, latent)) - np.log(drawn))
+    return float(special.logsumexp(_log_evidence(witnesses, prior, latent)) - np.log(drawn))
 
 
 def name_regions(observation: Observation, fit: SetupFit) -> LayerPosterior:

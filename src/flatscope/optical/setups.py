@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy import special
 
 from flatscope.optical.camera import GREY, Camera
 from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, Material, find_material
@@ -224,7 +224,7 @@ class Prior:
     def setups(self, latent: Float) -> Setups:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
-        share = ndtr(latent)
+        share = special.ndtr(latent)
         nominal = self.stated_nm
         is_open = latent[:, 17] > 0.0
         if self.substrate.fitted is None:
@@ -253,7 +253,7 @@ class Prior:
         """Stray light; a transparent base seen from above adds what its back side reflects, as much as its front."""
         stray = 0.05 * np.abs(latent)
         if self.substrate.transparent and not self.substrate.through:
-            return np.asarray(stray + ndtr(latent))
+            return np.asarray(stray + special.ndtr(latent))
         return stray
 
     def _camera(self, share: Float) -> Camera:

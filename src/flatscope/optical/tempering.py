@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy import special
 
 Float = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def temper(
     while reached < 1.0:
         advance = _next_temperature(fit, 1.0 - reached)
         reached += advance
-        total = logsumexp(advance * fit)
+        total = special.logsumexp(advance * fit)
         log_mean += float(total - np.log(len(fit)))
         chosen = _resample(rng, np.exp(advance * fit - total), count=count)
         latent, fit = latent[chosen], fit[chosen]

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy import ndimage, sparse
 from skimage.filters import threshold_otsu
 
 from flatscope.inference.card import Card
@@ -471,10 +469,10 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, faintest: float)
         if not alike.any():
             break
         count = int(labels.max())
-        joined = coo_array(
+        joined = sparse.coo_array(
             (np.ones(alike.sum()), (involved[pairs[alike, 0]] - 1, involved[pairs[alike, 1]] - 1)),
             shape=(count, count),
         )
-        _, group = connected_components(joined, directed=False)
+        _, group = sparse.csgraph.connected_components(joined, directed=False)
         labels = np.concatenate([[0], group + 1]).astype(np.int32)[labels]
     return labels

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy import special
 
 from flatscope.optical.materials import Material, find_material
 from flatscope.optical.observations import Observation
@@ -144,7 +144,7 @@ def measure_thickness(observation: Observation, ruler: Ruler) -> Thickness:
     for start in range(0, len(observation.contrast), _AT_ONCE):
         part = observation.take(np.arange(start, min(start + _AT_ONCE, len(observation.contrast))))
         log = _log_density(ruler.theory, part) + _log_prior(grid)
-        each = np.exp(log - logsumexp(log, axis=-1, keepdims=True)).mean(1)
+        each = np.exp(log - special.logsumexp(log, axis=-1, keepdims=True)).mean(1)
         rows += [_summarise(grid, share) for share in each]
     nm, low, high, candidates = zip(*rows, strict=True)
     return Thickness(np.array(nm), np.array(low), np.array(high), np.array(candidates, "<U32"))
@@ -208,9 +208,9 @@ def _choose_setups(theory: Float32, grid: Float, witnesses: Observation) -> NDAr
     count = len(theory)
     if not len(witnesses.contrast):
         return np.arange(count)[:: max(1, count // _AVERAGED)]
-    log = logsumexp(_log_density(theory, witnesses) + _log_prior(grid), axis=-1)
+    log = special.logsumexp(_log_density(theory, witnesses) + _log_prior(grid), axis=-1)
     evidence = log.sum(0) * min(1.0, _WITNESSES / len(witnesses.contrast))
-    weight = np.exp(evidence - logsumexp(evidence))
+    weight = np.exp(evidence - special.logsumexp(evidence))
     places = np.searchsorted(np.cumsum(weight), (np.arange(_AVERAGED) + 0.5) / _AVERAGED)
     return np.minimum(places, count - 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -98,7 +99,7 @@ def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
 def plan(given: Given, items: Sequence[Item]) -> Task:
     """The task of finding flakes in these pictures under the same settings."""
     many, count = len(items) > _MANY, len(items)
-    folders = {item.name: str(item.sources[0].parent) for item in items if item.sources}
+    folders = {item.name: os.path.dirname(item.sources[0]) or "." for item in items if item.sources}
     given = replace(given, preview_px=640 if many else 900, thumbnails=8 if many else 24, folders=folders)
     title = f"{given.params.material} flakes in {count} picture{'s' * (count > 1)}"
     return make_task(given, settings=plain_settings(given.params, given.light), title=title)

@@ -48,6 +48,7 @@ class Folder:
             self._ours.setdefault(name, set()).add(digest)
         self.files: dict[str, str] = {}
         self.kept: set[str] = set()
+        self._changed: set[str] | None = None  # what `find_changed` found, until something is written
         self.paths: dict[str, str] = {}
 
     # --- whose it is -------------------------------------------------------------------------------------------------
@@ -138,17 +139,24 @@ class Folder:
         """Where a finished item, or its answer, lies."""
         return self.out / _ITEMS / f"{name}.zip"
 
-    def stored(self) -> dict[str, int]:
-        """Names of what lies in `items/`, without ending, to its size in bytes."""
+    def stored(self) -> set[str]:
+        """Names of what lies in `items/`, without ending."""
         try:
             with os.scandir(self.out / _ITEMS) as entries:
                 return {
-                    entry.name.removesuffix(".zip"): entry.stat().st_size
+                    entry.name.removesuffix(".zip")
                     for entry in entries
                     if entry.name.endswith(".zip") and _STORED.fullmatch(entry.name)
                 }
         except OSError:
-            return {}
+            return set()
+
+    def size_of(self, name: str) -> int:
+        """Bytes of what lies in `items/` under that name; -1 where there is nothing."""
+        try:
+            return os.stat(f"{self.out}/{_ITEMS}/{name}.zip").st_size  # a Path each costs more than the stat
+        except OSError:
+            return -1
 
     def is_whole(self, name: str) -> bool:
         """False for a stored item that is cut off: the end of a zip file says what is in it."""
@@ -164,6 +172,11 @@ class Folder:
         """
         with contextlib.suppress(OSError):  # a finished run may lie where nobody may write
             self._tidy(keep, self.files or (self.record or {}).get("files", {}))
+
+    @property
+    def is_tidy(self) -> bool:
+        """False where an interrupted start left its journal, and perhaps more."""
+        return not (self.out / _JOURNAL).exists()
 
     def _tidy(self, keep: set[str], files: Mapping[str, str]) -> None:
         for name in self._ours.keys() - files.keys():
@@ -203,6 +216,7 @@ class Folder:
         """Give the path of a temporary file that becomes the view when the block ends well."""
         path = self.out / name
         scratch = self.out / f".{name}.{os.getpid()}.tmp"
+        self._changed = None
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             yield scratch
@@ -236,15 +250,20 @@ class Folder:
         """Names of files that somebody changed since an earlier start wrote them, or that this one left as they are."""
         if self.record is None:
             return self.kept
+        if self._changed is None:
+            self._changed = self._look_for_changes(self.record)
+        return self.kept | self._changed
+
+    def _look_for_changes(self, record: Mapping[str, Any]) -> set[str]:
         # run.json is written last: what is older is as it was
         written = os.stat(self.out / RECORD).st_mtime_ns
         suspects = {
             entry.name
             for entry in os.scandir(self.out)
-            if entry.name in self.record["files"]
+            if entry.name in record["files"]
             and (entry.name in self.log["changed"] or entry.stat().st_mtime_ns > written)
         }
-        return self.kept | {name for name in suspects if _digest(self.out / name) not in self._ours[name]}
+        return {name for name in suspects if _digest(self.out / name) not in self._ours[name]}
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write run.json; an unfinished run still knows what an earlier start wrote."""

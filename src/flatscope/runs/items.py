@@ -201,7 +201,9 @@ class Digests:
 
     def of(self, path: Path) -> str:
         """The digest of a file's content; "" where it cannot be read, which the reader will explain."""
-        place = os.path.join(self._here, path)
+        place = str(path)
+        if not os.path.isabs(place):
+            place = f"{self._here}/{place}"
         name = place if place.isascii() else os.fsencode(place).decode("utf-8", "backslashreplace")
         try:
             facts = os.stat(place)

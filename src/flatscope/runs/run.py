@@ -106,11 +106,17 @@ class Run:
         self._begun, self._started = time.perf_counter(), _now()
         self._is_claimed = folder.record is not None
         folder.check(task.asked, [item.name for item in self.items], task.view_names)
-        identity = digest_of(task.asked)
-        self._entries = []
+        self._entries = list(self._enter_items())
+
+    def _enter_items(self) -> Iterator[_Entry]:
+        """All items with their keys; one that an earlier start knew as it is now keeps its key."""
+        identity = digest_of(self.task.asked)
+        earlier = {} if self.folder.record is None else {e["name"]: e for e in self.folder.record["items"]}
         for item in self.items:
-            digests = [folder.digests.of(path) for path in item.sources]
-            self._entries.append(_Entry(item, make_key(item, identity, digests), digests))
+            digests = [self.folder.digests.of(path) for path in item.sources]
+            had = earlier.get(item.name)
+            is_same = item.given is None and had and had["stem"] == item.stem and had["sha256"] == digests
+            yield _Entry(item, had["key"] if had and is_same else make_key(item, identity, digests), digests)
 
     # --- the four steps ----------------------------------------------------------------------------------------------
 
@@ -147,9 +153,8 @@ class Run:
         had = record["items"]
         if [entry["key"] for entry in had] != [entry.key for entry in self._entries]:
             return None
-        stored = self.folder.stored()
         done = [entry for entry in had if entry["status"] == "analysed"]
-        if not all(stored.get(entry["answer"]) == entry["bytes"] for entry in done):
+        if not all(self.folder.size_of(entry["answer"]) == entry["bytes"] for entry in done):
             return None
         if not all(entry["status"] == "analysed" or entry.get("is_lasting") for entry in had):
             return None
@@ -158,7 +163,8 @@ class Run:
         self._recall_failures()
         changed = self.folder.find_changed()
         self._say_changed(changed)
-        self.folder.tidy({name for entry in done for name in (entry["key"], entry["answer"])})
+        if not self.folder.is_tidy:
+            self.folder.tidy({name for entry in done for name in (entry["key"], entry["answer"])})
         if self.folder.digests.are_new:
             with contextlib.suppress(WriteError):  # a finished run may lie where nobody may write
                 self._write_log(changed)
@@ -318,11 +324,10 @@ class Run:
             for entry in (self.folder.record or {}).get("items", [])
             if "answer" in entry
         }
-        stored = self.folder.stored()
         waiting = []
         for entry in finished:
             before = had.get(entry.answer)
-            is_stored = before is not None and stored.get(entry.answer) == before["bytes"]
+            is_stored = before is not None and self.folder.size_of(entry.answer) == before["bytes"]
             if before and is_stored and all(map(self._is_there, before["files"])):
                 entry.facts, entry.notes, entry.files = before["facts"], before["notes"], before["files"]
                 entry.is_concluded = True
@@ -351,14 +356,13 @@ class Run:
     # --- the record --------------------------------------------------------------------------------------------------
 
     def _write_record(self, *, is_complete: bool) -> None:
-        sizes = self.folder.stored()
         record = {"schema": SCHEMA, **self.task.asked, "complete": is_complete}
         if self.task.corrections:
             record["corrections"] = self.task.corrections
-        record["items"] = [self._describe(entry, sizes) for entry in self._entries]
+        record["items"] = [self._describe(entry) for entry in self._entries]
         self.folder.write_record(record)
 
-    def _describe(self, entry: _Entry, sizes: Mapping[str, int]) -> dict[str, Any]:
+    def _describe(self, entry: _Entry) -> dict[str, Any]:
         known = {
             "name": entry.item.name,
             "stem": entry.item.stem,
@@ -374,7 +378,7 @@ class Run:
             **known,
             "status": "analysed",
             "answer": entry.answer,
-            "bytes": sizes[entry.answer],
+            "bytes": self.folder.size_of(entry.answer),
             "notes": entry.notes,
             "facts": entry.facts,
             "files": entry.files,
