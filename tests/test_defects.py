@@ -909,14 +909,9 @@ def reproduce(study: str, folder: Path, capsys: Any, *more: str) -> list[dict[st
 
 
 @pytest.mark.slow
-def test_defectfinders_study_sets_chance_beside_flatscope(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_defectfinders_study_sets_chance_beside_flatscope(tmp_path: Path, capsys: Any) -> None:
     """One step teaches a network of six kinds nothing."""
     pytest.importorskip("torch")
-    from flatscope.evaluation.papers import defectfinder2018
-
-    monkeypatch.setitem(defectfinder2018.SIZES, "quick", defectfinder2018.Size(4, 4, 300, 1, 1))
     by_copy, by_sheet = reproduce("defectfinder2018", tmp_path, capsys)
     assert by_copy["published"] is None and by_copy["ours"] is None
     for theirs in (by_copy["reproduced"], by_sheet["reproduced"]):
@@ -926,13 +921,8 @@ def test_defectfinders_study_sets_chance_beside_flatscope(
     assert by_copy["published"] == 0.9568 and by_sheet["ours"] is None
 
 
-def test_maksovs_study_follows_what_its_route_untrained_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_maksovs_study_follows_what_its_route_untrained_does_not(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("torch")
-    from flatscope.evaluation.papers import maksov2019
-
-    monkeypatch.setitem(maksov2019.SIZES, "quick", maksov2019.Size(4, 64, 2))
     theirs, ours = reproduce("maksov2019", tmp_path, capsys)
     assert (theirs["method"], ours["method"]) == ("published route", "flatscope")
     assert theirs["defects"] < 0.5 and theirs["links"] < 0.5

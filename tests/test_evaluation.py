@@ -167,12 +167,8 @@ def test_saito_2019_runs_through_and_goes_on(
     all training."""
     pytest.importorskip("torch")
     from flatscope.app.cli import run
-    from flatscope.evaluation.papers import saito2019
 
-    variants = (("none", False), ("both", True))
-    tiny = saito2019.Size((4, 8, 8, 16, 16), 64, 2, 1, 1e-3, variants, pictures=4, voted=1)
-    monkeypatch.setitem(saito2019.SIZES, "quick", tiny)
-    args = ["reproduce", "saito2019", "--out", str(tmp_path), "--json"]
+    args = ["reproduce", "saito2019", "--quick", "--out", str(tmp_path), "--json"]
     assert run(args) == 0
     rows = json.loads(capsys.readouterr().out)
     named = {row["name"]: row for row in rows}
@@ -197,15 +193,14 @@ def test_saito_2019_runs_through_and_goes_on(
 
 @pytest.mark.slow
 def test_yang_2024_splits_frames_and_shows_the_leak(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
     from flatscope.app.cli import run
     from flatscope.evaluation.papers import yang2024_layers
 
-    tiny = yang2024_layers.Size(("U-Net of base 4",), (2, 2), 2, 64, 2, steps_resnet=1)
-    monkeypatch.setitem(yang2024_layers.SIZES, "quick", tiny)
-    assert run(["reproduce", "yang2024-layers", "--out", str(tmp_path), "--json"]) == 0
+    tiny = yang2024_layers.SIZES["quick"]
+    assert run(["reproduce", "yang2024-layers", "--quick", "--out", str(tmp_path), "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["U-Net of base 4: IoU of monolayer"]["ours"]["value"] > 0.5
     assert rows[f"{yang2024_layers.LEAK}: IoU of bilayer"]["ours"] is None

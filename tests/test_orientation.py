@@ -191,7 +191,6 @@ def test_yang_2024_twist(
     pytest.importorskip("torch")
     from flatscope.evaluation.papers import yang2024_twist as paper
 
-    monkeypatch.setitem(paper.SIZES, "quick", paper.Size(32, 40, 2, 12))
     monkeypatch.setattr(paper, "_TIMED", 4)
     monkeypatch.setattr(paper, "_RUNS", 1)
     assert run(["reproduce", "yang2024-twist", "--quick", "--out", str(tmp_path), "--json"]) == 0

@@ -633,6 +633,7 @@ def save_image(path: Path, side: int = 256) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_train_and_simulate_with_the_look_of_an_image(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -770,16 +771,15 @@ def test_a_scan_that_lags_has_more_noise_from_row_to_row() -> None:
     assert power[28:36, 1:4].mean() > 1.5 * power[1:4, 28:36].mean()
 
 
+@pytest.mark.slow
 def test_the_study_runs_and_says_what_it_did(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flatscope.evaluation.papers import ke2023
 
-    tiny = ke2023.Size(0.01, 1, 1, 128, 2, 2, 2, 1, 2, 1, 1)
-    monkeypatch.setitem(ke2023.SIZES, "quick", tiny)
     monkeypatch.setattr("flatscope.electron.drawing.translation._DRAWS", 1)
     monkeypatch.setattr(ke2023, "DOSES", (1.0, 10.0))
-    assert run(["reproduce", "ke2023", "--out", str(tmp_path)]) == 0
+    assert run(["reproduce", "ke2023", "--quick", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for name in (*ke2023.WAYS, ke2023.OURS, "best possible"):
         assert name in printed

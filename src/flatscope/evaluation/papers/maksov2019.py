@@ -46,7 +46,7 @@ class Size:
     steps: int
 
 
-SIZES = {"quick": Size(6, 128, 12), "cpu": Size(60, 192, 1200), "full": Size(200, 256, 12_000)}
+SIZES = {"quick": Size(4, 64, 2), "cpu": Size(60, 192, 1200), "full": Size(200, 256, 12_000)}
 
 
 @dataclass(frozen=True)

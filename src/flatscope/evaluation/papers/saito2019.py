@@ -87,7 +87,7 @@ class Size:
 ALL_VARIANTS = tuple(itertools.product(COLOURS, (False, True)))
 _FEW_VARIANTS = (("contrast", True), ("none", True), ("none", False))
 SIZES = {
-    "quick": Size((8, 16, 32, 64, 128), 128, 20, 4, 2e-3, _FEW_VARIANTS[:1], pictures=6, voted=2),
+    "quick": Size((4, 8, 8, 16, 16), 64, 2, 1, 1e-3, (("none", False), ("both", True)), pictures=4, voted=1),
     # As many crops as published, of a sixteenth of the area, through a quarter of the channels.
     "cpu": Size((16, 32, 64, 128, 256), 128, 16_000, 4, 3e-4, _FEW_VARIANTS),
     # 16 pictures in 40 versions each, 100 times over.

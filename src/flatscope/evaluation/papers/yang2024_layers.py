@@ -74,7 +74,7 @@ class Size:
 
 _ON_RESNET = ("DeepLabV3", "FCN")
 SIZES = {
-    "quick": Size(("LR-ASPP", "U-Net of base 8"), (4, 2), 2, 128, 20),
+    "quick": Size(("U-Net of base 4",), (2, 2), 2, 64, 2, steps_resnet=1),
     "cpu": Size(("LR-ASPP", "U-Net of base 16", *_ON_RESNET), (48, 12), 2, 256, 20_000, 3000),
     # 300 passes over twelve tiles of each frame.
     "full": Size(("LR-ASPP", "U-Net of base 32", *_ON_RESNET), (60, 30), 4, 480, 72000, 72000),

@@ -84,7 +84,7 @@ class Size:
 
 
 SIZES = {
-    "quick": Size(64, 64, 10, 10),
+    "quick": Size(32, 40, 2, 12),
     # The published number of masks and steps, at a quarter of their side.
     "cpu": Size(128, 50_000, 47_000, 500),
     "full": Size(512, 50000, 47000, 1000),
