@@ -42,3 +42,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError(
             f"these tests use real_data and need @pytest.mark.real: {', '.join(unmarked)}"
         )
+    # These start hundreds of children, and a fork costs ten times as much once other tests have filled the memory.
+    items.sort(key=lambda item: item.path.name != "test_run.py")
