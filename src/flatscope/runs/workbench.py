@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ class Workbench:
         return self._follow(entries, lines, stored)
 
     def _follow(
-        self, entries: Sequence[Entry], lines: tuple[str, ...], stored: Mapping[str, int]
+        self, entries: Sequence[Entry], lines: tuple[str, ...], stored: Collection[str]
     ) -> tuple[Entry, ...]:
         """Items whose answers follow corrections and items that run.json does not know yet."""
         try:
