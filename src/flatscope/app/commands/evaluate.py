@@ -23,6 +23,16 @@ from flatscope.runs.light import LightParams, choose_light
 from flatscope.runs.settings import checked
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+_weights = click.option(
+    "--weights", default="flakes", show_default=True, help="Name of shipped weights, or an .onnx file."
+)
+_image = click.option(
+    "--image", type=click.Path(path_type=Path), help="An ADF-STEM image with marked columns."
+)
+_labels = click.option(
+    "--labels", type=click.Path(path_type=Path), help="CSV: row_px, col_px, label (W, Se2, Ti_W, V_Se)."
+)
+_nm_per_px = click.option("--nm-per-px", type=float, help="Pixel size, where the file does not state it.")
 
 
 @click.group()
@@ -61,16 +71,8 @@ def flakes(images: Path, masks: Path, **options: Any) -> int:
 
 @evaluate.command()
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="Number of scenes.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=7,
-    show_default=True,
-    help="Of the scenes; keep it apart from the training's.",
-)
-@click.option(
-    "--weights", default="flakes", show_default=True, help="Name of shipped weights, or an .onnx file."
-)
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Not the training's.")
+@_weights
 @_as_json
 def scenes(count: int, seed: int, weights: str, as_json: bool) -> int:
     """Compare layer numbers with the truth on scenes that were never trained on."""
@@ -119,9 +121,7 @@ def thickness(count: int, material: str, seed: int, as_json: bool) -> int:
     default=None,
     help="Folder for every picture with its marks beside what flatscope shows.",
 )
-@click.option(
-    "--weights", default="flakes", show_default=True, help="Name of shipped weights, or an .onnx file."
-)
+@_weights
 @_as_json
 def laboratories(data: Path, labs: tuple[str, ...], as_json: bool, **options: Any) -> int:
     """Count what is seen and named right in the pictures of many laboratories, beside a rule without physics."""
@@ -203,12 +203,10 @@ def twist(mix: str, count: int, seed: int, method: str, as_json: bool) -> int:
 
 
 @evaluate.command()
-@click.option("--image", type=click.Path(path_type=Path), help="An ADF-STEM image with marked columns.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="CSV: row_px, col_px, label (W, Se2, Ti_W, V_Se)."
-)
+@_image
+@_labels
 @click.option("--material", default="MoS2", show_default=True)
-@click.option("--nm-per-px", type=float, default=None, help="Pixel size, where the file does not state it.")
+@_nm_per_px
 @click.option(
     "--images", type=click.IntRange(1), default=10, show_default=True, help="Drawn ones, without --image."
 )
@@ -272,13 +270,11 @@ def imaging(limits: bool, as_json: bool) -> int:
 
 
 @evaluate.command()
-@click.option("--image", type=click.Path(path_type=Path), help="An ADF-STEM image with marked columns.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path), help="CSV: row_px, col_px, label (W, Se2, Ti_W, V_Se)."
-)
+@_image
+@_labels
 @click.option("--material", default="WSe2", show_default=True, help="Of the image.")
 @click.option("--dopants", default="", help="Element that is known to be in it.")
-@click.option("--nm-per-px", type=float, default=None, help="Pixel size, where the file does not state it.")
+@_nm_per_px
 @click.option(
     "--sheets", type=click.IntRange(1), default=40, show_default=True, help="Drawn ones, without --image."
 )
