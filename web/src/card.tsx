@@ -19,7 +19,7 @@ export function Card() {
   if (row === undefined) {
     return (
       <aside class="card empty">
-        <p>Click a {isFlakes.value ? "region" : "mark"}, or step through them with <kbd>,</kbd> and <kbd>.</kbd></p>
+        <p>Click a {rows.value.word}, or step through them with <kbd>,</kbd> and <kbd>.</kbd></p>
         <p class="soft">Shift-click selects several. <kbd>?</kbd> lists all keys.</p>
       </aside>
     );
@@ -35,7 +35,7 @@ function Several() {
   const area = list.reduce((sum, row) => sum + Number(all.get(row, "area_um2") ?? 0), 0);
   return (
     <aside class="card" aria-label="Selected rows">
-      <header><h2>{plural(list.length, "region")} selected</h2></header>
+      <header><h2>{plural(list.length, rows.value.word)} selected</h2></header>
       <ul class="counts">
         {[...counts].map(([name, count]) => <li key={name}>{count} × {all.has("layers") ? nameLayers(name) : name}</li>)}
       </ul>
@@ -64,7 +64,7 @@ function RowCard({ row }: { row: number }) {
         <StarButton row={row} />
       </header>
       <p class="soft">
-        {isFlakes.value ? `region ${id}, flake ${formatNumber(all.get(row, "flake_id"))}` : `number ${id}`} in {run.value!.items[item]?.name}
+        {isFlakes.value ? `region ${id}, flake ${formatNumber(all.get(row, "flake_id"))}` : `${rows.value.word} ${id}`} in {run.value!.items[item]?.name}
       </p>
       {reason && <p class={`reason ${status}`}>{reason}</p>}
       {isFlakes.value && <FlakeFacts row={row} />}

@@ -39,7 +39,11 @@ export interface Run {
   items: Item[];
   columns: Column[];
   table: string;
+  /** Column that ids of marks mean. */
+  row_id: string;
   can: string[];
+  /** Why corrections cannot be taken, or "". */
+  trouble?: string;
   material?: string | null;
 }
 

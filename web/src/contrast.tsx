@@ -4,7 +4,7 @@ import { effect, signal, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 
 import { api } from "./api";
-import { layerColour, REJECTED_COLOUR } from "./colours";
+import { layerColour } from "./colours";
 import type { LadderStep } from "./contract";
 import { filters, shown } from "./choice";
 import { setLayers, teach } from "./corrections";
@@ -15,7 +15,7 @@ import { LessonPanel } from "./lesson";
 import { Button, Legend, Sprite } from "./pieces";
 import { ink, keepSize, makeAxis, uPlot } from "./plot";
 import { can, findKey, openRow, rows, select, selection, theme } from "./state";
-import { dimmed } from "./stage";
+import { dimmed } from "./look";
 import { isNumber, nameLayers, plural } from "./words";
 
 const CHANNELS = ["red", "green", "blue"] as const;
@@ -41,7 +41,6 @@ export function Contrast() {
         <header class="bar-top">
           <Axes />
           <label class="check"><input type="checkbox" checked={showUnsure.value} onChange={() => (showUnsure.value = !showUnsure.value)} />uncertain and rejected too</label>
-          <span class="soft">Drag a lasso around points; click one for its card</span>
         </header>
         <Scatter />
         <Chosen />
@@ -50,7 +49,7 @@ export function Contrast() {
         <LessonPanel />
         <Card />
         <section class="look"><h3>Layers</h3><Legend by="layers" />
-          <p class="soft small">Lines and rings: contrast that the fitted set-up computes for 1, 2, 3 … layers, with its 1-sigma band.</p>
+          <p class="soft small">Lines and rings: contrast that the fitted set-up computes for 1, 2, 3 … layers, with its 1-sigma band. Drag a lasso around points, click one for its card; scrolling zooms, a double click shows all.</p>
         </section>
         <Adaptation />
       </div>
@@ -124,7 +123,7 @@ function makeScatter(host: HTMLElement, cloud: Cloud, steps: LadderStep[][], acr
       mode: 2,
       legend: { show: false },
       cursor: { show: false },
-      scales: { x: { time: false, range: (_, low, high) => pad(low, high) }, y: { range: (_, low, high) => pad(low, high) } },
+      scales: { x: { time: false, range: (_, low, high) => [low, high] }, y: { range: (_, low, high) => [low, high] } },
       axes: [makeAxis(`Contrast in ${h}`), makeAxis(`Contrast in ${v}`, { size: 62 })],
       series: [{}, { paths: (self: uPlot) => (drawCloud(self, cloud), null), facets: [{ scale: "x", auto: true }, { scale: "y", auto: true }] } as unknown as uPlot.Series],
       hooks: { draw: [(self) => steps.forEach((ladder) => drawLadder(self, ladder, across, up))] },
@@ -132,7 +131,30 @@ function makeScatter(host: HTMLElement, cloud: Cloud, steps: LadderStep[][], acr
     [null, [cloud.x, cloud.y]] as unknown as uPlot.AlignedData,
     host,
   );
+  showAll(plot, cloud);
   return plot;
+}
+
+function showAll(plot: uPlot, cloud: Cloud): void {
+  const span = (values: number[]) => {
+    const [min, max] = pad(Math.min(...values), Math.max(...values));
+    return { min, max };
+  };
+  plot.batch(() => {
+    plot.setScale("x", span(cloud.x));
+    plot.setScale("y", span(cloud.y));
+  });
+}
+
+/** Zoom about a place on the plot, in CSS pixels of its canvas. */
+function zoomPlot(plot: uPlot, x: number, y: number, factor: number): void {
+  const ratio = devicePixelRatio || 1;
+  plot.batch(() => {
+    for (const [scale, at] of [["x", plot.posToVal(x - plot.bbox.left / ratio, "x")], ["y", plot.posToVal(y - plot.bbox.top / ratio, "y")]] as const) {
+      const { min, max } = plot.scales[scale]!;
+      plot.setScale(scale, { min: at + (min! - at) * factor, max: at + (max! - at) * factor });
+    }
+  });
 }
 
 function pad(low: number, high: number): [number, number] {
@@ -171,12 +193,11 @@ function drawCloud(plot: uPlot, cloud: Cloud): void {
     ctx.lineWidth = ratio;
     ctx.strokeStyle = colour === "x" ? ink("--soft") : ink("--rim");
     if (colour === "x") ctx.globalAlpha = 0.6;
-    else {
-      ctx.fillStyle = colour;
-      ctx.fill(path);
-    }
     ctx.stroke(path);
     ctx.globalAlpha = 1;
+    if (colour === "x") continue;
+    ctx.fillStyle = colour;
+    ctx.fill(path);
   }
   ctx.strokeStyle = ink("--text");
   ctx.lineWidth = 2 * ratio;
@@ -186,7 +207,6 @@ function drawCloud(plot: uPlot, cloud: Cloud): void {
     ctx.arc(plot.valToPos(cloud.x[at]!, "x", true), plot.valToPos(cloud.y[at]!, "y", true), radius + 3 * ratio, 0, 2 * Math.PI);
     ctx.stroke();
   }
-  void REJECTED_COLOUR;
   ctx.restore();
 }
 
@@ -268,6 +288,11 @@ function useLasso(canvas: { current: HTMLCanvasElement | null }, plotted: { curr
       path.push(...spot(event));
       show();
     };
+    element.onwheel = (event) => {
+      event.preventDefault();
+      zoomPlot(plotted.current!.plot, event.offsetX, event.offsetY, event.deltaY < 0 ? 0.8 : 1.25);
+    };
+    element.ondblclick = () => showAll(plotted.current!.plot, plotted.current!.cloud);
     element.onpointerup = (event) => {
       const all = rows.peek();
       if (path.length > 12) select(places().filter(({ x, y }) => isInside([path], x, y)).map(({ row }) => all.key(row)), event.shiftKey);
@@ -297,7 +322,7 @@ function Chosen() {
     <div class="chosen">
       <div class="strip">{list.slice(0, 24).map((row) => <button type="button" key={row} title={nameLayers(rows.value.get(row, "layers"))} onClick={() => openRow(row)}><Sprite row={row} /></button>)}</div>
       <div class="row">
-        <b>{plural(list.length, "region")}</b>
+        <b>{plural(list.length, rows.value.word)}</b>
         {can("layers") && <>
           <label>are <select aria-label="Layers of the lasso" value={number.value} onChange={(event) => (number.value = event.currentTarget.value)}>{["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "thin", "thick"].map((name) => <option key={name} value={name}>{nameLayers(name)}</option>)}</select></label>
           <Button label="Set these regions" onClick={() => void setLayers(number.value, list)}>Set these</Button>

@@ -2,7 +2,7 @@
 
 import { signal } from "@preact/signals";
 
-import { api } from "./api";
+import { api, Refused } from "./api";
 import type { EditLine, Preview } from "./contract";
 import { findInside, isInside, type Point, simplify, toCorners } from "./geometry";
 import { type Shape, Shapes } from "./shapes";
@@ -132,12 +132,14 @@ async function linesFor(list: number[], edit: EditLine): Promise<EditLine[]> {
   return lines;
 }
 
-const what = (list: number[]): string =>
-  list.length === 1 ? `${rows.peek().table === "flakes" ? "region" : "row"} ${rows.peek().idOf(list[0]!)}` : plural(list.length, "region");
+function what(list: number[]): string {
+  const { word } = rows.peek();
+  return list.length === 1 ? `${word[0]!.toUpperCase()}${word.slice(1)} ${rows.peek().idOf(list[0]!)}` : plural(list.length, word);
+}
 
 async function apply(kind: string, list: number[], said: string, fields: object = {}): Promise<boolean> {
   if (!list.length) return say("Select a region first: click it, or press the full stop key"), false;
-  if (!can(kind)) return say(`This run takes no correction of that kind (${kind})`, true), false;
+  if (!can(kind)) return say(run.peek()?.trouble || `This run takes no correction of that kind (${kind})`, true), false;
   return correct(said, await linesFor(list, { edit: kind, ...fields }));
 }
 
@@ -273,26 +275,46 @@ export interface Lesson {
   said: string;
   lines: EditLine[];
   preview: Preview | null;
+  /** Why the optics disagree, where they do; the user may insist. */
+  doubt: string;
 }
 /** What the user is about to teach, with what it would change. */
 export const lesson = signal<Lesson | null>(null);
 
+const DISAGREES = 409; // status of the answer where the optics contradict a known crystal
+
 /** Ask what would change if the selected regions were known to have that many layers. */
 export async function teach(layers: number, list = chosen()): Promise<void> {
-  const material = run.peek()!.material ?? (run.peek()!.settings["material"] as string | undefined);
   if (!list.length) return say("Select a region first");
-  if (!material || !can("known")) return say("This run takes no known crystals", true);
+  if (!can("known")) return say(run.peek()?.trouble || "This run takes no known crystals", true);
+  const { material } = run.peek()!;
   const said = `${list.length === 1 ? "This is" : "These are"} ${nameLayers(String(layers))}`;
-  const lines = await linesFor(list, { edit: "known", material, layers });
-  const asked: Lesson = { said, lines, preview: null };
+  await consider(said, await linesFor(list, { edit: "known", ...(material ? { material } : {}), layers }));
+}
+
+async function consider(said: string, lines: EditLine[]): Promise<void> {
+  const asked: Lesson = { said, lines, preview: null, doubt: "" };
   lesson.value = asked;
+  const answer = (found: Partial<Lesson> | null) => {
+    if (lesson.peek() === asked) lesson.value = found && { ...asked, ...found };
+  };
   await enqueue(async () => {
-    const preview = await api.preview(lines);
-    if (lesson.peek() === asked) lesson.value = { ...asked, preview };
-    return true;
-  }).then((went) => {
-    if (!went && lesson.peek() === asked) lesson.value = null;
+    try {
+      answer({ preview: await api.preview(lines) });
+    } catch (error) {
+      if (!(error instanceof Refused && error.status === DISAGREES)) {
+        answer(null);
+        throw error;
+      }
+      answer({ doubt: error.message });
+    }
   });
+}
+
+/** The optics disagree, the user knows better: ask again with that said. */
+export async function insist(): Promise<void> {
+  const asked = lesson.peek();
+  if (asked) await consider(asked.said, asked.lines.map((line) => ({ ...line, trust: true })));
 }
 
 export async function takeLesson(): Promise<void> {

@@ -260,7 +260,7 @@ function PictureGrid() {
               : <div class="noimage">{item.reason || item.status}</div>}
             <div class="foot">
               <div><span class="name">{item.name}</span></div>
-              <div class="soft"><span>{item.status === "failed" ? "failed" : item.status === "analysed" ? plural(item.n_rows, "row") : item.status}</span><span>{item.n_frames > 1 ? plural(item.n_frames, "frame") : `${item.width} × ${item.height}`}</span></div>
+              <div class="soft"><span>{item.status === "failed" ? "failed" : item.status === "analysed" ? plural(item.n_rows, rows.value.word) : item.status}</span><span>{item.n_frames > 1 ? plural(item.n_frames, "frame") : `${item.width} × ${item.height}`}</span></div>
             </div>
           </div>
         ))}

@@ -6,7 +6,8 @@ import { lesson, markResidue, merge, redo, restore, setKind, setLayers, setSpeci
 import { comparing } from "./gallery";
 import { playing, stepFrame } from "./movie";
 import { step } from "./picture";
-import { addCorner, bordersOnly, colourBy, dimmed, endPath, fitSelection, outlinesOn, placement, rejectedOn, viewer } from "./stage";
+import { bordersOnly, colourBy, dimmed, outlinesOn, rejectedOn } from "./look";
+import { addCorner, endPath, fitSelection, placement, viewer } from "./stage";
 import { compared, current, go, helpOpen, isFlakes, itemIndex, rows, run, select, selection, view, type View } from "./state";
 import { brush, crosshair, measured, path, pickTool, tool, toolName, TOOLS } from "./tools";
 

@@ -1,9 +1,9 @@
 /** What a lesson would change, shown before it is taken. */
 
-import { lesson, takeLesson } from "./corrections";
+import { insist, lesson, takeLesson } from "./corrections";
 import type { Change } from "./contract";
 import { Button, Icon } from "./pieces";
-import { isFlakes, openRow, rows, run } from "./state";
+import { openRow, rows, run } from "./state";
 import { nameLayers, plural } from "./words";
 
 const nameOf = (side: Change["before"]): string =>
@@ -12,13 +12,15 @@ const nameOf = (side: Change["before"]): string =>
 export function LessonPanel() {
   const asked = lesson.value;
   if (!asked) return null;
-  const { preview } = asked;
+  const { preview, doubt } = asked;
   return (
     <section class="lesson" aria-label="What this lesson changes" aria-live="polite">
       <h2><Icon name="teach" />{asked.said}</h2>
-      {!preview ? <p class="soft">Fitting the set-up again …</p> : <Changes changes={preview.changes} took={preview.took_s} />}
+      {doubt ? <p class="reason uncertain">{doubt}</p> : !preview ? <p class="soft">Fitting the set-up again …</p> : <Changes changes={preview.changes} took={preview.took_s} />}
       <div class="row">
-        <Button primary label="Take the lesson" keys="Enter" disabled={!preview} onClick={() => void takeLesson()}>Take it</Button>
+        {doubt
+          ? <Button label="I know better: show what would change" onClick={() => void insist()}>I am certain</Button>
+          : <Button primary label="Take the lesson" keys="Enter" disabled={!preview} onClick={() => void takeLesson()}>Take it</Button>}
         <Button label="Leave everything as it is" keys="Esc" onClick={() => (lesson.value = null)}>Leave it</Button>
       </div>
     </section>
@@ -38,7 +40,7 @@ function Changes({ changes, took }: { changes: Change[]; took: number }) {
   if (!changes.length) return <p>Nothing changes: the answer says so already.</p>;
   return (
     <>
-      <p>{plural(changes.length, isFlakes.value ? "region" : "row")} in {plural(pictures, "picture")} would change <span class="soft">(fitted in {took.toFixed(1)} s)</span></p>
+      <p>{plural(changes.length, rows.value.word)} in {plural(pictures, "picture")} would change <span class="soft">(fitted in {took.toFixed(1)} s)</span></p>
       <ul class="changes">
         {named.slice(0, 8).map(([way, list]) => (
           <li key={way}>

@@ -82,6 +82,7 @@ function App() {
   return (
     <>
       <Header />
+      {run.value.trouble && <p class="trouble" role="status">{run.value.trouble}</p>}
       <main><Shown /></main>
       <Toasts />
       <Help />

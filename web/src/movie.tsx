@@ -10,7 +10,8 @@ import type { MovieAnswer, MovieEvent } from "./contract";
 import { LookPanel, PictureBar } from "./picture";
 import { Button } from "./pieces";
 import { keepSize, makeAxis, uPlot } from "./plot";
-import { colourBy, Stage, viewer } from "./stage";
+import { colourBy } from "./look";
+import { Stage, viewer } from "./stage";
 import { frame, item, itemIndex, rows, select, sayError, theme } from "./state";
 import { formatNumber, isNumber } from "./words";
 

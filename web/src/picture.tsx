@@ -10,10 +10,11 @@ import { pending, redo, setPixelSize, undo } from "./corrections";
 import { Histogram } from "./histogram";
 import { LessonPanel } from "./lesson";
 import { Button, Icon, Legend } from "./pieces";
-import { bordersOnly, colourBy, drawTime, mapShown, opacity, outlinesOn, pixelNm, placement, rejectedOn, Stage, viewer } from "./stage";
+import { bordersOnly, colourBy, mapShown, opacity, outlinesOn, rejectedOn } from "./look";
+import { drawTime, pixelNm, placement, Stage, viewer } from "./stage";
 import { can, go, isFlakes, isLight, item, itemIndex, marks, rows, run } from "./state";
 import { brush, measured, newLayers, pickTool, tool, toolName, TOOLS, usable } from "./tools";
-import { formatLength, formatNumber } from "./words";
+import { formatLength, formatNumber, plural } from "./words";
 
 export function Picture() {
   const of = item.value;
@@ -69,7 +70,7 @@ export function PictureBar() {
       </select>
       <Button bare icon="right" label="Next picture" keys="D" disabled={itemIndex.value === count - 1} onClick={() => step(1)} />
       <span class="soft">{itemIndex.value + 1} of {count}</span>
-      <span class="soft facts-line">{of.width} × {of.height} px{pixelNm() ? `, ${formatLength(pixelNm()!)} a pixel` : ", pixel size unknown"}, {of.n_rows} rows</span>
+      <span class="soft facts-line">{of.width} × {of.height} px{pixelNm() ? `, ${formatLength(pixelNm()!)} a pixel` : ", pixel size unknown"}, {plural(of.n_rows, rows.value.word)}</span>
       {of.notes.length > 0 && <details class="notes"><summary>{of.notes.length} {of.notes.length === 1 ? "note" : "notes"}</summary><ul>{of.notes.map((note) => <li key={note}>{note}</li>)}</ul></details>}
     </header>
   );
@@ -183,7 +184,7 @@ function Measure() {
       <div class="measured" style={{ left: `${(ax + bx) / 2}px`, top: `${(ay + by) / 2}px` }}>
         {toolName.value === "scale" && can("pixel_size") ? (
           <form onSubmit={save}>
-            <label>{formatNumber(length)} px are <input autoFocus inputMode="decimal" size={6} aria-label="Length of the scale bar in µm" value={typed.value} onInput={(event) => (typed.value = event.currentTarget.value)} /> µm</label>
+            <label>{formatNumber(length)} px are <input ref={(field) => void field?.focus()} inputMode="decimal" size={6} aria-label="Length of the scale bar in µm" value={typed.value} onInput={(event) => (typed.value = event.currentTarget.value)} /> µm</label>
             <label class="check"><input type="checkbox" checked={all.value} onChange={() => (all.value = !all.value)} />all pictures without a pixel size</label>
             <button type="submit" class="button primary">Set</button>
           </form>

@@ -103,6 +103,8 @@ export function RowName({ row }: { row: number }) {
   if (all.has("layers")) return <Layers layers={all.get(row, "layers")} status={all.get(row, "status")} />;
   if (all.table === "twist") {
     const angle = all.get(row, "twist_deg"), sigma = all.get(row, "sigma_deg");
+    const folded = all.get(row, "twist_fold30_deg");
+    if (!isNumber(angle) && isNumber(folded)) return <span class="layers">{folded.toFixed(1)}° or {(60 - folded).toFixed(1)}°</span>;
     return <span class="layers">{isNumber(angle) ? `${angle.toFixed(1)}° ± ${isNumber(sigma) ? sigma.toFixed(1) : "?"}°` : "no angle"}</span>;
   }
   return <ClassChip name={all.classOf(row)} />;

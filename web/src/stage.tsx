@@ -4,9 +4,9 @@ import { effect, signal, untracked } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 
-import type { ColourBy } from "./colours";
 import { markResidue, shapesOf } from "./corrections";
-import type { Box } from "./geometry";
+import { type Box, findInside } from "./geometry";
+import { bordersOnly, colourBy, dimmed, mapShown, opacity, outlinesOn, rejectedOn } from "./look";
 import { Overlay, type Look, type Placement } from "./overlay";
 import type { Shape, Shapes } from "./shapes";
 import { frame, isFlakes, isLight, item, itemIndex, marks, rows, select, selection } from "./state";
@@ -14,17 +14,7 @@ import { brush, crosshair, finish, path, tool, toolName } from "./tools";
 import { Viewer } from "./viewer";
 import { formatLength } from "./words";
 
-/** How marks are shown; kept while the page is open. */
-export const colourBy = signal<ColourBy>("layers");
-export const opacity = signal(0.9);
-export const bordersOnly = signal(false);
-export const outlinesOn = signal(true);
-export const rejectedOn = signal(false);
-/** Rows that the plot's brush leaves out. */
-export const dimmed = signal<ReadonlySet<number> | null>(null);
 export const placement = signal<Placement | null>(null);
-/** Name and opacity of the map over the picture. */
-export const mapShown = signal<{ url: string; opacity: number } | null>(null);
 /** Milliseconds that the last full drawing of marks took. */
 export const drawTime = signal(0);
 export const hovered = signal<string | null>(null);
@@ -37,11 +27,16 @@ export function fitSelection(at_once = false): void {
   const shapes = shapesOf(itemIndex.peek());
   const id = selection.peek().at(-1)?.split(":").map(Number);
   const shape = id && id[0] === itemIndex.peek() ? shapes?.get(id[1]!) : undefined;
-  if (shape) viewer?.fit(grow(shape.box, shapes!), at_once);
+  if (shape) viewer?.fit(roomFor(shape, shapes!), at_once);
 }
 
-const grow = (box: Box, shapes: Shapes): Box =>
-  shapes.kind === "points" ? { x0: box.x0 - 20, y0: box.y0 - 20, x1: box.x1 + 20, y1: box.y1 + 20 } : box;
+/** The box of a shape; around a point, of its crystal where the table knows its area. */
+function roomFor({ box, row }: Shape, shapes: Shapes): Box {
+  if (shapes.kind !== "points") return box;
+  const area = rows.peek().get(row, "area_1l_px");
+  const reach = typeof area === "number" ? Math.sqrt(area) : 20;
+  return { x0: box.x0 - reach, y0: box.y0 - reach, x1: box.x1 + reach, y1: box.y1 + reach };
+}
 
 const lookNow = (): Look => ({
   by: colourBy.value,
@@ -65,7 +60,7 @@ export function Stage({ children, movie = false }: { children?: ComponentChildre
       if (drawing.took !== drawTime.peek()) drawTime.value = drawing.took;
     });
     viewer = own;
-    if (location.search.includes("probe")) Object.assign(window, { flatscope: { viewer: own, overlay: drawing } });
+    if (location.search.includes("probe")) Object.assign(window, { flatscope: { viewer: own, overlay: drawing, findInside } });
     own.osd.addHandler("canvas-click", (event) => {
       if (!event.quick || toolName.peek() !== "select") return;
       click(event.position.x, event.position.y, event.originalEvent as MouseEvent);
@@ -89,7 +84,7 @@ export function Stage({ children, movie = false }: { children?: ComponentChildre
       effect(() => drawHand(hand.current!)),
     ];
     // Coming from the gallery with a row selected: go there once its mark is known.
-    let went = false;
+    let went = selection.peek().length === 0;
     stops.push(effect(() => {
       if (!went && selection.value.length && shapesOf(itemIndex.value)) {
         went = true;

@@ -3,16 +3,9 @@
 import { batch, computed, effect, signal, untracked } from "@preact/signals";
 
 import { api, Refused } from "./api";
+import { categoryColour } from "./colours";
 import type { Cell, Column, Item, Job, MarksAnswer, Progress, RowsAnswer, Run, StoredEdit } from "./contract";
 
-const ROW_IDS: Record<string, string> = {
-  flakes: "region_id",
-  twist: "flake_id",
-  columns: "column_id",
-  moire: "pair_id",
-  defects: "defect_id",
-  tracks: "track_id",
-};
 /** What names a row's class in each table. */
 const CLASSES: Record<string, string> = {
   flakes: "layers",
@@ -22,19 +15,26 @@ const CLASSES: Record<string, string> = {
   defects: "kind",
   tracks: "kind",
 };
+const WORDS: Record<string, string> = {
+  flakes: "region",
+  twist: "crystal",
+  columns: "column",
+  moire: "pair",
+};
 
 /** All rows of all items, column by column. */
 export class Rows {
   readonly count: number;
-  readonly idName: string;
   readonly className: string;
+  /** What a person calls a row. */
+  readonly word: string;
   readonly byItem: Map<number, number[]> = new Map();
   private readonly places = new Map<string, number>();
 
-  constructor(readonly answer: RowsAnswer, readonly table: string) {
+  constructor(readonly answer: RowsAnswer, readonly table: string, readonly idName: string) {
     this.count = answer.item.length;
-    this.idName = ROW_IDS[table] ?? "id";
     this.className = CLASSES[table] ?? "status";
+    this.word = WORDS[table] ?? "defect";
     const ids = answer.columns[this.idName] ?? [];
     for (let row = 0; row < this.count; row++) {
       const item = answer.item[row]!;
@@ -44,6 +44,8 @@ export class Rows {
       const key = `${item}:${ids[row]}`;
       if (!this.places.has(key)) this.places.set(key, row);
     }
+    // Classes get their colours in the order of their names, whichever view comes first.
+    [...new Set(this.column(this.className).map(String))].sort().forEach(categoryColour);
   }
 
   get revision(): number {
@@ -91,7 +93,7 @@ export class Rows {
 export type View = "gallery" | "picture" | "contrast" | "twist" | "movie" | "export";
 
 export const run = signal<Run | null>(null);
-export const rows = signal<Rows>(new Rows({ revision: -1, item: [], columns: {} }, "flakes"));
+export const rows = signal<Rows>(new Rows({ revision: -1, item: [], columns: {} }, "flakes", "region_id"));
 export const marks = signal<ReadonlyMap<number, MarksAnswer>>(new Map());
 export const view = signal<View>("gallery");
 export const itemIndex = signal(0);
@@ -177,18 +179,19 @@ export function refresh(revision = Infinity): Promise<void> {
   wanted = Math.max(wanted, Number.isFinite(revision) ? revision : rows.peek().revision + 1);
   refreshing ??= (async () => {
     try {
-      do {
+      for (let tries = 0; tries < 5; tries++) {
         const [newRun, newRows] = await Promise.all([api.run(), api.rows()]);
         const index = itemIndex.peek();
         const shown = marks.peek().has(index) ? await api.marks(index).catch(() => undefined) : undefined;
         batch(() => {
           run.value = newRun;
-          rows.value = new Rows(newRows, newRun.table);
+          rows.value = new Rows(newRows, newRun.table, newRun.row_id);
           marks.value = new Map(shown ? [[index, shown]] : []);
           selection.value = selection.peek().filter((key) => findKey(key) !== undefined);
           compared.value = compared.peek().filter((key) => findKey(key) !== undefined);
         });
-      } while (rows.peek().revision < wanted && Number.isFinite(revision));
+        if (rows.peek().revision >= wanted || !Number.isFinite(revision)) break;
+      }
       edits.value = await api.edits();
     } catch (error) {
       sayError(error);
@@ -204,7 +207,7 @@ export async function start(): Promise<void> {
   const [newRun, newRows] = await Promise.all([api.run(), api.rows()]);
   batch(() => {
     run.value = newRun;
-    rows.value = new Rows(newRows, newRun.table);
+    rows.value = new Rows(newRows, newRun.table, newRun.row_id);
   });
   document.title = `${newRun.name ?? newRun.verb} — flatscope`;
   followEvents();

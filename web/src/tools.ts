@@ -4,6 +4,7 @@ import { signal } from "@preact/signals";
 
 import { draw, erase, flood, paint, shapesOf, split } from "./corrections";
 import { outlineStroke } from "./geometry";
+import { rejectedOn } from "./look";
 import { can, itemIndex, rows, say, select } from "./state";
 import { plural } from "./words";
 
@@ -65,9 +66,9 @@ export async function finish(drawn: readonly number[]): Promise<void> {
   switch (toolName.peek()) {
     case "lasso": {
       if (points < 3) return;
-      const found = shapesOf(itemIndex.peek())?.within(line).filter((shape) => shape.row >= 0) ?? [];
+      const found = shapesOf(itemIndex.peek())?.within(line).filter(({ row }) => row >= 0 && (rejectedOn.peek() || rows.peek().get(row, "status") !== "rejected")) ?? [];
       select(found.map((shape) => rows.peek().key(shape.row)));
-      say(`${plural(found.length, "region")} selected`);
+      say(`${plural(found.length, rows.peek().word)} selected`);
       if (found.length) toolName.value = "select";
       return;
     }

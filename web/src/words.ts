@@ -39,8 +39,9 @@ export function formatArea(um2: Cell | undefined, px: Cell | undefined): string 
 
 /** A length in the unit that suits it. */
 export function formatLength(nm: number): string {
-  if (nm >= 1e6) return `${formatNumber(nm / 1e6)} mm`;
-  return nm >= 1000 ? `${formatNumber(nm / 1000)} µm` : `${formatNumber(nm)} nm`;
+  const plain = (value: number) => String(Number(value.toPrecision(3)));
+  if (nm >= 1e6) return `${plain(nm / 1e6)} mm`;
+  return nm >= 1000 ? `${plain(nm / 1000)} µm` : `${plain(nm)} nm`;
 }
 
 export function formatTime(seconds: number): string {

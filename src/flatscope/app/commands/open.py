@@ -39,6 +39,7 @@ def open(run: Path, port: int, no_browser: bool) -> int:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(("127.0.0.1", port))
+            listener.listen()  # before the address is printed: whoever reads it may knock at once
         except OSError as error:
             raise SettingsError(f"--port {port}: {error.strerror}: choose another one") from None
         port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
