@@ -155,19 +155,32 @@ _fits: OrderedDict[str, SetupFit] = OrderedDict()
 
 def _remember(levels: Levels, known: Observation, bare_colour: Float, prior: Prior) -> SetupFit:
     """The fit of these levels, from memory if it was made before."""
-    digest = hashlib.sha256(repr((prior, bare_colour.tolist())).encode())
-    for part in (levels, known):
-        for item in fields(part):
-            digest.update(np.ascontiguousarray(getattr(part, item.name)).tobytes())
-    key = digest.hexdigest()
+    key = _name_fit(levels, known, bare_colour, prior)
     if key not in _fits:
         # The same pictures and settings give the same answer.
         rng = np.random.default_rng(0)
         fit = fit_setups(levels, known, prior, bare_colour=bare_colour, rng=rng)
-        _fits[key] = replace(fit, notes=question_setup(fit))
-        if len(_fits) > _REMEMBERED:
-            _fits.popitem(last=False)
+        _keep(key, replace(fit, notes=question_setup(fit)))
     return _fits[key]
+
+
+def recall(fit: SetupFit) -> None:
+    """Take a fit that an earlier start made, so that the same levels are not fitted again."""
+    _keep(_name_fit(fit.levels, fit.known, fit.bare_colour, fit.prior), fit)
+
+
+def _keep(key: str, fit: SetupFit) -> None:
+    _fits[key] = fit
+    if len(_fits) > _REMEMBERED:
+        _fits.popitem(last=False)
+
+
+def _name_fit(levels: Levels, known: Observation, bare_colour: Float, prior: Prior) -> str:
+    digest = hashlib.sha256(repr((prior, bare_colour.tolist())).encode())
+    for part in (levels, known):
+        for item in fields(part):
+            digest.update(np.ascontiguousarray(getattr(part, item.name)).tobytes())
+    return digest.hexdigest()
 
 
 # --- the stated set-up is questioned --------------------------------------------------------------------------------

@@ -408,7 +408,6 @@ def choose_least_px(params: FlakeParams, calibration: Calibration | None) -> flo
 
 def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
     """The fields of `Regions` that describe the picture and the network."""
-    card = network.card
     return {
         "shape": micrograph.shape,
         "is_gray": micrograph.is_gray,
@@ -416,8 +415,14 @@ def _describe(micrograph: Micrograph, network: Network) -> dict[str, Any]:
         "image": micrograph.name,
         "sha256": micrograph.sha256,
         "preview": make_preview(micrograph),
-        "weights": Weights(card.name, card.version, network.sha256, card.material, card.known),
+        "weights": describe_weights(network),
     }
+
+
+def describe_weights(network: Network) -> Weights:
+    """What regions say of the network that found them."""
+    card = network.card
+    return Weights(card.name, card.version, network.sha256, card.material, card.known)
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------

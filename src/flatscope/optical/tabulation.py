@@ -39,7 +39,7 @@ def tabulate(
         Of the verb, as plain values, for the provenance.
     """
     begun = time.perf_counter()
-    frame = sort_by_interest(_make_frame(regions, posterior, material))
+    frame = list_rows(regions, posterior, material)
     labels = regions.enlarge_labels()
     outlines = trace_outlines(labels, frame["region_id"].to_numpy(int))
     open_notes = _note_open(frame, outlines, regions.image)
@@ -57,6 +57,11 @@ def tabulate(
     )
     marks = Marks.outlines(outlines, regions.shape)
     return FlakeTable(frame, marks, regions.calibration, provenance, labels, preview=regions.preview)
+
+
+def list_rows(regions: Regions, posterior: LayerPosterior, material: str) -> pd.DataFrame:
+    """The rows of one picture by interest, without outlines: what `tabulate` puts into its table."""
+    return sort_by_interest(_make_frame(regions, posterior, material))
 
 
 def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> pd.DataFrame:

@@ -200,6 +200,10 @@ class Edits:
         """The corrections of one picture, and of all pictures alike."""
         return tuple(line for line in self.lines if getattr(line, "image", None) in (image, ""))
 
+    def list_lines(self) -> tuple[str, ...]:
+        """The corrections that change answers, as lines of the file; a remark changes none."""
+        return tuple(line.to_json() for line in self.lines if not isinstance(line, Remark))
+
     def with_lines(self, fresh: Sequence[Line]) -> Edits:
         """These and further corrections."""
         return replace(self, lines=(*self.lines, *fresh))
@@ -223,7 +227,7 @@ def read_edits(folder: Path) -> Edits:
             lines.append(_READER.validate_json(content))
         except ValidationError as error:
             problems.append(f"{path}: line {number} is left out: {_explain(error)}")
-    kept = _take_back(lines)
+    kept = take_back(lines)
     waiting = sorted({line.edit for line in kept if isinstance(line, WAITING)})
     if waiting:
         problems.append(f"{path}: corrections of the kind {', '.join(waiting)} do not count yet")
@@ -293,12 +297,29 @@ def keep_new(fresh: Iterable[Line], edits: Edits, *, ever: bool = False) -> list
     return kept
 
 
-def _take_back(lines: Sequence[Line]) -> list[Line]:
+def take_back(lines: Sequence[Line]) -> list[Line]:
     """The lines that count, without the undos."""
     counts = _find_counting(lines)
     return [
         line for line, counted in zip(lines, counts, strict=True) if counted and not isinstance(line, Undo)
     ]
+
+
+def read_lines(contents: Iterable[Any]) -> list[Line]:
+    """Corrections from plain objects, such as a page sends them.
+
+    Raises
+    ------
+    ValueError
+        If one makes no sense; the message says which and why, in one line.
+    """
+    lines: list[Line] = []
+    for number, content in enumerate(contents, start=1):
+        try:
+            lines.append(_READER.validate_python(content, strict=False))
+        except ValidationError as error:
+            raise ValueError(f"correction {number}: {_explain(error)}") from None
+    return lines
 
 
 def _find_counting(lines: Sequence[Line]) -> list[bool]:

@@ -18,13 +18,13 @@ import flatscope
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
+from flatscope.optical import batches, tabulation
 from flatscope.optical import flakes as finder
 from flatscope.optical.batches import Sighting, to_plain
 from flatscope.optical.evidence import Evidence
 from flatscope.optical.flakes import FlakeParams, recall_fit
 from flatscope.optical.observations import KnownRegion
-from flatscope.optical.regions import Measured, Regions, Weights
-from flatscope.optical.tabulation import sort_by_interest
+from flatscope.optical.regions import Measured, PackedRegions, Regions, Weights
 from flatscope.report.figures import draw_overlay, draw_thumbnails, encode_jpeg, encode_png, to_display
 from flatscope.report.page import PictureEntry, RunRecord, build_page
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, empty_frame, failed_frame
@@ -89,6 +89,9 @@ def make_task(given: Given, *, settings: dict[str, Any], title: str) -> Task:
         prepare=_prepare,
         together=share,
         tabulate=tabulate,
+        list_rows=list_rows,
+        recall=recall,
+        lighten=PackedRegions.of,
         kinds=(Regions, Measured, Evidence, Weights),
         weights=network.describe(),
         digests={} if flat is None else {"flat field": hashlib.sha256(flat.tobytes()).hexdigest()},
@@ -153,6 +156,14 @@ def share(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str,
     }
 
 
+def recall(shared: Mapping[str, Any], given: Given) -> None:
+    """Remember a fit that an earlier start stored beside an answer."""
+    known = [KnownRegion(region["layers"], tuple(region["contrast"])) for region in shared.get("known", ())]
+    params = replace(given.params, known=(*given.params.known, *known))
+    weights = finder.describe_weights(load_network(given.light.weights))
+    batches.recall(recall_fit(shared["fit"], params, weights))
+
+
 def _share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str, Any]:
     """All known crystals, and for each picture the lines about itself."""
     if not given.edits:
@@ -199,6 +210,24 @@ def tabulate(item: Item, regions: Regions, shared: Any, given: Given) -> dict[st
     # An item with settings of its own shares no set-up with the others.
     params = (item.given or given).params
     return {"flakes": _name_layers(regions, params, shared, is_alone=item.given is not None)}
+
+
+def list_rows(item: Item, regions: Regions, shared: Any, given: Given) -> pd.DataFrame:
+    """The rows of that table alone, which takes a tenth of the time."""
+    regions, params = _correct_size(regions, (item.given or given).params, shared)
+    if item.given is None:
+        fit = recall_fit(shared["fit"], params, regions.weights)
+    else:
+        (fit,) = finder.fit_setups([Sighting.of(regions)], params, regions.weights)
+    frame = tabulation.list_rows(regions, finder.place_layers(regions, fit), params.material)
+    if not shared or "edits" not in shared:
+        return frame
+    from flatscope.runs.edits import parse_edits
+    from flatscope.runs.replay import correct_rows, find_region
+
+    lines = parse_edits(shared["edits"]).lines
+    frame, _ = correct_rows(frame, lines, lambda place: find_region(regions, place), sha256=regions.sha256)
+    return frame
 
 
 def name_layers(item: Item, regions: Regions, shared: Any, given: Given) -> tuple[Answer, dict[str, bytes]]:
@@ -286,7 +315,7 @@ class _Views:
 
 def join_rows(frames: list[pd.DataFrame], run: Finished) -> pd.DataFrame:
     """All regions by interest, whatever picture they are in, then the pictures that failed."""
-    rows = [sort_by_interest(pd.concat(frames, ignore_index=True))] if frames else []
+    rows = [tabulation.sort_by_interest(pd.concat(frames, ignore_index=True))] if frames else []
     rows += [failed_frame(FLAKE_COLUMNS, name, why) for name, why in run.failures.items()]
     if not rows:
         return empty_frame(FLAKE_COLUMNS)

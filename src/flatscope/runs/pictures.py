@@ -18,7 +18,8 @@ from flatscope.files.movie import MOVIE_SUFFIXES, read_movie
 from flatscope.files.read import read, read_stack
 from flatscope.micrograph import MicrographError
 from flatscope.report.figures import encode_jpeg, to_display
-from flatscope.runs.workbench import Entry, Workbench
+from flatscope.runs.answering import Entry
+from flatscope.runs.workbench import Workbench
 
 TILE_PX = 512
 """Side of a tile."""
@@ -139,7 +140,7 @@ class Pictures:
         """A small size of a picture from the stored answer, without reading the picture."""
         if level > min(_SMALL_LEVEL, most) or frame or (entry.name, frame) in self._kept:
             return None
-        stored = self._bench.figure(entry.index, "before")
+        stored = self._bench.answers.figure(entry, "before")
         if not stored:
             return None
         with Image.open(io.BytesIO(stored)) as picture:
@@ -168,7 +169,7 @@ class Pictures:
 
     def _open(self, entry: Entry, frame: int) -> Image.Image:
         if not entry.sources:
-            stored = self._bench.figure(entry.index, "before")
+            stored = self._bench.answers.figure(entry, "before")
             if not stored:
                 raise MicrographError(f"{entry.name} is not where it was: its picture was moved or changed")
             width, height, _ = self.measure(entry.index)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flatscope.micrograph import MicrographError
+from flatscope.runs.edits import read_edits
 from flatscope.runs.folder import Folder
 from flatscope.runs.items import Item, digest_of, make_key
+from flatscope.runs.run import Run
 from flatscope.runs.settings import RECORD, SettingsError, make_params, read_settings
 from flatscope.runs.task import Task
 
@@ -93,6 +95,40 @@ def reopen(folder: Folder, edits: Sequence[str] = ()) -> Reopened:
                 f"{folder.out} was made with other {name} than this flatscope has: start it again"
             )
     return Reopened(made.task.with_edits(tuple(edits)), made.items)
+
+
+class _Quiet:
+    """Hears what happens in a run and tells nobody."""
+
+    def stage(self, name: str, total: int) -> None:
+        """Nobody is told."""
+
+    def done(self, *, failed: bool) -> None:
+        """Nobody is told."""
+
+    def count(self, done: int, total: int) -> None:
+        """Nobody is told."""
+
+    def say(self, line: str) -> None:
+        """Nobody is told."""
+
+
+def bring_up_to_date(out: Path) -> None:
+    """Do what is left to do in a results folder: unfinished items, and what follows from new corrections.
+
+    The same command would do the same.
+
+    Raises
+    ------
+    SettingsError
+        As for `reopen`, or if another process is at work in the folder.
+    WriteError
+        If something cannot be written.
+    """
+    folder = Folder(out)
+    reopened = reopen(folder, read_edits(out).list_lines())
+    if check_keys(reopened, folder.record or {}):
+        Run(reopened.task, reopened.items, folder, workers=1, reporter=_Quiet()).work()
 
 
 def check_keys(reopened: Reopened, record: Record) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from flatscope.micrograph import Calibration
@@ -134,19 +135,47 @@ def correct(table: FlakeTable, lines: Sequence[Line]) -> FlakeTable:
     lines
         Corrections of its picture.
     """
-    frame = table.frame
-    numbers = {int(region): row for row, region in enumerate(frame["region_id"])}
     rows, cols = table.labels.shape
+
+    def find(place: Place) -> int:
+        row, col = round(place.row_px), round(place.col_px)
+        return int(table.labels[row, col]) if row < rows and col < cols else 0
+
+    frame, notes = correct_rows(table.frame, lines, find, sha256=table.provenance.image_sha256)
+    provenance = replace(table.provenance, notes=(*table.provenance.notes, *notes))
+    return replace(table, frame=frame, provenance=provenance)
+
+
+def correct_rows(
+    frame: pd.DataFrame, lines: Sequence[Line], find: Callable[[Place], int], *, sha256: str
+) -> tuple[pd.DataFrame, list[str]]:
+    """The same for rows alone.
+
+    Parameters
+    ----------
+    frame
+        Rows of one picture.
+    lines
+        Its corrections.
+    find
+        The region at a place, 0 for none.
+    sha256
+        Of the picture.
+
+    Returns
+    -------
+    The rows by interest, and what a user should know.
+    """
+    numbers = {int(region): row for row, region in enumerate(frame["region_id"])}
     notes: list[str] = []
     done = 0
     for line in lines:
         if not isinstance(line, Known | SetLayers | Residue | Restore):
             continue
-        if not line.is_in(line.image, table.provenance.image_sha256):
+        if not line.is_in(line.image, sha256):
             notes.append(f"{line.describe()}: the picture has changed since, the correction does not count")
             continue
-        row, col = round(line.row_px), round(line.col_px)
-        region = int(table.labels[row, col]) if row < rows and col < cols else 0
+        region = find(line)
         if region not in numbers:
             notes.append(f"{line.describe()}: no region is there, so that the correction changes none")
             continue
@@ -155,8 +184,7 @@ def correct(table: FlakeTable, lines: Sequence[Line]) -> FlakeTable:
         done += 1
     if done:
         notes.append(f"{done} correction{'s' * (done > 1)} by hand")
-    provenance = replace(table.provenance, notes=(*table.provenance.notes, *notes))
-    return replace(table, frame=sort_by_interest(frame), provenance=provenance)
+    return sort_by_interest(frame), notes
 
 
 def _correct_row(row: dict[str, Any], line: Line) -> dict[str, Any]:

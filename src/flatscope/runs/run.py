@@ -25,6 +25,7 @@ from flatscope.parallel import LostWorkerError, Workers
 from flatscope.results.store import StoreError, unpack
 from flatscope.runs.folder import SCHEMA, Folder
 from flatscope.runs.items import Item, digest_of, make_key, readable_name
+from flatscope.runs.lock import hold
 from flatscope.runs.task import Answer, Finished, Task, load, name_answer
 from flatscope.runs.work import Concluded, Outcome, do_alone, do_conclude, listen, name_cut, start
 
@@ -129,7 +130,13 @@ class Run:
             After Ctrl-C, when what was finished is written; a second Ctrl-C ends at once.
         WriteError
             If the disk is full or the folder is read-only; what was written before stays.
+        SettingsError
+            If another process is at work in the folder.
         """
+        with hold(self.folder.out):
+            return self._work()
+
+    def _work(self) -> Finished:
         count = min(self._workers, len(self.items))
         workers = Workers(count, start=start, given=(self.task,), limit_s=self._limit_s)
         listen(self.reporter.count if len(self.items) == 1 else None)

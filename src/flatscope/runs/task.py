@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flatscope
 from flatscope.micrograph import MicrographError
 from flatscope.results import Table
 from flatscope.results.store import StoreError, unpack
 from flatscope.runs.items import Item, digest_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Answer:
         Plain values for run.json.
     notes
         What a user should know, one line each.
+    shared
+        What it took from all items together.
     """
 
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shared: Any = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,12 @@ class Task:
     tabulate
         `tabulate(item, part, shared, given)` returns the tables of the answer by name, without drawing: what `conclude`
         draws.
+    list_rows
+        `list_rows(item, part, shared, given)` returns the rows of the first of these tables, where that is quicker.
+    recall
+        `recall(shared, given)` is told what an earlier start found in `together`, so that it need not be found again.
+    lighten
+        Gives a part that takes less memory and says the same, for parts that are kept by the hundred.
     kinds
         Dataclasses that parts may hold.
     weights
@@ -109,6 +121,9 @@ class Task:
     prepare: Callable[[Any], Any] = _take_as_given
     together: Callable[[Mapping[str, Callable[[], Any]], Any], Mapping[str, Any]] | None = None
     tabulate: Callable[[Item, Any, Any, Any], Mapping[str, Table]] | None = None
+    list_rows: Callable[[Item, Any, Any, Any], pd.DataFrame] | None = None
+    recall: Callable[[Any, Any], None] | None = None
+    lighten: Callable[[Any], Any] | None = None
     kinds: tuple[type, ...] = ()
     weights: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def do_conclude(job: tuple[Item, Path, Any, Path]) -> Concluded:
     try:
         part = last[1] if last is not None and last[0] == path else load(path, task.kinds)
         answer, files = task.conclude(item, part, shared, _Process.tools)
-        content = pack(answer)
+        content = pack(replace(answer, shared=shared))
     except WriteError:
         raise
     except Exception as error:

@@ -77,4 +77,4 @@ def _collect_edits(
         problems += told
     for problem in problems:
         click.echo(f"flatscope: {problem}", err=True)
-    return tuple(line.to_json() for line in had.with_lines(fresh).lines), fresh
+    return had.with_lines(fresh).list_lines(), fresh

@@ -33,6 +33,7 @@ def open(run: Path, port: int, no_browser: bool) -> int:
 
     from flatscope.app.server.application import make_application
     from flatscope.app.server.desk import Desk
+    from flatscope.runs.reopen import bring_up_to_date
 
     desk = Desk.of(run)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
@@ -55,4 +56,9 @@ def open(run: Path, port: int, no_browser: bool) -> int:
             timeout_graceful_shutdown=2,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    if desk.bench.is_behind() and not desk.bench.is_running():
+        click.echo(
+            "flatscope: tables and pictures follow your corrections ... (Ctrl-C: at the next start)", err=True
+        )
+        bring_up_to_date(run)
     return 0

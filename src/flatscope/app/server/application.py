@@ -9,20 +9,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 import flatscope
-from flatscope.app.server import views
+from flatscope.app.server import corrections, views
 from flatscope.app.server.desk import Desk
 from flatscope.app.server.guard import Guard, TooLargeError
 from flatscope.files.write import WriteError
 from flatscope.micrograph import MicrographError
 from flatscope.runs.settings import SettingsError
 
-_ROUTERS = (views.router,)
+_ROUTERS = (views.router, corrections.router)
 _REFUSED: dict[type[Exception], int] = {
     MicrographError: 404,
     SettingsError: 409,
@@ -92,6 +92,3 @@ def _refuse_shape(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])
     return JSONResponse({"detail": f"{where}: {first['msg']}".lstrip(": ")}, 422)
-
-
-__all__ = ["HTTPException", "make_api", "make_application"]

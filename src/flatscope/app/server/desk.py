@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import multiprocessing
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request, Response
 
 from flatscope.app.server.sprites import Sprites
+from flatscope.files.write import WriteError
+from flatscope.micrograph import MicrographError
+from flatscope.runs.answering import Entry
 from flatscope.runs.pictures import Pictures
-from flatscope.runs.workbench import Entry, Workbench
+from flatscope.runs.reopen import bring_up_to_date
+from flatscope.runs.settings import SettingsError
+from flatscope.runs.workbench import Workbench
 
 _LOOK_S = 0.5
 """The folder is looked at this often for what other processes wrote."""
+_SLICE_S = 0.2
+"""Rows that follow a correction are made in slices, so that a click in between is answered."""
+_QUIET_S = 3.0
+"""Tables and pictures in the folder follow corrections after this time without another one."""
 _KEEP_ALIVE_S = 15.0
 _LEAST_GZIP_BYTES = 2_000
 _QUICK = 1
@@ -95,6 +108,10 @@ class Desk:
     progress: dict[str, Any] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
     _since: tuple[float, int] | None = None
+    _is_late: bool = False
+    _corrected: float = 0.0
+    _written: float = 0.0
+    _writer: BaseProcess | None = None
 
     @classmethod
     def of(cls, out: Path) -> Desk:
@@ -105,19 +122,43 @@ class Desk:
 
     def watch(self) -> None:
         """Follow the folder until `close` is called; runs in a thread of its own."""
-        while not self._stop.wait(_LOOK_S):
+        with contextlib.suppress(SettingsError, MicrographError):
+            self.bench.answers.warm(self.bench.entries)
+        while not self._stop.wait(0.0 if self._is_late else _LOOK_S):
             self.look()
 
     def look(self) -> None:
-        """See what other processes wrote, and tell the pages."""
+        """See what other processes wrote, do what corrections left to do, and tell the pages."""
         before = self.bench.revision
         changed = self.bench.refresh()
+        made = self.bench.catch_up(_SLICE_S)
+        self._is_late = bool(made)
         if self.bench.revision != before:
-            self.tell_revision(changed)
+            self.tell_revision([*changed, *made])
+        self._keep_up()
         progress = self.measure_progress()
         if progress != self.progress:
             self.progress = progress
             self.hub.tell("progress", progress)
+
+    def _keep_up(self) -> None:
+        """Write tables and pictures anew, in a process of its own, when nobody has corrected anything for a while."""
+        if self._writer is not None and not self._writer.is_alive():
+            self._writer = None
+        is_due = time.monotonic() - self._corrected > _QUIET_S and self._corrected > self._written
+        if self._writer is None and is_due and self.bench.is_behind() and not self.bench.is_running():
+            self._written = time.monotonic()
+            self._writer = multiprocessing.get_context("spawn").Process(
+                target=_write_out, args=(self.bench.out,), daemon=True
+            )
+            self._writer.start()
+
+    def tell_edits(self, ids: list[str]) -> None:
+        """Tell the pages that corrections came in."""
+        self._corrected = time.monotonic()
+        for line_id in ids:
+            self.hub.tell("edit", {"id": line_id})
+        self.tell_revision([])
 
     def tell_revision(self, changed: list[int]) -> None:
         """Tell the pages that rows have changed."""
@@ -164,6 +205,14 @@ class Desk:
         if not 0 <= index < len(entries):
             raise HTTPException(404, f"the run has {len(entries)} items, none of number {index}")
         return entries[index]
+
+
+def _write_out(out: Path) -> None:
+    """What the process does that brings tables and pictures up to date; the page goes first."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+    with contextlib.suppress(SettingsError, WriteError):
+        bring_up_to_date(out)
 
 
 def find_desk(request: Request) -> Desk:

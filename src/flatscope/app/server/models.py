@@ -139,5 +139,6 @@ class Preview(BaseModel):
 
     revision: int
     changes: list[Change]
+    more: int = Field(description="Pictures that may change, too, and were not looked at.")
     took_s: float
     doubts: list[str] = Field(description="What the optics say against it, one line each.")

@@ -14,8 +14,9 @@ from flatscope.app.server.sprites import CELL_PX
 from flatscope.micrograph import MicrographError
 from flatscope.results import MoireTable, Table
 from flatscope.results.exports.rows import split_shape
+from flatscope.runs.answering import Entry
 from flatscope.runs.pictures import TILE_PX, count_levels
-from flatscope.runs.workbench import Entry, to_columns
+from flatscope.runs.workbench import to_columns
 from flatscope.units import um_from_nm
 
 router = APIRouter(prefix="/api", tags=["look"])
