@@ -229,11 +229,23 @@ class Answers:
         return self._reopened.task.with_edits(lines)
 
     def warm(self, entries: Collection[Entry]) -> None:
-        """Read the heavy parts that corrections will need."""
+        """Read the heavy parts that corrections will need, and compute once what all their answers share.
+
+        Raises
+        ------
+        SettingsError
+            If the run cannot be taken up again here.
+        """
         task = self.find_task()
-        for entry in entries:
-            if task.lighten is not None and entry.status == "analysed":
-                self._loader(entry, task)()
+        stored = [entry for entry in entries if entry.is_stored]
+        self._recall(stored, task)
+        for entry in stored if task.lighten is not None else ():
+            self._loader(entry, task)()
+        if stored and task.list_rows is not None and self._reopened is not None:
+            entry = stored[0]
+            item, shared = self._reopened.items[entry.index], self.read(entry, "shared")
+            if shared is not None:
+                task.list_rows(item, self.part(entry), shared, task.given)
 
     def part(self, entry: Entry) -> Any:
         """The heavy part of an item.

@@ -173,7 +173,8 @@ def _share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> di
 
     edits = corrections.parse_edits(given.edits)
     known = [as_plain(region) for region in collect_known(edits, given.params.material, parts)]
-    return {name: {"known": known, "edits": [line.to_json() for line in edits.about(name)]} for name in parts}
+    own = {name: [line.to_json() for line in edits.about(name)] for name in parts}
+    return {name: {"known": known, "edits": lines} for name, lines in own.items() if known or lines}
 
 
 def _correct_size(

@@ -1,20 +1,25 @@
-"""One process at a time works in a results folder; the others are told so."""
+"""One process at a time works in a results folder; the others are told so.
+
+The folder itself is locked, so that a killed process leaves nothing behind. Windows cannot lock folders: there a file
+in the folder for temporary files stands for it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from flatscope.files.write import WriteError
 from flatscope.runs.settings import SettingsError
 
-_NAME = ".working"
 _PATIENCE_S = 0.3
 """Somebody who only asks whether the folder is in use holds the lock for less."""
+_POLL_S = 0.02
 
 
 @contextlib.contextmanager
@@ -31,70 +36,58 @@ def hold(out: Path) -> Iterator[None]:
     SettingsError
         If another process is at work there.
     WriteError
-        If nothing can be written there.
+        If the folder cannot be made.
     """
-    path = out / _NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
-        stream = _acquire(path)
+        number = _open(out)
     except OSError as error:
-        raise WriteError.of(error, path) from error
-    if stream is None:
-        raise SettingsError(f"another flatscope is at work in {out}: wait until it has ended")
-    with stream:
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                path.unlink()
-                out.rmdir()
+        raise WriteError.of(error, out) from error
+    try:
+        until = time.monotonic() + _PATIENCE_S
+        while not _lock(number):
+            if time.monotonic() > until:
+                raise SettingsError(f"another flatscope is at work in {out}: wait until it has ended")
+            time.sleep(_POLL_S)
+        yield
+    finally:
+        os.close(number)
+        with contextlib.suppress(OSError):
+            out.rmdir()
 
 
 def is_held(out: Path) -> bool:
     """Whether a process is at work in a folder."""
     try:
-        with open(out / _NAME, "r+b") as stream:
-            return not _lock(stream)
+        number = _open(out)
     except OSError:
         return False
-
-
-def _acquire(path: Path) -> IO[bytes] | None:
-    """The locked file, or None if somebody else keeps it locked."""
-    until = time.monotonic() + _PATIENCE_S
-    while True:
-        stream = open(path, "a+b")  # noqa: SIM115
-        if _lock(stream) and _is_still(stream, path):
-            return stream
-        stream.close()
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.02)
-
-
-def _is_still(stream: IO[bytes], path: Path) -> bool:
-    """False if whoever held the lock before has removed the file meanwhile."""
     try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-    except OSError:
+        return not _lock(number)
+    finally:
+        os.close(number)
+
+
+def _open(out: Path) -> int:
+    if os.name == "posix":
+        return os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:32]
+    return os.open(Path(tempfile.gettempdir(), f"flatscope-{name}.lock"), os.O_RDWR | os.O_CREAT)
+
+
+def _lock(number: int) -> bool:
+    """Lock what was opened until it is closed; False if another process has done so."""
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except (BlockingIOError, PermissionError):
         return False
-
-
-def _lock(stream: IO[bytes]) -> bool:
-    """Lock a file until it is closed; False if another process has done so."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        try:
-            stream.seek(0)
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False
+        return True  # a network folder without locks
     return True
