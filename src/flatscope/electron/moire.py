@@ -1,24 +1,24 @@
 """Twisted bilayers in an ADF-STEM image: both lattices, twist and strain, moiré, stacking, and columns a layer.
 
-Both lattices are followed through the image (`flatscope.electron.stack_columns`). The second is then measured in the
+Both lattices are followed through the image (`flatscope.electron.stack_lattices`). The second is then measured in the
 frame in which the first is a perfect hexagon: what the scan distorts, it distorts for both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import fft
 
 from flatscope.electron.columns import build_model
-from flatscope.electron.lattice import NoLatticeError, Phases, find_lattice, map_phases
+from flatscope.electron.lattice import NoLatticeError, find_lattice, map_phases
 from flatscope.electron.physics.crystals import GAPS_NM, Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, calibrate, order_sublattices, prepare
-from flatscope.electron.stack_columns import Pair, find_places, follow_both, list_columns
-from flatscope.electron.stacking import Other, find_others, make_hexagon
+from flatscope.electron.stack_columns import find_places, list_columns
+from flatscope.electron.stack_lattices import Pair, follow_both, repeat_mean
+from flatscope.electron.stacking import find_others, make_hexagon
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.results import Atoms, Marks, MoireTable, Provenance, mark, shortest_vectors
 from flatscope.results.view import make_preview
@@ -30,7 +30,11 @@ _ODD_SIZE = (
     0.015  # difference of a ratio of lattice constants from the named materials' that speaks against them
 )
 _ALIKE_SIZE = 0.008  # ratio of lattice constants below which brightness tells two materials apart
-_LEAST_DEG = 4.0  # twist below which peaks merge in fields of 10 nm: rows are uncertain
+_SMALL = 1e-7  # step of the numerical derivatives of what is measured
+_CLEARLY = 3.0  # standard deviations from which a strain is there
+_MUCH_SKEW = 0.05
+"""Distortion of the scan from which strain is in doubt: what it changes from place to place is followed by polynomials
+only."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,17 @@ class MoireParams:
 
 @dataclass(frozen=True)
 class _Twist:
-    """The second lattice in the first one's frame: `angle` in radians in (-30°, 30°], its 1-sigma error, ratio of
-    lattice constants, pure shear of the second layer, and the moiré's vectors in lattice constants of the first."""
+    """The second lattice in the first one's frame, with 1-sigma errors: `angle` in radians in (-30°, 30°], ratio of
+    lattice constants, pure shear of the second layer, and the moiré's period in lattice constants of the first."""
 
     angle: float
     sigma: float
     ratio: float
+    ratio_sigma: float
     shear: float
-    moire: Float
+    shear_sigma: float
+    period: float
+    period_sigma: float
 
 
 def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> MoireTable:
@@ -103,8 +110,9 @@ def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> M
     Notes
     -----
     The first layer is taken to be unstrained, so that the scan's distortion cancels. An image does not tell which layer
-    is on top. Relaxation of the layers against each other is not followed; below about 4° the lattices' peaks merge and
-    rows are uncertain.
+    is on top. Where the layers are bent against each other, by relaxation or by handling, they are followed in windows
+    of 1.5 nm, and the errors are those by which large parts of the field differ. Below about 2° in fields of 10 nm the
+    lattices' peaks merge.
 
     Examples
     --------
@@ -122,8 +130,7 @@ def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> M
     """
     notes: list[str] = []
     image = prepare(micrograph, notes)
-    first, other = _find_both(image, micrograph, params)
-    pair = follow_both(image, first, other)
+    pair = _find_both(image, micrograph, params)
     crystals, pair = _assign(pair, params)
     calibration = calibrate(micrograph, pair.layers[0].lattice, crystals[0], notes)
     twist = _measure(pair)
@@ -137,7 +144,7 @@ def find_moire(micrograph: Micrograph, params: MoireParams = MoireParams()) -> M
     ]
     sure = all(known for _, known in polar)
     row = _describe(twist, pair, places, crystals, sure=sure, calibration=calibration)
-    frame = _judge(pd.DataFrame([row]), micrograph, twist, crystals, calibration)
+    frame = _judge(pd.DataFrame([row]), micrograph, pair, twist, crystals, calibration)
     found = list_columns(pair, places, crystals, pixel_nm=calibration.pixel_size_nm[0], image=micrograph.name)
     if not sure:
         found = mark(found, found["status"] == "accepted", status="uncertain", reason=ALIKE)
@@ -157,8 +164,8 @@ def _brighter(params: MoireParams, crystal: Crystal) -> str:
     return params.brighter if params.brighter in crystal.sublattices else "auto"
 
 
-def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> tuple[Phases, Other]:
-    """The first lattice, and the second."""
+def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> Pair:
+    """Both lattices, if there are two."""
     stated = micrograph.calibration
     crystal = params.crystals[0]
     expected = None if stated is None else crystal.lattice_nm / float(np.mean(stated.pixel_size_nm))
@@ -173,12 +180,14 @@ def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> tup
             f"{micrograph.source}: one lattice only: a monolayer, or layers that are not twisted, which angles cannot "
             "tell apart: flatscope atoms"
         )
-    if len(others) > 1:
+    pair = follow_both(image, phases, others[0])
+    # At small twists the second's own peaks, bent by the scan, look like a third's until they are followed.
+    if len(others) > 1 and find_others(image - repeat_mean(pair.layers[1]), pair.layers[0].phases):
         words = " and ".join(f"{abs(one.twist_deg):.0f}°" for one in others)
         raise MicrographError(
             f"{micrograph.source}: three lattices or more, twisted by {words}: flatscope moire reads two"
         )
-    return phases, others[0]
+    return pair
 
 
 def _assign(pair: Pair, params: MoireParams) -> tuple[tuple[Crystal, Crystal], Pair]:
@@ -194,84 +203,72 @@ def _assign(pair: Pair, params: MoireParams) -> tuple[tuple[Crystal, Crystal], P
     else:
         bright = [float(np.ptp(layer.cell)) for layer in pair.layers]
         swapped = (bright[1] > bright[0]) != (crystals[1].strengths[0] > crystals[0].strengths[0])
-    return crystals, replace(pair, layers=(two, one)) if swapped else pair
+    return crystals, pair.swap() if swapped else pair
 
 
 # --- twist, moiré and stacking ---------------------------------------------------------------------------------------
 
 
-def _match(pair: Pair) -> tuple[Float, NDArray[np.int64]]:
-    """The second lattice's reciprocal vectors in the first one's frame, and the whole numbers that take its own vectors
-    to those nearest to the first one's."""
-    one, two = (layer.lattice for layer in pair.layers)
-    hexagon = make_hexagon(one)
-    inside = two.reciprocal @ np.linalg.inv(one.reciprocal) @ hexagon
+def _match(pair: Pair) -> NDArray[np.int64]:
+    """The whole numbers that take the second lattice's reciprocal vectors to those nearest to the first one's."""
+    hexagon = make_hexagon(pair.layers[0].lattice)
     index = np.array([(1, 0), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1)])
-    vectors = index @ inside
-    towards = [np.argmax(vectors @ along) for along in hexagon]
-    chosen = index[towards]
-    return np.asarray(chosen @ inside), np.asarray(chosen)
+    vectors = index @ pair.link @ hexagon
+    return np.asarray(index[[np.argmax(vectors @ along) for along in hexagon]])
 
 
 def _measure(pair: Pair) -> _Twist:
-    """Twist and strain of the second lattice against the first (polar decomposition), and the moiré."""
-    hexagon = make_hexagon(pair.layers[0].lattice)
-    second, _ = _match(pair)
-    # Of real space, from the first lattice to the second.
-    stretch = np.linalg.inv(np.linalg.inv(hexagon) @ second)
-    left, sizes, right = np.linalg.svd(stretch)
-    turn = left @ right
-    # Down the rows is against the usual direction of turning.
-    angle = float(np.arctan2(turn[1, 0], turn[0, 0]))
-    moire = np.linalg.inv(second - hexagon).T / pair.layers[0].lattice.constant_px
-    sigma = float(np.hypot(_find_angle_error(pair, 0), _find_angle_error(pair, 1)))
-    shear = float(sizes[0] - sizes[1]) / float(sizes.sum())
-    return _Twist(angle, sigma, float(sizes.mean()), shear, np.asarray(moire, float))
+    """Twist and strain of the second lattice against the first (polar decomposition), the moiré, and their errors."""
+    hexagon, chosen = make_hexagon(pair.layers[0].lattice), _match(pair)
 
+    def describe(link: Float) -> Float:
+        """Angle, mean and difference of the stretches, and the moiré's vectors."""
+        second = chosen @ link @ hexagon
+        # Of real space, from the first lattice to the second.
+        stretch = np.linalg.inv(np.linalg.inv(hexagon) @ second)
+        left, sizes, right = np.linalg.svd(stretch)
+        turn = left @ right
+        # Down the rows is against the usual direction of turning.
+        angle = np.arctan2(turn[1, 0], turn[0, 0])
+        moire = np.asarray(np.linalg.inv(second - hexagon).T, float) / pair.layers[0].lattice.constant_px
+        period = shortest_vectors(moire).mean()
+        shear = (sizes[0] - sizes[1]) / sizes.sum()
+        return np.array([angle, sizes.mean(), shear, period, *moire.ravel()])
 
-def _find_angle_error(pair: Pair, number: int) -> float:
-    """1-sigma error of a lattice's direction (radians), from the noise about its Bragg peaks."""
-    layer = pair.layers[number]
-    shape = pair.rest.shape
-    weight = np.outer(np.hanning(shape[0]), np.hanning(shape[1]))
-    power = np.abs(fft.fft2(pair.rest * weight)) ** 2 / np.square(weight).sum()
-    amplitude = np.abs(fft.fft2(layer.cell)) / layer.cell.size
-    third = layer.lattice.reciprocal[1] - layer.lattice.reciprocal[0]
-    variance = []
-    for vector, height in zip(
-        (*layer.lattice.reciprocal, third),
-        (amplitude[1, 0], amplitude[0, 1], amplitude[-1, 1]),
-        strict=True,
-    ):
-        middle = np.rint(vector * shape).astype(int)
-        near = np.ix_(*(np.arange(at - 12, at + 13) % side for at, side in zip(middle, shape, strict=True)))
-        noise = float(np.median(power[near])) / np.log(2.0)
-        phase = noise / (2.0 * max(float(height), 1e-300) ** 2 * np.prod(shape))  # rad², of the whole image
-        slope = 12.0 * phase / float(np.min(shape)) ** 2 / (2.0 * np.pi) ** 2
-        variance.append(slope / float(vector @ vector))
-    return float(np.sqrt(np.mean(variance) / 3.0))
+    found = describe(pair.link)
+    steps = _SMALL * np.eye(4).reshape(4, 2, 2)
+    slopes = np.stack([describe(pair.link + step) - describe(pair.link - step) for step in steps], axis=1)
+    slopes /= 2.0 * _SMALL
+    sigma = np.sqrt(np.einsum("ij,jk,ik->i", slopes, pair.link_covariance, slopes))
+    return _Twist(
+        angle=float(found[0]),
+        sigma=float(sigma[0]),
+        ratio=float(found[1]),
+        ratio_sigma=float(sigma[1]),
+        shear=float(found[2]),
+        shear_sigma=float(sigma[2]),
+        period=float(found[3]),
+        period_sigma=float(sigma[3]),
+    )
 
 
 def _find_stacking(pair: Pair, places: list[Float]) -> NDArray[np.uint8]:
     """Where each pixel lies in the cell of stackings: 0 hollow over hollow, 1 and 2 the two others of three-fold
     symmetry, 3 the saddle points between them."""
-    _, index = _match(pair)
+    index = _match(pair)
     hollows = [2.0 * place[1] - place[0] for place in places]
     one = pair.layers[0].phases.cell - hollows[0][:, None, None]
     two = np.einsum("ij,jrc->irc", index, pair.layers[1].phases.cell - hollows[1][:, None, None])
     shift = two - one
+    # Reciprocal vectors 60° apart belong to a lattice whose vectors are 120° apart.
     thirds = np.array([(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)]) / 3.0
-    if (make_hexagon(pair.layers[0].lattice) @ make_hexagon(pair.layers[0].lattice).T)[0, 1] > 0.0:
-        thirds = np.array([(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]) / 3.0
     points = [*thirds, (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)]
     vectors = np.linalg.inv(make_hexagon(pair.layers[0].lattice))
     away = []
     for point in points:
         off = shift - np.array(point)[:, None, None]
-        off -= np.rint(off)
-        around = [
-            off + np.array(step)[:, None, None] for step in ((0, 0), (1, -1), (-1, 1), (1, 1), (-1, -1))
-        ]
+        off -= np.ceil(off)
+        around = [off + np.array(step)[:, None, None] for step in np.ndindex(2, 2)]
         lengths = [np.square(np.einsum("ij,jrc->irc", vectors, one)).sum(0) for one in around]
         away.append(np.min(lengths, axis=0))
     return np.minimum(np.argmin(away, axis=0), 3).astype(np.uint8)
@@ -279,7 +276,7 @@ def _find_stacking(pair: Pair, places: list[Float]) -> NDArray[np.uint8]:
 
 def _is_parallel(pair: Pair, places: list[Float]) -> bool:
     """Whether the second sublattice lies on the same side of the first in both layers."""
-    _, index = _match(pair)
+    index = _match(pair)
     steps = [place[1] - place[0] for place in places]
     return bool(np.abs((steps[0] - index @ steps[1] + 0.5) % 1.0 - 0.5).sum() < 0.34)
 
@@ -299,8 +296,6 @@ def _describe(
     parallel = not polar or _is_parallel(pair, places)
     stacking = _find_stacking(pair, places)
     shares = np.bincount(stacking.ravel(), minlength=4) / stacking.size
-    period = float(shortest_vectors(twist.moire).mean()) * crystals[0].lattice_nm
-    relative = twist.sigma * period / crystals[1].lattice_nm * np.sqrt(0.75)
     expected = crystals[1].lattice_nm / crystals[0].lattice_nm
     return {
         "pair_id": 1,
@@ -311,9 +306,11 @@ def _describe(
         "twist_deg": degrees if parallel else 60.0 - degrees,
         "twist_sigma_deg": float(np.rad2deg(twist.sigma)),
         "strain_percent": 100.0 * (twist.ratio / expected - 1.0),
+        "strain_sigma_percent": 100.0 * twist.ratio_sigma / expected,
         "shear_percent": 100.0 * twist.shear,
-        "moire_nm": period,
-        "moire_sigma_nm": period * float(relative),
+        "shear_sigma_percent": 100.0 * twist.shear_sigma,
+        "moire_nm": twist.period * crystals[0].lattice_nm,
+        "moire_sigma_nm": twist.period_sigma * crystals[0].lattice_nm,
         "kind": "" if not polar else "R" if parallel else "H",
         **{
             f"share_{name}": float(share)
@@ -327,6 +324,7 @@ def _describe(
 def _judge(
     frame: pd.DataFrame,
     micrograph: Micrograph,
+    pair: Pair,
     twist: _Twist,
     crystals: tuple[Crystal, Crystal],
     calibration: Calibration,
@@ -336,8 +334,14 @@ def _judge(
     off = twist.ratio / expected - 1.0
     reason = f"the lattices differ in size by {twist.ratio - 1.0:+.1%}, those of the materials by {expected - 1.0:+.1%}"
     frame = mark(frame, [abs(off) > _ODD_SIZE], status="uncertain", reason=f"{reason}: check --material")
-    few = abs(float(np.rad2deg(twist.angle))) < _LEAST_DEG
-    frame = mark(frame, [few], status="uncertain", reason="the lattices' peaks merge at so small a twist")
+    hexagon, first = make_hexagon(pair.layers[0].lattice), pair.layers[0].lattice.reciprocal
+    skew = float(np.ptp(np.linalg.svd(np.linalg.inv(hexagon) @ first)[1]))
+    strained = abs(off) > _CLEARLY * twist.ratio_sigma or twist.shear > _CLEARLY * twist.shear_sigma
+    reason = f"strain can't be told from the scan's distortion, which is {skew:.0%}"
+    frame = mark(frame, [strained and skew > _MUCH_SKEW], status="uncertain", reason=reason)
+    size = float(np.hypot(*pair.slid_px).max()) * calibration.pixel_size_nm[0]
+    reason = f"the layers are bent against each other, by up to {size:.2f} nm: twist and strain are means"
+    frame = mark(frame, [pair.is_bent], status="uncertain", reason=reason)
     stated = micrograph.calibration
     if stated is not None:
         wrong = float(np.mean(stated.pixel_size_nm)) / calibration.pixel_size_nm[0] - 1.0

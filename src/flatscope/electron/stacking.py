@@ -173,14 +173,14 @@ def make_hexagon(lattice: Lattice) -> Float:
     return np.asarray(plain @ (left @ right).T)
 
 
-_TERMS = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)]
+TERMS = [(i, j) for i in range(_DEGREE + 1) for j in range(_DEGREE + 1 - i)]
 
 
 def fit_polynomial(at: Float, values: Float) -> Float:
     """Weights of a polynomial of the third degree through values at places from -1 to 1, shape (2, n); values far off
     do not count."""
-    terms = np.stack([at[0] ** i * at[1] ** j for i, j in _TERMS], axis=1)
-    kept, found = np.ones(len(values), bool), np.zeros(len(_TERMS))
+    terms = np.stack([at[0] ** i * at[1] ** j for i, j in TERMS], axis=1)
+    kept, found = np.ones(len(values), bool), np.zeros(len(TERMS))
     for _ in range(3):
         found = np.linalg.lstsq(terms[kept], values[kept], rcond=None)[0]
         off = np.abs(values - terms @ found)
@@ -192,7 +192,7 @@ def evaluate_polynomial(weights: Float, down: Float, across: Float) -> Float:
     """A polynomial on a grid of places from -1 to 1, shape (rows, cols)."""
     total = np.zeros((len(down), len(across)))
     for i in range(_DEGREE + 1):
-        row = sum(w * across**q for (p, q), w in zip(_TERMS, weights, strict=True) if p == i)
+        row = sum(w * across**q for (p, q), w in zip(TERMS, weights, strict=True) if p == i)
         total += (down**i)[:, None] * row
     return total
 

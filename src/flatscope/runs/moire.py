@@ -37,9 +37,13 @@ class ScanParams:
     ----------
     nm_per_px
         Pixel size; the lattice of the first material corrects it.
+    signal
+        Of files with several data sets (Velox, HyperSpy, HDF5) the name of the one to read. Else HAADF, ADF or the
+        first image.
     """
 
     nm_per_px: float | None = None
+    signal: str = ""
 
     def __post_init__(self) -> None:
         if self.nm_per_px is not None and not 0.0 < self.nm_per_px < math.inf:
@@ -74,7 +78,7 @@ def make_task(params: MoireParams, scan: ScanParams) -> Task:
 def _read(item: Item, given: Given) -> Micrograph:
     size = given.scan.nm_per_px
     um_per_px = None if size is None else um_from_nm(size)
-    return read(item.sources[0], um_per_px=um_per_px, modality="electron")
+    return read(item.sources[0], um_per_px=um_per_px, modality="electron", signal=given.scan.signal)
 
 
 def measure(item: Item, given: Given) -> MoireTable:
@@ -108,7 +112,7 @@ def _count(name: str, table: MoireTable) -> dict[str, str]:
         "image": name,
         "layers": f"{row['material_a']}/{row['material_b']}",
         "twist °": f"{row['twist_deg']:.3f} ± {row['twist_sigma_deg']:.3f}",
-        "strain %": f"{row['strain_percent']:+.2f}",
+        "strain %": f"{row['strain_percent']:+.2f} ± {row['strain_sigma_percent']:.2f}",
         "moiré nm": f"{row['moire_nm']:.3f} ± {row['moire_sigma_nm']:.3f}",
         "columns": str(len(columns)),
         "not resolved": f"{overlapping.mean():.0%}",

@@ -14,7 +14,7 @@ from flatscope.runs.task import Finished
 @analysis(MoireParams, ScanParams)
 def moire(call: Call, params: MoireParams, scan: ScanParams) -> Plan:
     """Measure twist, strain, moiré and stacking of twisted bilayers in ADF-STEM images, and find the atomic columns of
-    both layers (npy, tif, png, mrc; with the extra vendor also dm3, dm4, emd, ser).
+    both layers (npy, npz, tif, png, mrc, ndata; with the extra vendor also dm3, dm4, emd, hspy, h5, ser).
 
     Writes moire.csv (one row a pair of layers), columns.csv (one row a column, with its layer), NAME.layers.png,
     NAME.xyz and NAME.cif (the atomic model), report.html and run.json.
