@@ -120,7 +120,8 @@ export class Overlay {
     const { width, height } = this.canvas;
     const scale = to.scale * ratio, dx = (to.x + to.scale / 2) * ratio - 0.5, dy = (to.y + to.scale / 2) * ratio - 0.5;
     // Corners nearer than half a pixel of the screen cannot be told apart.
-    const thinned = shapes!.rings(Math.max(-1, Math.round(Math.log2(0.55 / scale))));
+    const crowd = shapes!.list.length > MOST_WITH_RIM;
+    const thinned = shapes!.rings(Math.max(-1, Math.round(Math.log2((crowd ? 1.1 : 0.55) / scale))));
     this.strokes ??= shapes!.list.map((shape) => this.pickStroke(shape.row));
     const seen: number[] = [];
     shapes!.list.forEach(({ box }, at) => {
@@ -128,7 +129,7 @@ export class Overlay {
       if (box.x1 * scale + dx < 0 || box.y1 * scale + dy < 0 || box.x0 * scale + dx > width || box.y0 * scale + dy > height) return;
       seen.push(at);
     });
-    const rim = seen.length <= MOST_WITH_RIM, thick = (rim ? 1.6 : 1.1) * ratio;
+    const rim = seen.length <= MOST_WITH_RIM, thick = 1.6 * ratio;
     raster.begin(this.context, width, height);
     if (!look.bordersOnly) {
       for (const at of seen) {
@@ -139,7 +140,13 @@ export class Overlay {
     if (rim) {
       for (const at of seen) for (const ring of thinned[at]!) raster.halo(ring, scale, dx, dy, this.strokes[at]!, thick + 1.6 * ratio, look.opacity);
     }
-    for (const at of seen) for (const ring of thinned[at]!) raster.trace(ring, scale, dx, dy, this.strokes[at]!, thick, look.opacity);
+    for (const at of seen) {
+      const stroke = this.strokes[at]!;
+      for (const ring of thinned[at]!) {
+        if (rim) raster.trace(ring, scale, dx, dy, stroke, thick, look.opacity);
+        else raster.hair(ring, scale, dx, dy, stroke.ink, look.opacity);
+      }
+    }
     raster.end(this.context);
   }
 

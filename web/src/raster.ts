@@ -69,13 +69,12 @@ export class Raster {
     if (last < first) return;
     // Where edges cross each row of pixels: counted, then written, then sorted row by row.
     const ends = this.room(last - first + 2);
-    this.cross(rings, scale, dx, dy, first, last, (row) => void ends[row - first + 1]!++);
+    this.cross(rings, scale, dx, dy, first, last, ends.subarray(1), null);
     for (let row = 1; row < ends.length; row++) ends[row]! += ends[row - 1]!;
     const total = ends[ends.length - 1]!;
     if (this.cuts.length < total) this.cuts = new Float32Array(2 * total);
     const { cuts, width, pixels } = this;
-    const next = ends.slice();
-    this.cross(rings, scale, dx, dy, first, last, (row, x) => void (cuts[next[row - first]!++] = x));
+    this.cross(rings, scale, dx, dy, first, last, ends.slice(), cuts);
     for (let row = first; row <= last; row++) {
       const from = ends[row - first]!, to = ends[row - first + 1]!;
       if (to - from > 2) cuts.subarray(from, to).sort();
@@ -92,8 +91,9 @@ export class Raster {
     return this.counts.subarray(0, count).fill(0);
   }
 
+  /** Go through the crossings of edges with rows: count them, or write each where its row's next one belongs. */
   private cross(
-    rings: readonly Float32Array[], scale: number, dx: number, dy: number, first: number, last: number, found: (row: number, x: number) => void,
+    rings: readonly Float32Array[], scale: number, dx: number, dy: number, first: number, last: number, next: Int32Array, cuts: Float32Array | null,
   ): void {
     for (const ring of rings) {
       let bx = ring[ring.length - 2]! * scale + dx, by = ring[ring.length - 1]! * scale + dy;
@@ -101,8 +101,12 @@ export class Raster {
         const ax = ring[at]! * scale + dx, ay = ring[at + 1]! * scale + dy;
         if (ay !== by) {
           const slope = (bx - ax) / (by - ay);
-          const stop = Math.min(last, Math.ceil(Math.max(ay, by)) - 1);
-          for (let row = Math.max(first, Math.ceil(Math.min(ay, by))); row <= stop; row++) found(row, ax + slope * (row - ay));
+          const low = ay < by ? ay : by, high = ay < by ? by : ay;
+          const stop = Math.min(last, Math.ceil(high) - 1);
+          for (let row = Math.max(first, Math.ceil(low)); row <= stop; row++) {
+            const place = next[row - first]!++;
+            if (cuts) cuts[place] = ax + slope * (row - ay);
+          }
         }
         bx = ax;
         by = ay;
@@ -125,6 +129,31 @@ export class Raster {
       const ax = ring[at]! * scale + dx, ay = ring[at + 1]! * scale + dy;
       this.segment(bx, by, ax, ay, line, thick, alpha, under, travelled);
       if (line.dashed || line.second >= 0) travelled += Math.hypot(ax - bx, ay - by);
+      bx = ax;
+      by = ay;
+    }
+  }
+
+  /** A closed line one pixel thick, for crowds: each step colours two pixels, by how near they are. */
+  hair(ring: Float32Array, scale: number, dx: number, dy: number, ink: number, alpha: number): void {
+    const { width, height, pixels } = this;
+    let bx = ring[ring.length - 2]! * scale + dx, by = ring[ring.length - 1]! * scale + dy;
+    for (let at = 0; at < ring.length; at += 2) {
+      const ax = ring[at]! * scale + dx, ay = ring[at + 1]! * scale + dy;
+      const steep = Math.abs(by - ay) > Math.abs(bx - ax);
+      const forth = steep ? by < ay : bx < ax;
+      const u0 = forth ? (steep ? by : bx) : steep ? ay : ax, v0 = forth ? (steep ? bx : by) : steep ? ax : ay;
+      const u1 = forth ? (steep ? ay : ax) : steep ? by : bx, v1 = forth ? (steep ? ax : ay) : steep ? bx : by;
+      const slope = u1 > u0 ? (v1 - v0) / (u1 - u0) : 0;
+      const along = steep ? width : 1, over = steep ? 1 : width;
+      const last = Math.min(steep ? height - 1 : width - 1, Math.floor(u1)), most = (steep ? width : height) - 1;
+      for (let u = Math.max(0, Math.ceil(u0)); u <= last; u++) {
+        const v = v0 + (u - u0) * slope, low = Math.floor(v);
+        if (low < 0 || low >= most) continue;
+        const place = u * along + low * over, far = (255 * alpha * (v - low)) | 0, near = ((255 * alpha) | 0) - far;
+        if (near > pixels[place]! >>> 24) pixels[place] = (ink | (near << 24)) >>> 0;
+        if (far > pixels[place + over]! >>> 24) pixels[place + over] = (ink | (far << 24)) >>> 0;
+      }
       bx = ax;
       by = ay;
     }
