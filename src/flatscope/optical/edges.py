@@ -88,6 +88,8 @@ class EdgeFit:
         Shape (6,); 0 where no edge is, or one that points elsewhere.
     kinds
         Which edge each point of the outline lies on, −1 if on none.
+    middle_px
+        The outline's centre: to the right of the mask's first pixel, and up.
     """
 
     centre_deg: float
@@ -96,6 +98,7 @@ class EdgeFit:
     places_px: Float
     lengths_px: Float
     kinds: NDArray[np.int64]
+    middle_px: tuple[float, float] = (0.0, 0.0)
 
 
 def fit_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) -> EdgeFit | None:
@@ -122,7 +125,8 @@ def fit_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) -> Edg
         return None
     normal = tangent - 90.0
     # About its centre, so that turning the edges does not move them.
-    outline = outline - outline.mean(0)
+    right, up = outline.mean(0).tolist()
+    outline = outline - (right, up)
     if near_deg is None:
         # Rough outlines of small crystals mislead the first guess: the best of several counts.
         phase = np.exp(6j * np.deg2rad(normal[own])).sum()
@@ -139,7 +143,8 @@ def fit_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) -> Edg
     sigma = _SIGMA_SCALE_SMOOTH if fit.scatter_px2 <= _ROUGH_PX2 else _SIGMA_SCALE_ROUGH
     edges = _cut_edges(outline, fit.kinds, fit.centre_deg)
     sigma *= measure_error([edge for kind, edge in edges.items() if fit.lengths_px[kind] > 0])
-    return replace(fit, sigma_deg=float(np.hypot(sigma, _rival_deg(found, int(own.sum())))))
+    sigma = float(np.hypot(sigma, _rival_deg(found, int(own.sum()))))
+    return replace(fit, sigma_deg=sigma, middle_px=(right, up))
 
 
 def measure_error(edges: Sequence[Edge]) -> float:

@@ -146,11 +146,28 @@ def orient_by_edges(mask: Mask, hidden: Mask, *, near_deg: float | None = None) 
     fit = fit_edges(mask, hidden, near_deg=near_deg)
     if fit is None:
         return None
+    return find_orientation(fit.centre_deg, fit.lengths_px, fit.sigma_deg, method="edges")
+
+
+def find_orientation(centre_deg: float, lengths_px: Float, sigma_deg: float, *, method: str) -> Orientation:
+    """The orientation of a crystal whose edges are known.
+
+    Parameters
+    ----------
+    centre_deg
+        Direction of the normal of edge 0.
+    lengths_px
+        Of the edges in the six directions from there, shape (6,).
+    sigma_deg
+        1-sigma error of the direction.
+    method
+        How the edges were found.
+    """
     # Lines in the direction of a corner's opposite edge and in the other three.
-    far, near = fit.lengths_px[::2].sum(), fit.lengths_px[1::2].sum()
-    corner = fit.centre_deg + (60.0 if far >= near else 0.0)
+    far, near = lengths_px[::2].sum(), lengths_px[1::2].sum()
+    corner = centre_deg + (60.0 if far >= near else 0.0)
     three_fold = bool(abs(far - near) >= _LEAST_ASYMMETRY * (far + near))
-    return Orientation(corner % 120.0, fit.sigma_deg, _ALONE * fit.sigma_deg, three_fold, "edges")
+    return Orientation(corner % 120.0, sigma_deg, _ALONE * sigma_deg, three_fold, method)
 
 
 def crop_layer(mask: Mask, hidden: Mask) -> NDArray[np.uint8]:

@@ -21,7 +21,7 @@ from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration
 from flatscope.optical.edges import Mask
 from flatscope.optical.materials import find_material
-from flatscope.optical.orientation import METHODS, orient
+from flatscope.optical.orientation import METHODS, Orientation, orient
 from flatscope.results import (
     REJECTED_LABEL,
     THIN_LABEL,
@@ -302,6 +302,15 @@ def _measure(stack: Stack, params: TwistParams, network: Network) -> dict[str, A
         reason = "six-fold symmetric: only the angle folded to [0, 30]° is defined"
         return result | {"status": "uncertain", "reason": reason}
     return result | {"twist_deg": abs((turn + 60.0) % 120.0 - 60.0), "status": "accepted", "reason": ""}
+
+
+def turn_between(lower: Orientation, upper: Orientation) -> tuple[float, float]:
+    """Twist in [0, 60]° of two layers and its 1-sigma error; folded to [0, 30]° where one of them is six-fold."""
+    turn = upper.corner_deg - lower.corner_deg
+    sigma = float(np.hypot(lower.sigma_deg, upper.sigma_deg))
+    if lower.three_fold and upper.three_fold:
+        return float(abs((turn + 60.0) % 120.0 - 60.0)), sigma
+    return float(abs((turn + 30.0) % 60.0 - 30.0)), sigma
 
 
 def _reject(why: str, detail: str) -> dict[str, Any]:

@@ -212,7 +212,7 @@ class Answers:
         self._is_recalled = True
         for entry in entries:
             if entry.is_stored:
-                shared = self.read(entry, "shared")
+                shared = self.shared(entry)
                 if shared is not None:
                     task.recall(shared, task.given)
 
@@ -243,7 +243,7 @@ class Answers:
             self._loader(entry, task)()
         if stored and task.list_rows is not None and self._reopened is not None:
             entry = stored[0]
-            item, shared = self._reopened.items[entry.index], self.read(entry, "shared")
+            item, shared = self._reopened.items[entry.index], self.shared(entry)
             if shared is not None:
                 task.list_rows(item, self.part(entry), shared, task.given)
 
@@ -325,6 +325,15 @@ class Answers:
         if task.list_rows is None or self._reopened is None:
             return next(iter(self.tables(entry).values())).frame
         return task.list_rows(self._reopened.items[entry.index], self.part(entry), entry.shared, task.given)
+
+    def shared(self, entry: Entry) -> Any:
+        """What the answer of an item took from all items together; None where nobody kept it."""
+        if entry.shared is not None or not entry.is_stored:
+            return entry.shared
+        try:
+            return self.read(entry, "shared")
+        except KeyError:  # stored before answers kept it
+            return None
 
     def figure(self, entry: Entry, caption: str) -> bytes:
         """A picture of a stored answer; nothing where there is none."""

@@ -142,3 +142,143 @@ class Preview(BaseModel):
     more: int = Field(description="Pictures that may change, too, and were not looked at.")
     took_s: float
     doubts: list[str] = Field(description="What the optics say against it, one line each.")
+
+
+class Format(BaseModel):
+    """A format that the run can be written in."""
+
+    format: str
+    name: str
+    note: str
+    available: bool
+
+
+class Step(BaseModel):
+    """A layer number and its computed contrast in red, green and blue."""
+
+    layers: int
+    contrast: tuple[float, float, float]
+    sigma: tuple[float, float, float]
+
+
+class Batch(BaseModel):
+    """Pictures that share a set-up, and the ladder of layer numbers under it."""
+
+    items: list[int]
+    ladder: list[Step]
+
+
+class Contrasts(BaseModel):
+    """The batches of a run."""
+
+    groups: list[Batch]
+
+
+class Spot(BaseModel):
+    """A place in a picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: int
+    row_px: float = Field(ge=0)
+    col_px: float = Field(ge=0)
+
+
+class Corners(BaseModel):
+    """Corners of an outline, rows and columns."""
+
+    corners: list[tuple[float, float]]
+
+
+class Card(BaseModel):
+    """All that is known of one row; pictures as data addresses."""
+
+    row: dict[str, Any]
+    neighbours: list[dict[str, Any]]
+    crop: str | None = None
+    fit: str | None = None
+    evidence: str | None = None
+
+
+class LegendEntry(BaseModel):
+    """A class of a map and its colour."""
+
+    name: str
+    colour: str
+
+
+class MapInfo(BaseModel):
+    """Unit and range of a map, or its classes."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    legend: list[LegendEntry]
+
+
+class IntensityClass(BaseModel):
+    """Brightness of the sites of one class."""
+
+    name: str
+    sublattice: str
+    values: list[float]
+
+
+class Histogram(BaseModel):
+    """Brightness of the sites of an image, by class."""
+
+    classes: list[IntensityClass]
+    edges: list[float]
+
+
+class MovieInfo(BaseModel):
+    """Tracks, events and counts of a movie."""
+
+    n_frames: int
+    frame_s: float | None
+    tracks: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    count: dict[str, Any]
+
+
+class CrystalShape(BaseModel):
+    """Outline and fitted corners of a layer, rows and columns."""
+
+    corners: list[tuple[float, float]]
+    outline: list[tuple[float, float]]
+    angle_deg: float | None
+
+
+class Twist(BaseModel):
+    """Both crystals of a stack and the angle between them."""
+
+    bottom: CrystalShape
+    top: CrystalShape
+    twist_deg: float | None
+    sigma_deg: float | None
+    box: tuple[float, float, float, float]
+
+
+class BothCorners(BaseModel):
+    """Corners of both crystals as somebody set them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bottom: list[tuple[float, float]] = Field(min_length=3, max_length=6)
+    top: list[tuple[float, float]] = Field(min_length=3, max_length=6)
+
+
+class Direction(BaseModel):
+    """Direction of a corner."""
+
+    angle_deg: float
+
+
+class TwistAngle(BaseModel):
+    """The angle that corners make."""
+
+    twist_deg: float
+    sigma_deg: float
+    bottom: Direction
+    top: Direction
