@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 import flatscope
-from flatscope.app.server import corrections, electron, light, outputs, twists, views
+from flatscope.app.server import corrections, electron, optics, outputs, twists, views
 from flatscope.app.server.desk import Desk
 from flatscope.app.server.guard import Guard, TooLargeError
 from flatscope.files.write import WriteError
@@ -24,7 +24,7 @@ from flatscope.runs.settings import SettingsError
 
 _ROUTERS = (
     *(views.router, corrections.router, outputs.router),
-    *(light.router, twists.router, electron.router),
+    *(optics.router, twists.router, electron.router),
 )
 _REFUSED: dict[type[Exception], int] = {
     MicrographError: 404,
