@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from flatscope.app.cli import run
+from flatscope.electron.drawing.hopping import HoppingParams, draw_hopping
 from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.report.figures import encode_png
 
@@ -432,7 +433,7 @@ def test_what_was_acknowledged_outlives_a_kill(tab: Tab) -> None:
         tab.server.start()
 
 
-# --- teaching --------------------------------------------------------------------------------------
+# --- teaching, exporting, movies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -448,3 +449,52 @@ def test_a_lesson_says_what_it_changes_before_it_is_taken(tab: Tab) -> None:
     assert tab.server.lines() == []
     tab.page.get_by_role("button", name="Take the lesson").click()
     assert tab.wait_for_edits(1)[0]["edit"] == "known"
+
+
+@pytest.mark.slow
+def test_the_page_exports_and_says_the_methods(tab: Tab) -> None:
+    tab.go("export")
+    with tab.page.expect_download() as started:
+        tab.page.get_by_role("link", name="CSV", exact=True).click()
+    header = Path(started.value.path()).read_text("utf-8").split("\n")[0]
+    assert header.startswith("image,flake_id,region_id,layers")
+    said = tab.page.locator("#methods")
+    tab.until("document.querySelector('#methods').textContent.includes('flatscope')")
+    assert re.search(r"\d", said.inner_text())
+
+
+@pytest.mark.slow
+def test_a_movie_plays_and_its_events_are_jumped_to(browser: Any, tmp_path: Path) -> None:
+    params = HoppingParams(
+        material="WS2", frames=8, shape=(128, 128), electrons_per_px=25.0, vacancies=0.04, hop=0.2
+    )
+    np.save(tmp_path / "movie.npy", draw_hopping(np.random.default_rng(7), params).frames)
+    command = [
+        "defects",
+        str(tmp_path / "movie.npy"),
+        "--material",
+        "WS2",
+        "--nm-per-px",
+        "0.03",
+        "--workers",
+        "1",
+    ]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    server = Server(tmp_path / "run").start()
+    tab = Tab(browser, server)
+    try:
+        tab.go("movie/0")
+        output = tab.page.locator(".timebar output")
+        tab.key("ArrowRight")
+        assert output.inner_text().startswith("frame 2 of 8")
+        tab.key("Space")
+        tab.until("!document.querySelector('.timebar output').textContent.startsWith('frame 2 ')")
+        tab.key("Space")
+        event = tab.page.locator(".events li button").last
+        frame = event.locator("b").inner_text()
+        event.click()
+        assert output.inner_text().startswith(f"frame {frame} of 8")
+        assert tab.troubles == []
+    finally:
+        tab.close()
+        server.kill()

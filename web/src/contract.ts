@@ -106,6 +106,8 @@ export interface Preview {
   revision: number;
   changes: Change[];
   took_s: number;
+  /** Pictures that may change too and were not looked at. */
+  more?: number;
 }
 
 export interface LadderStep {

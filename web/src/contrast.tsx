@@ -136,7 +136,10 @@ function makeScatter(host: HTMLElement, cloud: Cloud, steps: LadderStep[][], acr
 }
 
 function showAll(plot: uPlot, cloud: Cloud): void {
-  const span = (values: number[]) => {
+  // What was rejected may lie far off: it is drawn, but takes no room.
+  const counted = cloud.row.map((row) => rows.peek().get(row, "status") !== "rejected");
+  const span = (all: number[]) => {
+    const values = counted.includes(true) ? all.filter((_, at) => counted[at]) : all;
     const [min, max] = pad(Math.min(...values), Math.max(...values));
     return { min, max };
   };

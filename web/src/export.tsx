@@ -18,17 +18,19 @@ export function Export() {
   const copy = () => void navigator.clipboard.writeText(methods.value).then(() => say("Copied")).catch(() => say("Select the text and copy it by hand", true));
   return (
     <div class="export">
+      <div class="stack">
       <section>
         <h2>For the methods section</h2>
         <blockquote id="methods">{methods.value || "…"}</blockquote>
         <Button label="Copy the text" onClick={copy}>Copy</Button>
       </section>
-      <Figure />
       <section>
         <h2>Report</h2>
         <p>One page that needs no network: best rows, tables, pictures, settings.</p>
         <a class="button" href="./api/report" target="_blank" rel="noopener">Open the report</a>
       </section>
+      </div>
+      <Figure />
       <section class="wide">
         <h2>Files for other programs</h2>
         <ul class="formats">

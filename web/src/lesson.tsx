@@ -16,7 +16,7 @@ export function LessonPanel() {
   return (
     <section class="lesson" aria-label="What this lesson changes" aria-live="polite">
       <h2><Icon name="teach" />{asked.said}</h2>
-      {doubt ? <p class="reason uncertain">{doubt}</p> : !preview ? <p class="soft">Fitting the set-up again …</p> : <Changes changes={preview.changes} took={preview.took_s} />}
+      {doubt ? <p class="reason uncertain">{doubt}</p> : !preview ? <p class="soft">Fitting the set-up again …</p> : <><Changes changes={preview.changes} took={preview.took_s} />{preview.more ? <p class="soft">{plural(preview.more, "more picture")} may change too.</p> : null}</>}
       <div class="row">
         {doubt
           ? <Button label="I know better: show what would change" onClick={() => void insist()}>I am certain</Button>

@@ -122,6 +122,7 @@ function Counts({ movie: shown }: { movie: MovieAnswer }) {
 
 function describe(event: MovieEvent): string {
   if (event.event === "transformation") return `${event.kind} becomes ${event.kind_after}`;
+  if (["left", "entered"].includes(event.event)) return `${event.kind || event.kind_after} ${event.event}`;
   return `${event.event} of ${event.kind || event.kind_after || "a defect"}`;
 }
 

@@ -154,7 +154,7 @@ function AnglePanel() {
   };
   return (
     <section class="angle" aria-live="polite" aria-label="Twist angle">
-      <p class="big">{isNumber(now?.twist_deg) ? <>{now.twist_deg.toFixed(1)}° <span>± {isNumber(now.sigma_deg) ? now.sigma_deg.toFixed(1) : "?"}°</span></> : "no angle"}</p>
+      <p class="big">{isNumber(now?.twist_deg) ? <>{now.twist_deg.toFixed(1)}° <span>± {isNumber(now.sigma_deg) ? now.sigma_deg.toFixed(1) : "?"}°</span></> : row === undefined ? "no angle" : <RowName row={row} />}</p>
       {moved.value && isNumber(before?.twist_deg) && <p class="soft">fitted: {before.twist_deg.toFixed(1)}° ± {isNumber(before.sigma_deg) ? before.sigma_deg.toFixed(1) : "?"}°</p>}
       <ul class="legend"><li><span class="chip"><i style={{ background: "#f0e442" }} /></span>first layer</li><li><span class="chip"><i style={{ background: "#56b4e9" }} /></span>second layer</li></ul>
       {moved.value ? (
