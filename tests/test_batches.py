@@ -28,7 +28,7 @@ def observe(contrast: np.ndarray, bare_colour: np.ndarray = COLOUR, area_px: flo
         np.zeros((count, 3), bool),
         np.full(count, area_px),
         np.zeros(count, np.int64),
-        np.ones(count, bool),
+        np.ones(count),
         bare_colour,
     )
 

@@ -298,7 +298,7 @@ def _observe(contrast: np.ndarray, known: list[int] | None = None) -> Observatio
         np.zeros((count, 3), bool),
         np.full(count, 1000.0),
         np.array(known or [0] * count, np.int64),
-        np.ones(count, bool),
+        np.ones(count),
     )
 
 
@@ -353,7 +353,7 @@ def test_saturation_says_only_at_least_so_bright() -> None:
         np.ones((1, 3), bool),
         np.array([500.0]),
         np.zeros(1, np.int64),
-        np.ones(1, bool),
+        np.ones(1),
     )
     posterior = count_layers(observation, Prior("graphene", 90.0), rng=rng(0))
     assert posterior.p[0, 6] > 0.95 and posterior.p_foreign[0] < 0.1
@@ -382,7 +382,7 @@ def test_one_soiled_region_does_not_change_what_the_others_are() -> None:
 
 def test_a_region_without_witness_is_counted_but_tells_nothing() -> None:
     contrast = np.vstack([_ladder(1, 2), [[-0.5, 0.3, -0.5]]])
-    silent = replace(_observe(contrast), witness=np.array([True, True, False]))
+    silent = replace(_observe(contrast), witness=np.array([1.0, 1.0, 0.0]))
     posterior = count_layers(silent, Prior("graphene", 90.0), rng=rng(0))
     alone = count_layers(_observe(contrast[:2]), Prior("graphene", 90.0), rng=rng(0))
     np.testing.assert_allclose(posterior.p[:2], alone.p, atol=1e-5)
@@ -521,4 +521,4 @@ def test_a_picture_of_one_value_has_no_regions() -> None:
 
 def test_a_gray_camera_has_one_channel_three_times() -> None:
     contrast = Prior("MoS2", 285.0, gray=True).setups(rng(1).standard_normal((5, LATENTS))).contrasts()
-    np.testing.assert_allclose(contrast - contrast[..., :1], 0.0, atol=1e-12)
+    np.testing.assert_allclose(contrast - contrast[..., :1], 0.0, atol=1e-5)

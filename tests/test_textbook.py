@@ -53,7 +53,7 @@ def test_before_looking_n_layers_are_n_times_rarer_than_one() -> None:
         saturated=np.zeros((1, 3), bool),
         area_px=np.full(1, 1000.0),
         known=np.zeros(1, np.int64),
-        witness=np.zeros(1, bool),
+        witness=np.zeros(1),
     )
     p = count_layers(blind, Prior("graphene"), rng=np.random.default_rng(0)).p[0]
     powers = np.log(p[0] / p[1:6]) / np.log(np.arange(2, 7))

@@ -31,7 +31,7 @@ def observe(contrast: np.ndarray) -> Observation:
         saturated=np.zeros((count, 3), bool),
         area_px=np.full(count, 1000.0),
         known=np.zeros(count, np.int64),
-        witness=np.ones(count, bool),
+        witness=np.ones(count),
     )
 
 

@@ -169,7 +169,7 @@ def test_every_set_up_sees_through_its_own_objective_oxide_and_index() -> None:
         bare = cone_light([np.ones(1, complex), oxide, silicon], films[1:], na=na, nodes=24)
         flake = cone_light([np.ones(1, complex), index, oxide, silicon], films, na=na, nodes=24)
         linear = contrast(bare[None], flake[None, None], weights[row : row + 1])
-        ratio = add_flare(1.0 + linear, setups.flare[row : row + 1])
+        ratio = add_flare(1.0 + linear * (1.0 + setups.error[row]), setups.flare[row : row + 1])
         stored = setups.camera.take(np.array([row])).contrasts(ratio, GREY)
         np.testing.assert_allclose(contrasts[row, 0], stored[0, 0], atol=3e-3)
 

@@ -127,6 +127,6 @@ def _photograph(rng: np.random.Generator, setup: Setups) -> tuple[Observation, F
         saturated=stored[1:] > 0.985,
         area_px=np.full(_REGIONS, 2000.0),
         known=np.zeros(_REGIONS, np.int64),
-        witness=np.ones(_REGIONS, bool),
+        witness=np.ones(_REGIONS),
     )
     return replace(seen, bare_colour=stored[0]), nm

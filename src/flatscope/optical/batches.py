@@ -11,13 +11,13 @@ import base64
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flatscope.optical.layers import SetupFit, fit_setups, weigh_material
+from flatscope.optical.layers import Hearsay, SetupFit, fit_setups, weigh_material
 from flatscope.optical.levels import Levels, find_levels
 from flatscope.optical.materials import MATERIALS
 from flatscope.optical.observations import Observation, observe_regions
@@ -35,9 +35,13 @@ _SAME_BRIGHTNESS = 0.35
 """… and by this in the logarithm of their brightness: exposure is often automatic."""
 _SAME_NOISE = 0.4
 """Their noise differs by at most this in its logarithm: stretching a picture's contrast stretches its noise."""
-_REMEMBERED = 64
+_REMEMBERED = 200
 """Fits that are kept: a batch that has not changed is not fitted again."""
-_SURELY_OPEN = 0.9
+_SAID_OPEN = 0.3
+"""Batches that find the stated oxide wrong with this probability tell others of their folder what it is."""
+_SAME_CHIP = 4.0
+"""Oxides that scatter more than this beyond their errors (squared) belong to several chips."""
+_SURELY_OPEN = 0.7
 """The stated oxide is questioned if it is wrong with at least this probability …"""
 _OFF_SIGMA = 2.5
 """… and lies this many standard errors away."""
@@ -45,6 +49,8 @@ _FAR_BETTER = 4.6
 """Another material is named if it makes the colours this much likelier (natural logarithm): a hundred times."""
 _UNLIKELY = 3.0
 """Other materials are tried where the levels are less likely than this, each (natural logarithm of the density)."""
+_FEWEST_LEVELS = 2.5
+"""Fewer good levels are too few to doubt the material."""
 _ENOUGH_LEVELS = 6
 """More levels make no set-up surer."""
 _TRIED = 1000
@@ -102,14 +108,61 @@ def fit_batches(
     The fit that belongs to each picture; pictures of one batch have the same.
     """
     fits: list[SetupFit | None] = [None] * len(sightings)
+    chips: dict[str, list[list[int]]] = {}
     for batch in group_pictures(sightings, group):
+        chips.setdefault(sightings[batch[0]].folder if group != "none" else str(batch), []).append(batch)
+    for batches in chips.values():
+        for batch, fit in zip(batches, _fit_chip(sightings, batches, known, prior), strict=True):
+            for index in batch:
+                fits[index] = fit
+    return [fit for fit in fits if fit is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What a batch is fitted to."""
+
+    levels: Levels
+    known: Observation
+    bare_colour: Float
+    prior: Prior
+
+    def name(self, hearsay: Hearsay) -> str:
+        """What stands for the fit to it."""
+        digest = hashlib.sha256(repr((self.prior, hearsay, self.bare_colour.tolist())).encode())
+        for part in (self.levels, self.known):
+            for item in fields(part):
+                digest.update(np.ascontiguousarray(getattr(part, item.name), float).tobytes())
+        return digest.hexdigest()
+
+
+def _fit_chip(
+    sightings: Sequence[Sighting], batches: list[list[int]], known: Observation, prior: Prior
+) -> list[SetupFit]:
+    """Fit each batch of one folder, and once more where the others know better what the oxide is."""
+    tasks = []
+    for batch in batches:
         seen = [sightings[index].observation for index in batch]
         own = replace(prior, gray=bool(sightings[batch[0]].kind[-1]))
         bare_colour = np.median(sorted(o.bare_colour.tolist() for o in seen), axis=0)
-        fit = _remember(find_levels(seen), known, bare_colour, own)
-        for index in batch:
-            fits[index] = fit
-    return [fit for fit in fits if fit is not None]
+        tasks.append(_Task(find_levels(seen), known, bare_colour, own))
+    fits = [_remember(task, Hearsay()) for task in tasks]
+    told = [_listen([fit for fit in fits if fit is not own]) for own in fits]
+    return [_question(task, hearsay) for task, hearsay in zip(tasks, told, strict=True)]
+
+
+def _listen(others: Sequence[SetupFit]) -> Hearsay:
+    """What the other batches of a folder say of the oxide, if they know better than what is stated."""
+    odds = Hearsay().log_odds
+    log_odds = odds + sum(fit.log_odds_open() - odds for fit in others)
+    oxides = np.array([fit.open_oxide() for fit in others if fit.p_open > _SAID_OPEN]).reshape(-1, 2)
+    if log_odds < 0.0 or not len(oxides):
+        return Hearsay()
+    weight = oxides[:, 1] ** -2.0
+    oxide_nm = float(weight @ oxides[:, 0] / weight.sum())
+    if weight @ (oxides[:, 0] - oxide_nm) ** 2 > _SAME_CHIP * len(oxides):
+        return Hearsay()
+    return Hearsay(log_odds, oxide_nm, float(weight.sum() ** -0.5))
 
 
 def group_pictures(sightings: Sequence[Sighting], group: Grouping = "auto") -> list[list[int]]:
@@ -153,34 +206,43 @@ def _cluster(logs: Float, noise: Float) -> NDArray[np.int64]:
 _fits: OrderedDict[str, SetupFit] = OrderedDict()
 
 
-def _remember(levels: Levels, known: Observation, bare_colour: Float, prior: Prior) -> SetupFit:
-    """The fit of these levels, from memory if it was made before."""
-    key = _name_fit(levels, known, bare_colour, prior)
+def _remember(task: _Task, hearsay: Hearsay) -> SetupFit:
+    """The fit to a batch, from memory if it was made before."""
+    key = task.name(hearsay)
     if key not in _fits:
-        # The same pictures and settings give the same answer.
-        rng = np.random.default_rng(0)
-        fit = fit_setups(levels, known, prior, bare_colour=bare_colour, rng=rng)
+        fit = fit_setups(
+            task.levels,
+            task.known,
+            task.prior,
+            bare_colour=task.bare_colour,
+            # The same pictures and settings give the same answer.
+            rng=np.random.default_rng(0),
+            hearsay=hearsay,
+        )
+        _keep(key, fit)
+    return _fits[key]
+
+
+def _question(task: _Task, hearsay: Hearsay) -> SetupFit:
+    """The same with what its colours say against the stated set-up."""
+    key = task.name(hearsay) + "?"
+    if key not in _fits:
+        fit = _remember(task, hearsay)
         _keep(key, replace(fit, notes=question_setup(fit)))
     return _fits[key]
 
 
 def recall(fit: SetupFit) -> None:
     """Take a fit that an earlier start made, so that the same levels are not fitted again."""
-    _keep(_name_fit(fit.levels, fit.known, fit.bare_colour, fit.prior), fit)
+    key = _Task(fit.levels, fit.known, fit.bare_colour, fit.prior).name(fit.hearsay)
+    _keep(key, replace(fit, notes=()))
+    _keep(key + "?", fit)
 
 
 def _keep(key: str, fit: SetupFit) -> None:
     _fits[key] = fit
     if len(_fits) > _REMEMBERED:
         _fits.popitem(last=False)
-
-
-def _name_fit(levels: Levels, known: Observation, bare_colour: Float, prior: Prior) -> str:
-    digest = hashlib.sha256(repr((prior, bare_colour.tolist())).encode())
-    for part in (levels, known):
-        for item in fields(part):
-            digest.update(np.ascontiguousarray(getattr(part, item.name)).tobytes())
-    return digest.hexdigest()
 
 
 # --- the stated set-up is questioned --------------------------------------------------------------------------------
@@ -206,9 +268,10 @@ def question_setup(fit: SetupFit) -> tuple[str, ...]:
 def _find_better_material(fit: SetupFit) -> str:
     """Name of a built-in material that makes the levels far likelier, with the oxide as stated; mostly none."""
     name, prior = fit.prior.crystal_name, fit.prior
-    if prior.stated_nm is None or not len(fit.levels) or len(fit.known.known) or name not in MATERIALS:
+    levels = float(fit.levels.weight.sum())
+    if prior.stated_nm is None or levels < _FEWEST_LEVELS or len(fit.known.known) or name not in MATERIALS:
         return ""
-    if fit.log_evidence > _UNLIKELY * min(len(fit.levels), _ENOUGH_LEVELS) and fit.p_open < _SURELY_OPEN:
+    if fit.log_evidence > _UNLIKELY * min(levels, _ENOUGH_LEVELS) and fit.p_open < _SURELY_OPEN:
         return ""
     evidence = {
         other: weigh_material(fit, replace(prior, material=other), drawn=_TRIED, rng=np.random.default_rng(0))
@@ -231,6 +294,7 @@ def to_plain(fit: SetupFit) -> dict[str, Any]:
         "is_gray": fit.prior.gray,
         "notes": list(fit.notes),
         "log_evidence": fit.log_evidence,
+        "hearsay": list(astuple(fit.hearsay)),
     }
 
 
@@ -246,4 +310,5 @@ def from_plain(plain: Mapping[str, Any], known: Observation, prior: Prior) -> Se
         np.array(plain["bare_colour"]),
         plain["log_evidence"],
         tuple(plain["notes"]),
+        Hearsay(*plain["hearsay"]),
     )

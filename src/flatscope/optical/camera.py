@@ -108,7 +108,7 @@ class Camera:
         sensor = np.linalg.solve(self.matrix(), linear[..., None])[..., 0]
         return np.asarray(np.maximum(sensor, _DIMMEST * (linear @ LUMINANCE)[:, None]))
 
-    def contrasts(self, ratio: Float, bare_colour: Float) -> Float:
+    def contrasts(self, ratio: Floats, bare_colour: Float) -> Float:
         """Contrast of crystals against the substrate, as the camera stores it.
 
         Parameters

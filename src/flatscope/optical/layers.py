@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy import special
 
 from flatscope.optical.levels import Levels, find_levels, observe_levels
-from flatscope.optical.materials import find_material
-from flatscope.optical.observations import MOST_LAYERS, Observation
-from flatscope.optical.setups import LATENTS, MODEL_SIGMA, OPEN_ODDS, Prior, Setups
+from flatscope.optical.likelihood import pass_through, weigh_contrasts
+from flatscope.optical.observations import MOST_LAYERS, Observation, observe_known
+from flatscope.optical.rungs import FEW, fill_rungs, gather_rungs, log_shares
+from flatscope.optical.setups import LATENTS, OPEN_ODDS, OPEN_RANGE_NM, Prior, Setups
 from flatscope.optical.tempering import temper
 from flatscope.optical.thickness import Ruler, Thickness, measure_thickness
 from flatscope.optical.thinfilm import LAYER_GRID
@@ -27,17 +28,6 @@ Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-_FEW = int(np.searchsorted(LAYER_GRID, 10.0)) + 1
-"""Entries of `LAYER_GRID` up to ten layers: "few", where the grid has no gaps."""
-_THIN_NM = 4.0
-"""Crystals above this thickness are thick: a few percent of error in a published index move their interference colours
-far more than those of a thin one."""
-_THICK_SIGMA = 0.12
-"""Relative error of the computed contrast of a thick crystal (1 sigma); `MODEL_SIGMA` for a thin one."""
-_THICK_FLOOR = 0.03
-"""Contrast error of any thick region (1 sigma)."""
-_FLOOR = 0.006
-"""Contrast error of any thin region: background, compression, a film of adsorbates (1 sigma)."""
 _DRAWN = 4000
 """Set-ups drawn from the prior. Set-ups that give one layer less explain many pictures nearly as well: only many draws
 weigh the two ways evenly."""
@@ -45,36 +35,39 @@ _PARTICLES = 500
 """Set-ups that move on to the posterior."""
 _THINNED = 2
 """Every second one is kept: probabilities are averaged over these."""
-_WITNESSES = 6.0
+_WITNESSES = 12.0
 """Regions share the errors of the published indices: more than this many do not make the set-up surer (found on drawn
 scenes, seeds 1 and 2)."""
-_EMPTY_RUNG = 1.0
-"""Price, in log-odds, of a layer number that no level of the batch has, below one that has a level: crystals cleave and
-grow layer by layer, so that ladders have few gaps."""
-_FREEDOM = 4
-"""Degrees of freedom of the Student distribution of contrasts; residue and blurred edges give it heavy tails."""
-_SHARE_FEW = 0.55
-"""Prior share of regions that are crystals of up to ten layers."""
-_SHARE_THICK = 0.3
-"""Prior share of regions that are thicker crystals."""
-_SHARE_RESIDUE = 0.12
-"""Prior share of regions that are faint residue."""
-_SHARE_FOREIGN = 0.03
-"""Prior share of regions that are other foreign matter."""
-_RESIDUE_WIDTH = 0.06
-"""Spread of the contrast of residue."""
-_FOREIGN_WIDTH = 0.6
-"""Spread of the contrast of other foreign matter."""
 _BRIGHT = 0.6
 """A crystal with this contrast is thick."""
 _SHARPER = 1.15
 """Exponent of the final probabilities, which `_WITNESSES` leaves too unsure (found on drawn scenes, seeds 1 and 2)."""
 _OXIDE_SHARE = 0.015
 """Relative error of a fitted oxide that no number of regions removes: published indices, angle of the cone."""
-_FAR_LAYERS = 2.0
-"""This many layers from a known region, theory is as uncertain as without it."""
-_MEMORY_LAYERS = 6.0
-"""What theory misses at a known region fades away (1/e) over this many layers."""
+
+
+@dataclass(frozen=True)
+class Hearsay:
+    """What other pictures of a chip say of its oxide; without them what is known before looking.
+
+    Parameters
+    ----------
+    log_odds
+        Log-odds that the stated oxide is wrong.
+    oxide_nm, sigma_nm
+        The oxide in that case, with its 1-sigma error; one in two is another chip all the same.
+    """
+
+    log_odds: float = float(np.log(OPEN_ODDS))
+    oxide_nm: float = 190.0
+    sigma_nm: float = 1e6
+
+    def weigh(self, setups: Setups, *, stated: bool) -> Float:
+        """Log weight of each set-up beside those of the stated oxide, shape (n,)."""
+        height = OPEN_RANGE_NM / (np.sqrt(2.0 * np.pi) * self.sigma_nm)
+        same = height * np.exp(-0.5 * ((setups.oxide_nm - self.oxide_nm) / self.sigma_nm) ** 2)
+        told = np.log(0.5 + 0.5 * same) if self.sigma_nm < OPEN_RANGE_NM else 0.0
+        return np.where(setups.is_open, told + (self.log_odds if stated else 0.0), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +90,8 @@ class SetupFit:
         Logarithm of the probability density of the levels, averaged over the prior.
     notes
         What the colours say against the stated set-up, one line each.
+    hearsay
+        What other pictures of the chip said of its oxide.
     """
 
     prior: Prior
@@ -106,6 +101,7 @@ class SetupFit:
     bare_colour: Float
     log_evidence: float
     notes: tuple[str, ...] = ()
+    hearsay: Hearsay = Hearsay()
 
     @cached_property
     def setups(self) -> Setups:
@@ -120,19 +116,59 @@ class SetupFit:
     @cached_property
     def ruler(self) -> Ruler:
         """What tells the thickness of thick crystals."""
-        witnesses = replace(self.known.join(observe_levels(self.levels)), bare_colour=self.bare_colour)
-        return Ruler.of(self.setups, witnesses)
+        return Ruler.of(self.setups, _Witnesses.of(self.levels, self.known, self.bare_colour).seen)
 
     @property
     def p_open(self) -> float:
         """Probability that the oxide is not the stated one."""
         return float(self.setups.is_open.mean())
 
+    def log_odds_open(self) -> float:
+        """Log-odds that the oxide is not the stated one, as far as this many set-ups can tell."""
+        least = 0.5 / len(self.latent)
+        share = np.clip(self.p_open, least, 1.0 - least)
+        return float(np.log(share / (1.0 - share)))
+
+    def open_oxide(self) -> tuple[float, float]:
+        """Oxide in nm and its error, if it is not the stated one."""
+        oxide = self.setups.oxide_nm[self.setups.is_open]
+        return float(oxide.mean()), float(np.hypot(oxide.std(), _OXIDE_SHARE * oxide.mean()))
+
     def oxide(self) -> tuple[float, float]:
         """Oxide and its 1-sigma error in nm, by the stated oxide or without it, whichever is likelier."""
         likelier = self.setups.is_open == (self.p_open > 0.5)
         oxide = self.setups.oxide_nm[likelier]
         return float(oxide.mean()), float(np.hypot(oxide.std(), _OXIDE_SHARE * oxide.mean()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Witnesses:
+    """What a set-up is fitted to: known regions, then the levels of a batch, the strongest first.
+
+    Parameters
+    ----------
+    seen
+        Their contrasts.
+    repeats
+        How many crystals stand behind each, shape (witnesses,).
+    number
+        Number of each level, from 1, and 0 for known regions; shape (witnesses,).
+    """
+
+    seen: Observation
+    repeats: Ints
+    number: Ints
+
+    @classmethod
+    def of(cls, levels: Levels, known: Observation, bare_colour: Float) -> _Witnesses:
+        order = np.argsort(-levels.strength, kind="stable")
+        seen = replace(known.join(observe_levels(levels).take(order)), bare_colour=bare_colour)
+        none = np.zeros(len(known.known))
+        return cls(
+            seen,
+            np.append(none + 1, levels.repeats[order]).astype(np.int64),
+            np.append(none, order + 1).astype(np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -215,7 +251,7 @@ def fit_setups(
     *,
     bare_colour: Float,
     rng: np.random.Generator,
-    drawn: int = _DRAWN,
+    hearsay: Hearsay = Hearsay(),
 ) -> SetupFit:
     """Fit one set-up to the levels of a batch.
 
@@ -231,25 +267,25 @@ def fit_setups(
         Stored colour of the substrate in fractions of full scale, shape (3,).
     rng
         Source of randomness.
-    drawn
-        Set-ups drawn from the prior.
+    hearsay
+        What other pictures of the chip say of its oxide.
     """
-    witnesses = replace(known.join(observe_levels(levels)), bare_colour=bare_colour)
-    if len(witnesses.contrast):
-        latent, log_evidence = _fit_setups(witnesses, prior, rng=rng, drawn=drawn)
+    witnesses = _Witnesses.of(levels, known, bare_colour)
+    if len(witnesses.repeats):
+        latent, log_evidence = _fit_setups(witnesses, prior, hearsay, rng=rng)
     else:
         latent, log_evidence = prior.draw_latent(rng, _PARTICLES), 0.0
     # In single precision, as other processes get them.
     latent = latent[::_THINNED].astype(np.float32).astype(float)
-    return SetupFit(prior, latent, levels, known, bare_colour, log_evidence)
+    return SetupFit(prior, latent, levels, known, bare_colour, log_evidence, hearsay=hearsay)
 
 
 def weigh_material(fit: SetupFit, prior: Prior, *, drawn: int, rng: np.random.Generator) -> float:
     """Logarithm of the density of the levels of a batch under another prior, averaged over set-ups of stated oxide."""
-    latent = rng.standard_normal((drawn, LATENTS))
-    latent[:, -1] = 0.0  # the stated oxide is right
-    witnesses = replace(observe_levels(fit.levels), bare_colour=fit.bare_colour)
-    return float(special.logsumexp(_log_evidence(witnesses, prior, latent)) - np.log(drawn))
+    latent = prior.close(rng.standard_normal((drawn, LATENTS)))
+    witnesses = _Witnesses.of(fit.levels, observe_known(()), fit.bare_colour)
+    seen = _measure_setups(witnesses, prior, Hearsay(), latent)
+    return float(special.logsumexp(_weigh_setups(witnesses, seen)) - np.log(drawn))
 
 
 def name_regions(observation: Observation, fit: SetupFit) -> LayerPosterior:
@@ -258,8 +294,10 @@ def name_regions(observation: Observation, fit: SetupFit) -> LayerPosterior:
         observation = fit.known.join(observation)
         posterior = name_regions(observation, fit)
         return posterior.take(np.flatnonzero(observation.known == 0))
-    crystal, foreign = _log_likelihood(observation, fit.theory, fit.prior)
-    return _summarise(crystal, foreign, fit, observation)
+    crystal, foreign = weigh_contrasts(observation, fit.theory, fit.prior)
+    bonus = _weigh_rungs(observation, fit)
+    crystal += bonus[..., np.minimum(np.arange(len(LAYER_GRID)), FEW)]
+    return _summarise(crystal, foreign.astype(np.float32)[:, None] + bonus[..., FEW + 1], fit, observation)
 
 
 def sample_ladders(
@@ -280,155 +318,66 @@ def sample_ladders(
     -------
     The set-ups, and the stored contrast of `LAYER_GRID` layers in each, through the known ones; shape (count, 28, 3).
     """
-    setups = prior.setups(_fit_setups(known, prior, rng=rng)[0][:count])
-    ladders, _, _ = _pass_through(setups.contrasts(known.bare_colour).astype(np.float32), known)
+    witnesses = _Witnesses.of(find_levels(()), known, known.bare_colour)
+    setups = prior.setups(_fit_setups(witnesses, prior, Hearsay(), rng=rng)[0][:count])
+    ladders, _, _ = pass_through(setups.contrasts(known.bare_colour).astype(np.float32), known)
     return setups, ladders.astype(float)
 
 
 def _fit_setups(
-    witnesses: Observation, prior: Prior, *, rng: np.random.Generator, drawn: int = _DRAWN
+    witnesses: _Witnesses, prior: Prior, hearsay: Hearsay, *, rng: np.random.Generator
 ) -> tuple[Float, float]:
     """Set-ups of the posterior, and the logarithm of the witnesses' density averaged over the prior."""
 
-    def evidence(latent: Float) -> Float:
-        return _log_evidence(witnesses, prior, latent)
+    def measure(latent: Float) -> Float32:
+        return _measure_setups(witnesses, prior, hearsay, latent)
 
-    return temper(rng.standard_normal((drawn, LATENTS)), evidence, count=_PARTICLES, rng=rng)
+    def weigh(seen: Float32, temperature: float) -> Float:
+        return _weigh_setups(witnesses, seen, temperature)
 
-
-def _layer_log_prior() -> Float:
-    """Few layers as 1 / N, since growth starts with one and cleaving leaves more area the thinner the steps; thicker
-    ones evenly in the logarithm of thickness."""
-    prior = np.zeros(len(LAYER_GRID))
-    prior[:_FEW] = _SHARE_FEW / LAYER_GRID[:_FEW] / (1.0 / LAYER_GRID[:_FEW]).sum()
-    spacing = np.gradient(np.log(LAYER_GRID[_FEW:]))
-    prior[_FEW:] = _SHARE_THICK * spacing / spacing.sum()
-    return np.log(prior)
+    latent = rng.standard_normal((_DRAWN, LATENTS))
+    return temper(latent, measure, weigh, count=_PARTICLES, rng=rng)
 
 
-_LOG_PRIOR = _layer_log_prior()
+def _measure_setups(witnesses: _Witnesses, prior: Prior, hearsay: Hearsay, latent: Float) -> Float32:
+    """Log density of every witness on every rung under each set-up, and the log weight of its oxide (the same on every
+    rung); shape (set-ups, witnesses + 1, rungs)."""
+    setups, seen = prior.setups(latent), witnesses.seen
+    theory = setups.contrasts(seen.bare_colour).astype(np.float32)
+    density = gather_rungs(*weigh_contrasts(seen, theory, prior))
+    oxide = hearsay.weigh(setups, stated=prior.stated_nm is not None)
+    oxide = np.broadcast_to(oxide[:, None].astype(np.float32), density.shape[1:])
+    return np.moveaxis(np.concatenate([density, oxide[None]]), 0, 1)
 
 
-def _log_likelihood(observation: Observation, theory: Float32, prior: Prior) -> tuple[Float32, Float]:
-    """Log likelihood times prior of each region, set-up and layer number, and of foreign matter.
+def _weigh_setups(witnesses: _Witnesses, seen: Float32, temperature: float = 1.0) -> Float:
+    """Log likelihood of all witnesses under each set-up, whatever their layer numbers, and the log weight of its oxide.
 
-    Parameters
-    ----------
-    observation
-        Regions, known ones among them.
-    theory
-        Stored contrasts under each set-up, shape (setups, layer numbers, 3).
-    prior
-        Names the material.
-
-    Returns
-    -------
-    Shapes (regions, setups, layer numbers) and (regions,).
+    Densities are tempered, the shares of the rungs are not: what fits a few thin layers sharply is found before it
+    drowns among what fits thick crystals loosely.
     """
-    model, scatter, reach = _pass_through(theory, observation.take(np.flatnonzero(observation.known > 0)))
-    # Between two grid points of a thick crystal lies a crystal in between: half their distance counts as error.
-    gap = np.zeros_like(model)
-    gap[:, _FEW - 1 : -1] = 0.35 * np.abs(np.diff(model[:, _FEW - 1 :], axis=1))
-    thick = LAYER_GRID * find_material(prior.material).layer_nm > _THIN_NM
-    share = np.where(thick, _THICK_SIGMA, MODEL_SIGMA).astype(np.float32)[:, None]
-    floor = np.where(thick, _THICK_FLOOR, _FLOOR).astype(np.float32)[:, None]
-    far = np.minimum(reach / _FAR_LAYERS, 1.0).astype(np.float32)[:, None]
-    variance = (far * share * model) ** 2 + scatter**2 + gap**2 + floor**2
-    log = _log_student(model, variance, observation) + _LOG_PRIOR.astype(np.float32)
-    # The known regions say which set-up it is: they are compared with theory, each with its own layer number only.
-    for row in np.flatnonzero(observation.known > 0):
-        own = slice(int(observation.known[row]) - 1, int(observation.known[row]))
-        there = theory[:, own]
-        alone = _log_student(
-            there, (share[own] * there) ** 2 + floor[own] ** 2, observation.take(np.array([row]))
-        )
-        log[row] = -np.inf
-        log[row, :, own] = alone[0]
-    return log, _log_foreign(observation)
+    density = np.moveaxis(seen[:, :-1], 1, 0)
+    weight = witnesses.seen.witness
+    total, _ = fill_rungs(density, weight, witnesses.repeats, temperature=temperature)
+    heat = min(1.0, _WITNESSES / weight.sum())
+    return np.asarray(heat * total + temperature * seen[:, -1, 0])
 
 
-def _pass_through(theory: Float32, known: Observation) -> tuple[Float32, Float32, Float]:
-    """Bend the ladder of contrasts of every set-up so that it passes through the regions that are known.
+def _weigh_rungs(observation: Observation, fit: SetupFit) -> Float32:
+    """What the other crystals of the batch add to the log prior of each region; shape (regions, set-ups, rungs).
 
-    What theory misses at the known layer numbers is added, linearly in between, and less and less beyond.
-
-    Returns
-    -------
-    The ladders and their error (scatter of the known regions, half of what was added beyond them), both (setups, layer
-    numbers, 3), and the distance of each layer number from the nearest known one (far, if none is known).
+    Regions of one level stand or fall together.
     """
-    if not len(known.known):
-        return theory, np.zeros_like(theory), np.full(len(LAYER_GRID), np.inf)
-    order = np.argsort(known.known)
-    rungs = known.known[order]
-    missed = known.contrast[order].astype(np.float32) - theory[:, rungs - 1]
-    share = np.stack([np.interp(LAYER_GRID, rungs, row) for row in np.eye(len(rungs))], axis=1)
-    reach = np.abs(LAYER_GRID[:, None] - rungs).min(1)
-    share *= np.exp(-reach / _MEMORY_LAYERS)[:, None]
-    added = np.einsum("gk,skc->sgc", share.astype(np.float32), missed)
-    beyond = 0.5 * np.minimum(reach / _FAR_LAYERS, 1.0)[:, None] * added
-    return theory + added, np.hypot(beyond, share @ known.uneven[order]).astype(np.float32), reach
-
-
-def _log_student(model: Float32, model_variance: Float32, observation: Observation) -> Float32:
-    """Logarithm of the density of every contrast, up to a constant; shape (regions, setups, layer numbers).
-
-    A multivariate t distribution in place of the normal one (Lange et al. 1989, doi:10.1080/01621459.1989.10478852):
-    now and then residue or a blurred edge puts a contrast far off.
-    """
-    measured = observation.contrast.astype(np.float32)[:, None, None, :]
-    noise = observation.sigma.astype(np.float32)[:, None, None, :] ** 2
-    misfit = np.zeros((len(observation.contrast), *model.shape[:2]), np.float32)
-    product = np.ones_like(misfit)
-    # One channel at a time: sums over an axis of three are slow, and one logarithm does for all three.
-    for channel in range(3):
-        residual = model[..., channel] - measured[..., channel]
-        saturated = observation.saturated[:, channel]
-        residual[saturated] = np.minimum(residual[saturated], 0.0)
-        variance = model_variance[..., channel] + noise[..., channel]
-        residual *= residual
-        residual /= variance
-        misfit += residual
-        product *= variance
-    misfit *= np.float32(1.0 / _FREEDOM)
-    return np.asarray(-0.5 * ((_FREEDOM + 3) * np.log1p(misfit, out=misfit) + np.log(product, out=product)))
-
-
-def _log_foreign(observation: Observation) -> Float:
-    """Log density times prior of what is no crystal of the material."""
-    residue = np.log(_SHARE_RESIDUE) + _log_gauss(observation, _RESIDUE_WIDTH)
-    return np.asarray(np.logaddexp(residue, np.log(_SHARE_FOREIGN) + _log_gauss(observation, _FOREIGN_WIDTH)))
-
-
-def _log_gauss(observation: Observation, width: float) -> Float:
-    """Up to a constant, the one that `_log_student` leaves out within 0.2."""
-    variance = width**2 + observation.sigma**2
-    return np.asarray(
-        -0.5 * (np.minimum(observation.contrast, 1.5) ** 2 / variance + np.log(variance)).sum(-1)
-    )
-
-
-def _log_evidence(witnesses: Observation, prior: Prior, latent: Float) -> Float:
-    """Log likelihood of all witnesses under each set-up, whatever their layer numbers, less the price of gaps and of an
-    oxide that is not the stated one."""
-    setups = prior.setups(latent)
-    theory = setups.contrasts(witnesses.bare_colour).astype(np.float32)
-    crystal, foreign = _log_likelihood(witnesses, theory, prior)
-    foreign = np.where(witnesses.known > 0, -np.inf, foreign)
-    total = np.logaddexp(_log_sum(crystal), foreign[:, None])
-    doubt = np.log(OPEN_ODDS) if prior.stated_nm is not None else 0.0
-    heat = min(1.0, _WITNESSES / len(witnesses.contrast))
-    return np.asarray(
-        heat * (total.sum(0) - _EMPTY_RUNG * _count_gaps(crystal, total)) + doubt * setups.is_open, float
-    )
-
-
-def _count_gaps(crystal: Float32, total: Float) -> Float:
-    """Expected number of layer numbers that no witness has, below one that some witness has; shape (setups,)."""
-    share = np.exp(crystal[..., :MOST_LAYERS] - total[..., None])
-    empty = np.prod(1.0 - share, axis=0)
-    above = np.cumsum(share[..., ::-1], axis=-1)[..., ::-1] - share
-    return np.asarray((empty * (1.0 - np.prod(1.0 - np.clip(above, 0.0, 1.0), axis=0))).sum(-1))
+    witnesses = _Witnesses.of(fit.levels, fit.known, fit.bare_colour)
+    density = gather_rungs(*weigh_contrasts(witnesses.seen, fit.theory, fit.prior))
+    _, filled = fill_rungs(density, witnesses.seen.witness, witnesses.repeats)
+    held = filled.sum(0)
+    bonus = np.empty((len(fit.levels) + 1, *held.shape), np.float32)
+    bonus[0] = log_shares(held, 1)
+    for number, repeats, own in zip(witnesses.number, witnesses.repeats, filled, strict=True):
+        if number:
+            bonus[number] = log_shares(held - own, repeats)
+    return np.asarray(bonus[fit.levels.number(observation.contrast, observation.uneven)])
 
 
 def _log_sum(log: Float32) -> Float32:
@@ -437,7 +386,7 @@ def _log_sum(log: Float32) -> Float32:
     return np.asarray(highest + np.log(np.exp(log - highest[..., None]).sum(-1)))
 
 
-def _summarise(crystal: Float32, foreign: Float, fit: SetupFit, observation: Observation) -> LayerPosterior:
+def _summarise(crystal: Float32, foreign: Float32, fit: SetupFit, observation: Observation) -> LayerPosterior:
     """Average over the set-ups."""
     each = np.exp(crystal - _log_sum(crystal)[..., None]).mean(1)
     p = (
@@ -445,12 +394,12 @@ def _summarise(crystal: Float32, foreign: Float, fit: SetupFit, observation: Obs
         ** _SHARPER
     )
     p /= p.sum(1, keepdims=True)
-    share = np.exp(foreign[:, None] - np.logaddexp(_log_sum(crystal), foreign[:, None]))
+    share = np.exp(foreign - np.logaddexp(_log_sum(crystal), foreign))
     cumulative = np.cumsum(each, axis=1)
-    step, steps = _number_steps(observation.contrast, fit)
+    step, steps = _number_steps(observation, fit)
     return LayerPosterior(
         p,
-        np.where(observation.known > 0, 0.0, share.mean(1)),
+        share.mean(1),
         LAYER_GRID[np.argmax(cumulative >= 0.025, axis=1)],
         LAYER_GRID[np.argmax(cumulative >= 0.975, axis=1)],
         *fit.oxide(),
@@ -462,8 +411,8 @@ def _summarise(crystal: Float32, foreign: Float, fit: SetupFit, observation: Obs
     )
 
 
-def _number_steps(contrast: Float, fit: SetupFit) -> tuple[Ints, int]:
+def _number_steps(observation: Observation, fit: SetupFit) -> tuple[Ints, int]:
     """Step of each region among the levels that are not bright as thick crystals are, and the number of steps."""
     thin = np.abs(fit.levels.contrast).max(1, initial=0.0) < _BRIGHT
     of_level = np.concatenate([[0], np.where(thin, np.cumsum(thin), 0)])
-    return of_level[fit.levels.number(contrast)], int(thin.sum())
+    return of_level[fit.levels.number(observation.contrast, observation.uneven)], int(thin.sum())

@@ -27,6 +27,12 @@ _WITNESS_PX = 250.0
 """The optics' blur mixes the colour of smaller regions, in pixels of the working picture, with that around them."""
 _RIM_PX = 4.0
 """A rim is narrower than this: twice the area over the length of the outline."""
+_SOFT_PX = 6.0
+"""Blur reaches so far into a region that one of this half width is half as good a witness as a wide one."""
+_SCATTER = 0.15
+"""A region that varies by this share of its contrast is half as good a witness as an even one …"""
+_FAINTEST = 0.03
+"""… and faint ones are judged as if they had this much more contrast."""
 _CORRELATED_PX = 9.0
 """Neighbouring pixels share their noise: this many of them count as one."""
 _KNOWN_SIGMA = 0.002
@@ -57,7 +63,8 @@ class Observation:
     known
         Layer number where it is known, else 0; shape (regions,). No number occurs twice.
     witness
-        Regions that the set-up is fitted to; the others are counted under the set-up so found. Shape (regions,), bool.
+        How good a witness of the set-up each region is, 0 to 1, shape (regions,); those at 0 are counted under the
+        set-up that the others give.
     bare_colour
         Stored colour of the substrate in fractions of full scale, shape (3,).
     """
@@ -68,7 +75,7 @@ class Observation:
     saturated: Bools
     area_px: Float
     known: Ints
-    witness: Bools
+    witness: Float
     bare_colour: Float = field(default_factory=GREY.copy)
 
     def take(self, which: Ints) -> Observation:
@@ -109,7 +116,7 @@ def observe_regions(regions: Regions) -> Observation:
     """Contrasts of the regions of a picture that are large enough, in the order of their labels.
 
     The set-up is fitted to what the network takes for crystals, and of these to the large and compact ones if there are
-    any. Channels that say nothing have the contrast 0 with a large error.
+    any, the more the wider and evener they are. Channels that say nothing have the contrast 0 with a large error.
     """
     counted = np.flatnonzero(regions.large_enough)
     measured = regions.measured
@@ -118,8 +125,13 @@ def observe_regions(regions: Regions) -> Observation:
     silent = find_silent(regions.bare_colour)
     crystal = ~regions.foreign[counted]
     area = measured.area_px[counted]
+    half_width = np.sqrt(area * regions.evidence.roundness[counted] / np.pi)
     large = crystal & (area >= _WITNESS_PX)
-    compact = large & (np.sqrt(area * regions.evidence.roundness[counted] / np.pi) >= _RIM_PX)
+    compact = large & (half_width >= _RIM_PX)
+    chosen = compact if compact.any() else large if large.any() else crystal
+    strongest = np.abs(measured.contrast[counted]).max(1, initial=0.0)
+    scatter = regions.uneven[counted].max(1, initial=0.0) / (strongest + _FAINTEST)
+    quality = 1.0 / (1.0 + (_SOFT_PX / np.maximum(half_width, 1.0)) ** 2) / (1.0 + (scatter / _SCATTER) ** 2)
     return Observation(
         np.where(silent, 0.0, measured.contrast[counted]),
         np.where(silent, SILENT_SIGMA, sigma),
@@ -127,7 +139,7 @@ def observe_regions(regions: Regions) -> Observation:
         saturated=regions.saturated[counted] & ~silent,
         area_px=area,
         known=np.zeros(len(counted), np.int64),
-        witness=compact if compact.any() else large if large.any() else crystal,
+        witness=np.where(chosen, quality, 0.0),
         bare_colour=regions.bare_colour,
     )
 
@@ -158,11 +170,11 @@ def observe_known(known: Sequence[KnownRegion]) -> Observation:
         saturated=np.zeros((count, 3), bool),
         area_px=np.full(count, _KNOWN_PX),
         known=layers,
-        witness=np.ones(count, bool),
+        witness=np.ones(count),
     )
 
 
 def _observe_nothing() -> Observation:
     none = np.zeros((0, 3))
     no = np.zeros(0)
-    return Observation(none, none, none, none > 0, no, no.astype(np.int64), no > 0)
+    return Observation(none, none, none, none > 0, no, no.astype(np.int64), no)

@@ -6,20 +6,25 @@ A scene draws one set-up; layer counting weighs thousands of them against a pict
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
 from flatscope.optical.camera import GREY, Camera
-from flatscope.optical.materials import MATERIALS, WAVELENGTHS_NM, Material, find_material
+from flatscope.optical.materials import MATERIALS, Material, find_material
 from flatscope.optical.substrates import SIO2_ON_SI, Substrate
-from flatscope.optical.thinfilm import LAYER_GRID, channel_weights, contrast, spectral_table
+from flatscope.optical.thinfilm import channel_weights, spectral_table
 
 Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 MODEL_SIGMA = 0.04
-"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains; drawn pictures have it too."""
+"""Relative 1-sigma error of a computed contrast, beyond what a set-up explains; drawn pictures have it too …"""
+OWN_SIGMA = MODEL_SIGMA / np.sqrt(2.0)
+"""… half of its variance belongs to each layer number alone, the other half to all of them together."""
 OXIDE_RANGE_NM = (1.0, 1000.0)
 """Thinnest and thickest oxide, or other fitted film, that is computed."""
 APERTURES = (0.35, 0.55, 0.85)
@@ -54,6 +59,8 @@ class Setups:
         What the camera's software does to colours.
     is_open
         Set-ups whose oxide is not taken from the stated one.
+    error
+        Relative error of the contrast of all layers in each channel: doping, published indices; shape (n, 3).
     """
 
     material: str | Material
@@ -68,6 +75,7 @@ class Setups:
     flare: Float
     camera: Camera
     is_open: NDArray[np.bool_]
+    error: Float
 
     def __len__(self) -> int:
         return len(self.oxide_nm)
@@ -90,10 +98,21 @@ class Setups:
         spectra = self._spectra()[0]
         return np.einsum("nw,ncw->nc", spectra, self.weights(), optimize=True)
 
-    def ratios(self) -> Float:
+    def ratios(self) -> Floats:
         """Sensor signal of `LAYER_GRID` layers over that of the substrate, shape (n, layers, 3)."""
         bare, flakes = self._spectra()
-        return add_flare(1.0 + contrast(bare, flakes, self.weights()), self.flare)
+        return self.see(bare, flakes)
+
+    def see(self, bare: Floats, flakes: Floats) -> Floats:
+        """Sensor signal of crystals over that of the substrate, from spectra: shapes (n, wavelengths) and (n, crystals,
+        wavelengths) to (n, crystals, 3)."""
+        weights = self.weights().astype(flakes.dtype)
+        ratio = np.matmul(flakes, np.swapaxes(weights, 1, 2))
+        ratio /= np.matmul(weights, bare[:, :, None])[:, None, :, 0]
+        ratio -= 1.0
+        ratio *= (1.0 + self.error[:, None, :]).astype(flakes.dtype)
+        ratio += 1.0
+        return add_flare(ratio, self.flare)
 
     def contrasts(self, bare_colour: Float = GREY) -> Float:
         """Contrast of `LAYER_GRID` layers as the camera stores it, shape (n, layers, 3).
@@ -105,40 +124,57 @@ class Setups:
         """
         return self.camera.contrasts(self.ratios(), bare_colour)
 
-    def _spectra(self) -> tuple[Float, Float]:
+    def _spectra(self) -> tuple[Float32, Float32]:
         # Tables cover the oxides at hand in steps of 20 nm, so that nearby pictures share them.
         low = np.floor(self.oxide_nm.min() / 20.0) * 20.0
         high = max(np.ceil(self.oxide_nm.max() / 20.0) * 20.0, low + 20.0)
-        bare = np.empty((len(self), len(WAVELENGTHS_NM)))
-        flakes = np.empty((len(self), len(LAYER_GRID), len(WAVELENGTHS_NM)))
-        for variant in np.unique(self.variant):
-            for aperture in np.unique(self.aperture):
-                rows = np.flatnonzero((self.variant == variant) & (self.aperture == aperture))
-                if len(rows):
-                    table = spectral_table(
-                        self.material,
-                        int(variant),
-                        na=APERTURES[aperture],
-                        oxide_range_nm=(float(low), float(high)),
-                        substrate=self.substrate,
-                    )
-                    bare[rows], flakes[rows] = table.at(self.oxide_nm[rows])
-        return bare, flakes
+        first, step, spectra = _tabulate(self.material, self.substrate, float(low), float(high))
+        place = np.clip((self.oxide_nm - first) / step, 0.0, spectra.shape[1] - 1.001)
+        row = place.astype(int)
+        share = (place - row).astype(np.float32)[:, None, None]
+        table = self.variant * len(APERTURES) + self.aperture
+        seen = spectra[table, row]
+        seen += share * (spectra[table, row + 1] - seen)
+        return seen[:, 0], seen[:, 1:]
 
 
-def add_flare(ratio: Float, flare: Float) -> Float:
+@lru_cache(maxsize=8)
+def _tabulate(
+    material: str | Material, substrate: Substrate, low_nm: float, high_nm: float
+) -> tuple[float, float, Float32]:
+    """First oxide and step in nm, and the spectra of the substrate and of crystals for all published indices and
+    apertures, shape (variants * apertures, oxides, 1 + layers, wavelengths), in single precision: thousands of set-ups
+    are looked up at a time."""
+    tables = [
+        spectral_table(material, variant, na=aperture, oxide_range_nm=(low_nm, high_nm), substrate=substrate)
+        for variant in range(len(find_material(material).variants))
+        for aperture in APERTURES
+    ]
+    oxide = tables[0].oxide_nm
+    spectra = [np.concatenate([table.bare[:, None], table.flakes], axis=1) for table in tables]
+    return float(oxide[0]), float(oxide[1] - oxide[0]), np.array(spectra, np.float32)
+
+
+def add_flare(ratio: Floats, flare: Float) -> Floats:
     """Brightness relative to the substrate, shape (n, ...), under stray light, shape (n,)."""
-    flare = flare.reshape((-1,) + (1,) * (ratio.ndim - 1))
+    flare = flare.reshape((-1,) + (1,) * (ratio.ndim - 1)).astype(ratio.dtype)
     return np.asarray((ratio + flare) / (1.0 + flare))
 
 
 _ALL_MIXED = 2.0 / 3.0
 """Leakage between channels at which all three are the same."""
-LATENTS = 18
-"""Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has."""
+LATENTS = 21
+"""Standard normal numbers that make one set-up: the prior is simple in these, whatever shape each quantity has. With
+the last three 0, contrasts are as computed."""
+_OPEN = 17
+"""The one of them that says whether the oxide is taken from the stated one."""
 PLAIN_LATENTS = 12
 """The first of them make the optics and the gamma; with the others 0, the camera's software leaves colours alone."""
-OPEN_ODDS = 0.05
+_THINNEST_OPEN_NM = 60.0
+"""An oxide that is not stated is at least this thick …"""
+OPEN_RANGE_NM = 260.0
+"""… and at most so much thicker."""
+OPEN_ODDS = 0.03
 """Odds that the stated oxide is wrong, and may be any. Half of the latent space is set aside for it, so that both
 possibilities are looked at equally well; these odds are part of the likelihood."""
 
@@ -208,9 +244,10 @@ class Prior:
         return find_material(self.material).name
 
     def draw(self, rng: np.random.Generator, count: int = 1, *, wide: bool = True) -> Setups:
-        """Set-ups drawn by chance, with the stated oxide; unless `wide`, the camera's software leaves colours alone."""
+        """Set-ups drawn by chance, with the stated oxide and exact theory; unless `wide`, the camera's software leaves
+        colours alone."""
         latent = np.zeros((count, LATENTS))
-        drawn = LATENTS - 1 if wide else PLAIN_LATENTS
+        drawn = _OPEN if wide else PLAIN_LATENTS
         latent[:, :drawn] = rng.standard_normal((count, drawn))
         return self.setups(latent)
 
@@ -218,22 +255,29 @@ class Prior:
         """Standard normal numbers of set-ups as probable as before looking, some with another oxide than the stated."""
         latent = rng.standard_normal((count, LATENTS))
         is_open = rng.random(count) < OPEN_ODDS / (1.0 + OPEN_ODDS)
-        latent[:, -1] = np.where(is_open, 1.0, -1.0) * np.abs(latent[:, -1])
+        latent[:, _OPEN] = np.where(is_open, 1.0, -1.0) * np.abs(latent[:, _OPEN])
         return latent
+
+    @staticmethod
+    def close(latent: Float) -> Float:
+        """The same set-ups with the stated oxide."""
+        closed = latent.copy()
+        closed[:, _OPEN] = -np.abs(closed[:, _OPEN])
+        return closed
 
     def setups(self, latent: Float) -> Setups:
         """Set-ups from standard normal numbers of shape (n, `LATENTS`)."""
         crystal = find_material(self.material)
         share = special.ndtr(latent)
         nominal = self.stated_nm
-        is_open = latent[:, 17] > 0.0
+        is_open = latent[:, _OPEN] > 0.0
         if self.substrate.fitted is None:
             oxide, is_open = np.zeros(len(latent)), np.zeros(len(latent), bool)
         elif nominal is None:
-            oxide, is_open = 60.0 + 260.0 * share[:, 0], np.ones(len(latent), bool)
+            oxide, is_open = _THINNEST_OPEN_NM + OPEN_RANGE_NM * share[:, 0], np.ones(len(latent), bool)
         else:
             stated = np.clip(nominal + self.oxide_sigma_nm * latent[:, 0], *OXIDE_RANGE_NM)
-            oxide = np.where(is_open, 60.0 + 260.0 * share[:, 0], stated)
+            oxide = np.where(is_open, _THINNEST_OPEN_NM + OPEN_RANGE_NM * share[:, 0], stated)
         return Setups(
             crystal.name if crystal is MATERIALS.get(crystal.name) else crystal,
             self.substrate,
@@ -247,6 +291,7 @@ class Prior:
             self._flare(latent[:, 11]),
             self._camera(share),
             is_open,
+            OWN_SIGMA * (latent[:, [_OPEN + 1] * 3] if self.gray else latent[:, _OPEN + 1 :]),
         )
 
     def _flare(self, latent: Float) -> Float:

@@ -7,19 +7,26 @@ population (ter Braak 2006, doi:10.1007/s11222-006-8769-1). Its members are vect
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
 Float = NDArray[np.float64]
+Floats = NDArray[Any]
 
-_MOVES = 3
+_MOVES = 5
 """Moves of every member at each temperature, three times as many at the end."""
 
 
 def temper(
-    latent: Float, log_density: Callable[[Float], Float], *, count: int, rng: np.random.Generator
+    latent: Float,
+    measure: Callable[[Float], Floats],
+    weigh: Callable[[Floats, float], Float],
+    *,
+    count: int,
+    rng: np.random.Generator,
 ) -> tuple[Float, float]:
     """Move members drawn from a standard normal prior to the posterior.
 
@@ -27,8 +34,10 @@ def temper(
     ----------
     latent
         Drawn from the prior, shape (drawn, numbers).
-    log_density
-        Log likelihood of members, shape (n, numbers) to (n,).
+    measure
+        What is computed of members once, shape (n, numbers) to (n, ...).
+    weigh
+        Their log likelihood at a temperature between 0 and 1 from it, shape (n, ...) to (n,): the same for all at 0.
     count
         Members that arrive.
     rng
@@ -38,35 +47,42 @@ def temper(
     -------
     The members that arrive, in random order, and the logarithm of the likelihood averaged over the prior.
     """
-    fit = log_density(latent)
-    reached, step, log_mean = 0.0, 0.6, 0.0
+    seen = measure(latent)
+    reached, step, log_mean, fit = 0.0, 0.6, 0.0, weigh(seen, 0.0)
     while reached < 1.0:
-        advance = _next_temperature(fit, 1.0 - reached)
-        reached += advance
-        total = special.logsumexp(advance * fit)
-        log_mean += float(total - np.log(len(fit)))
-        chosen = _resample(rng, np.exp(advance * fit - total), count=count)
-        latent, fit = latent[chosen], fit[chosen]
+        reached, gain = _next_temperature(weigh, seen, fit, reached)
+        total = special.logsumexp(gain)
+        log_mean += float(total - np.log(len(gain)))
+        chosen = _resample(rng, np.exp(gain - total), count=count)
+        latent, seen = latent[chosen], seen[chosen]
+        fit = weigh(seen, reached)
         for _ in range(_MOVES if reached < 1.0 else 3 * _MOVES):
-            latent, fit, share = _move(rng, latent, fit, log_density, reached=reached, step=step)
+            members = (latent, seen, fit)
+            latent, seen, fit, share = _move(rng, members, measure, weigh, reached=reached, step=step)
             step = float(np.clip(step * (1.35 if share > 0.35 else 0.7 if share < 0.2 else 1.0), 0.05, 1.0))
     return rng.permutation(latent), log_mean
 
 
-def _next_temperature(fit: Float, most: float) -> float:
-    """How far the population can be tempered at once and keep half of its effective size."""
+def _next_temperature(
+    weigh: Callable[[Floats, float], Float], seen: Floats, fit: Float, reached: float
+) -> tuple[float, Float]:
+    """How far the population can be tempered at once and keep half of its effective size, and what it gains."""
 
-    def effective(advance: float) -> float:
-        weight = np.exp(advance * (fit - fit.max()))
+    def gain(temperature: float) -> Float:
+        return np.asarray(weigh(seen, temperature) - fit)
+
+    def effective(log: Float) -> float:
+        weight = np.exp(log - log.max())
         return float(weight.sum() ** 2 / (weight**2).sum())
 
-    if effective(most) > 0.5 * len(fit):
-        return most
-    low, high = 0.0, most
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if effective(middle) > 0.5 * len(fit) else (low, middle)
-    return max(low, 0.02 * most)
+    low, high, last = reached, 1.0, gain(1.0)
+    if effective(last) > 0.5 * len(last):
+        return 1.0, last
+    for _ in range(8):
+        middle = low + (high - low) * (0.5 if low > reached else 0.2)
+        low, high = (middle, high) if effective(gain(middle)) > 0.5 * len(last) else (low, middle)
+    reached = max(low, reached + 0.02 * (1.0 - reached))
+    return reached, gain(reached)
 
 
 def _resample(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray[np.int64]:
@@ -77,32 +93,37 @@ def _resample(rng: np.random.Generator, weight: Float, *, count: int) -> NDArray
 
 def _move(
     rng: np.random.Generator,
-    latent: Float,
-    fit: Float,
-    log_density: Callable[[Float], Float],
+    members: tuple[Float, Floats, Float],
+    measure: Callable[[Float], Floats],
+    weigh: Callable[[Floats, float], Float],
     *,
     reached: float,
     step: float,
-) -> tuple[Float, Float, float]:
-    """One move of every set-up that leaves the tempered posterior as it is; returns the share that moved.
+) -> tuple[Float, Floats, Float, float]:
+    """One move of every member, what was measured of it and its likelihood, that leaves the tempered posterior as it
+    is; returns them and the share that moved.
 
-    Half of the set-ups at a time move along the difference of two of the other half: the population knows which
+    Half of the members at a time move along the difference of two of the other half: the population knows which
     way oxide and lamp can change together.
     """
-    latent, fit = latent.copy(), fit.copy()
+    latent, seen, fit = members[0].copy(), members[1].copy(), members[2].copy()
     half = len(fit) // 2
     moved = 0
     for own, others in ((slice(None, half), slice(half, None)), (slice(half, None), slice(None, half))):
         here, count = latent[own], len(fit[own])
         pair = rng.integers(0, len(fit[others]), (2, count))
-        # Each set-up changes some of its numbers only: the badly determined ones may travel far.
+        # Each member changes some of its numbers only: the badly determined ones may travel far.
         touched = rng.random(here.shape) < 0.5
         along = step * (latent[others][pair[0]] - latent[others][pair[1]])
         proposal = here + touched * (along + 0.1 * step * rng.standard_normal(here.shape))
-        new_fit = log_density(proposal)
+        new_seen = measure(proposal)
+        new_fit = weigh(new_seen, reached)
         prior = 0.5 * ((here**2).sum(1) - (proposal**2).sum(1))
-        taken = np.log(rng.random(count)) < reached * (new_fit - fit[own]) + prior
-        latent[own] = np.where(taken[:, None], proposal, here)
-        fit[own] = np.where(taken, new_fit, fit[own])
+        taken = np.log(rng.random(count)) < new_fit - fit[own] + prior
+        latent[own][taken], seen[own][taken], fit[own][taken] = (
+            proposal[taken],
+            new_seen[taken],
+            new_fit[taken],
+        )
         moved += int(taken.sum())
-    return latent, fit, moved / len(fit)
+    return latent, seen, fit, moved / len(fit)

@@ -19,9 +19,9 @@ from scipy import special
 
 from flatscope.optical.materials import Material, find_material
 from flatscope.optical.observations import Observation
-from flatscope.optical.setups import APERTURES, Setups, add_flare
+from flatscope.optical.setups import APERTURES, Setups
 from flatscope.optical.substrates import Substrate
-from flatscope.optical.thinfilm import contrast, stack_spectra
+from flatscope.optical.thinfilm import stack_spectra
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -187,7 +187,7 @@ def _compute_theory(setups: Setups, grid: Float, bare_colour: Float) -> Float32:
         (low_bare, low), (high_bare, high) = ends
         bare.append((1.0 - share[row]) * low_bare + share[row] * high_bare)
         flakes.append((1.0 - share[row]) * low + share[row] * high)
-    ratios = add_flare(1.0 + contrast(np.stack(bare), np.stack(flakes), setups.weights()), setups.flare)
+    ratios = setups.see(np.stack(bare), np.stack(flakes))
     return setups.camera.contrasts(ratios, bare_colour).astype(np.float32)
 
 

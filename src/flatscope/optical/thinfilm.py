@@ -198,7 +198,7 @@ class SpectralTable:
         step = self.oxide_nm[1] - self.oxide_nm[0]
         place = np.clip((oxide_nm - self.oxide_nm[0]) / step, 0.0, len(self.oxide_nm) - 1.001)
         low = place.astype(int)
-        share = (place - low)[:, None]
+        share = (place - low)[:, None].astype(self.bare.dtype)
         bare = (1.0 - share) * self.bare[low] + share * self.bare[low + 1]
         share = share[..., None]
         return bare, (1.0 - share) * self.flakes[low] + share * self.flakes[low + 1]
