@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flatscope import __version__
 from flatscope.app.cli import run
 from flatscope.app.flags import gather
 from flatscope.files.annotations import read_outlines
@@ -610,6 +611,13 @@ def test_materials_name_their_sources(capsys: Any) -> None:
     for name in ("graphene", "hBN", "MoS2", "WS2", "WSe2", "MoSe2"):
         assert re.search(rf"^{name} +0\.\d+ nm", said, re.M)
     assert said.count("doi") > 15
+
+
+def test_the_module_is_the_command() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "flatscope", "--version"], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"flatscope {__version__}\n"
 
 
 def test_unknown_command_and_version(capsys: Any) -> None:
