@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from flatscope import FlakeParams, Micrograph, find_regions, name_layers
+from flatscope.optical.scenes import SceneParams, draw_scene
 from flatscope.results import FlakeTable, Marks, Provenance, column_names
 from flatscope.results.answers import FLAKE_COLUMNS
 from flatscope.runs.edits import (
@@ -27,7 +30,8 @@ from flatscope.runs.edits import (
     read_edits,
     sign,
 )
-from flatscope.runs.replay import collect_known, correct
+from flatscope.runs.replay import adopt_layer_image, collect_known, correct
+from flatscope.runs.reshape import reshape
 
 import pandas as pd  # isort: skip
 
@@ -173,3 +177,23 @@ def test_known_crystals_count_for_their_material_only() -> None:
 def test_the_schema_names_every_kind() -> None:
     kinds = {"known", "known_colour", "layers", "residue", "restore", "pixel_size", "undo", "split", "merge"}
     assert kinds < set(make_schema()["discriminator"]["mapping"])
+
+
+def test_what_is_painted_beside_regions_becomes_outlines() -> None:
+    """A layer image painted over, a patch on bare substrate and a piece cut off, comes back as it was painted."""
+    scene = draw_scene(np.random.default_rng(1), SceneParams((256, 256), "MoS2", oxide_nm=90.0, clean=True))
+    params = FlakeParams("MoS2", oxide_nm=90.0)
+    regions = find_regions(Micrograph(scene.pixels), params)
+    (table,) = name_layers([regions], params)
+    painted = table.layer_image().copy()
+    bare = np.argwhere(ndimage.minimum_filter(painted == 0, 31)[20:-20, 20:-20])[0] + 20
+    patch = tuple(slice(at - 8, at + 9) for at in bare)
+    painted[patch] = 3
+    row = table.frame.iloc[0]
+    own = painted[round(row["row_px"]) :] == 1
+    painted[round(row["row_px"]) :][own & (table.labels[round(row["row_px"]) :] == row["region_id"])] = 2
+    lines = adopt_layer_image(table, painted)
+    again = correct(name_layers([reshape(regions, lines)], params)[0], lines).layer_image()
+    assert (again[patch] == 3).mean() > 0.9
+    assert (again != painted).mean() < 0.002 < (table.layer_image() != painted).mean()
+    assert adopt_layer_image(table, table.layer_image()) == []

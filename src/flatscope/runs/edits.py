@@ -169,8 +169,6 @@ Edit = Annotated[
     Field(discriminator="edit"),
 ]
 _READER: TypeAdapter[Line] = TypeAdapter(Edit)
-WAITING = (Split, Merge, Outline)
-"""Kinds that stay in the file and are not replayed yet."""
 Kind = TypeVar("Kind", bound=Line)
 
 
@@ -228,9 +226,6 @@ def read_edits(folder: Path) -> Edits:
         except ValidationError as error:
             problems.append(f"{path}: line {number} is left out: {_explain(error)}")
     kept = take_back(lines)
-    waiting = sorted({line.edit for line in kept if isinstance(line, WAITING)})
-    if waiting:
-        problems.append(f"{path}: corrections of the kind {', '.join(waiting)} do not count yet")
     gone = tuple(line for line in lines if line not in kept)
     return Edits(tuple(kept), tuple(problems), gone)
 

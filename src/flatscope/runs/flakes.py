@@ -146,7 +146,7 @@ def share(parts: Mapping[str, Callable[[], Regions]], given: Given) -> dict[str,
     known: tuple[KnownRegion, ...] = given.params.known
     sightings, weights = [], None
     for name, load in parts.items():
-        regions, params = _correct_size(load(), given.params, corrections.get(name))
+        regions, params = _correct_regions(load(), given.params, corrections.get(name))
         sightings.append(Sighting.of(regions, given.folders.get(name, "")))
         known, weights = params.known, regions.weights
     fits = finder.fit_setups(sightings, replace(given.params, known=known), weights)
@@ -177,25 +177,27 @@ def _share_edits(parts: Mapping[str, Callable[[], Regions]], given: Given) -> di
     return {name: {"known": known, "edits": lines} for name, lines in own.items() if known or lines}
 
 
-def _correct_size(
+def _correct_regions(
     regions: Regions, params: FlakeParams, shared: Mapping[str, Any] | None
 ) -> tuple[Regions, FlakeParams]:
-    """Regions with the pixel size, and settings with the known crystals, that corrections state."""
+    """Regions with the outlines and pixel size, and settings with the known crystals, that corrections state."""
     if not shared or "edits" not in shared:
         return regions, params
     from flatscope.runs.edits import parse_edits
     from flatscope.runs.replay import set_pixel_size
+    from flatscope.runs.reshape import reshape
 
     known = [KnownRegion(region["layers"], tuple(region["contrast"])) for region in shared["known"]]
     params = replace(params, known=(*params.known, *known))
-    return set_pixel_size(regions, parse_edits(shared["edits"]).lines, params), params
+    lines = parse_edits(shared["edits"]).lines
+    return set_pixel_size(reshape(regions, lines), lines, params), params
 
 
 def _name_layers(
     regions: Regions, params: FlakeParams, shared: Mapping[str, Any], *, is_alone: bool
 ) -> FlakeTable:
     """The table of a picture, corrections included."""
-    regions, params = _correct_size(regions, params, shared)
+    regions, params = _correct_regions(regions, params, shared)
     fits = None if is_alone else [recall_fit(shared["fit"], params, regions.weights)]
     (table,) = finder.name_layers([regions], params, fits=fits)
     if "edits" not in shared:
@@ -215,7 +217,7 @@ def tabulate(item: Item, regions: Regions, shared: Any, given: Given) -> dict[st
 
 def list_rows(item: Item, regions: Regions, shared: Any, given: Given) -> pd.DataFrame:
     """The rows of that table alone, which takes a tenth of the time."""
-    regions, params = _correct_size(regions, (item.given or given).params, shared)
+    regions, params = _correct_regions(regions, (item.given or given).params, shared)
     if item.given is None:
         fit = recall_fit(shared["fit"], params, regions.weights)
     else:
@@ -224,7 +226,8 @@ def list_rows(item: Item, regions: Regions, shared: Any, given: Given) -> pd.Dat
     if not shared or "edits" not in shared:
         return frame
     from flatscope.runs.edits import parse_edits
-    from flatscope.runs.replay import correct_rows, find_region
+    from flatscope.runs.replay import correct_rows
+    from flatscope.runs.reshape import find_region
 
     lines = parse_edits(shared["edits"]).lines
     frame, _ = correct_rows(frame, lines, lambda place: find_region(regions, place), sha256=regions.sha256)

@@ -303,10 +303,7 @@ def adopt_painted(
         if not isinstance(table, FlakeTable) or layers.shape != table.labels.shape:
             problems.append(f"{path}: has another size than its picture: it does not count")
             continue
-        found, outside = adopt_layer_image(table, layers)
-        lines += found
-        if outside:
-            problems.append(f"{path}: {outside} px are painted where no region lies: they do not count yet")
+        lines += adopt_layer_image(table, layers)
     return lines, problems
 
 

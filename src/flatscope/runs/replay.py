@@ -22,12 +22,14 @@ from flatscope.runs.edits import (
     Known,
     KnownColour,
     Line,
+    Outline,
     PixelSize,
     Place,
     Residue,
     Restore,
     SetLayers,
 )
+from flatscope.runs.reshape import find_region, name_drawn, trace_corners
 from flatscope.units import nm_from_um
 
 _THICKNESS = ("thickness_nm", "thickness_low_nm", "thickness_high_nm")
@@ -66,14 +68,7 @@ def collect_known(
     return tuple(known)
 
 
-def find_region(regions: Regions, place: Place) -> int:
-    """Label of the region at a place; 0 for the substrate and outside."""
-    row, col = (round(at) // regions.factor for at in (place.row_px, place.col_px))
-    rows, cols = regions.labels.shape
-    return int(regions.labels[row, col]) if row < rows and col < cols else 0
-
-
-def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> tuple[list[Line], int]:
+def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> list[Line]:
     """Turn a layer image that somebody painted over into corrections.
 
     Parameters
@@ -85,29 +80,41 @@ def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> tuple[lis
 
     Returns
     -------
-    A correction for each region of which most pixels have another value now, and the number of pixels painted where no
-    region lies, which say nothing yet.
+    A correction for each region of which most pixels have another value now, and an outline around other painted
+    pixels.
     """
     lines: list[Line] = []
     frame, values = table.frame, table.layer_values()
+    about = {"image": table.provenance.image, "sha256": table.provenance.image_sha256}
     count = int(table.labels.max(initial=0)) + 1
     pairs = table.labels.ravel().astype(np.int64) * 256 + layers.ravel()
     votes = np.bincount(pairs, minlength=256 * count).reshape(count, 256)
+    said = np.full(count, REJECTED_LABEL, np.uint8)
+    said[0] = 0
     for row, region in enumerate(frame["region_id"].tolist()):
-        painted = int(votes[region].argmax())
+        painted = said[region] = int(votes[region].argmax())
         if painted == values[row]:
             continue
         inside = table.marks[region].representative_point()
         place: dict[str, Any] = {
-            "image": table.provenance.image,
-            "sha256": table.provenance.image_sha256,
+            **about,
             "row_px": round(inside.y),
             "col_px": round(inside.x),
             "before": {name: str(frame[name].iloc[row]) for name in ("layers", "status", "reason")},
         }
-        named = {THIN_LABEL: "thin", THICK_LABEL: "thick"}.get(painted, str(painted))
-        lines.append(Residue(**place) if painted in (0, REJECTED_LABEL) else SetLayers(**place, layers=named))
-    return lines, int(votes[0, 1:].sum())
+        lines.append(SetLayers(**place, layers=_name(painted)) if _name(painted) else Residue(**place))
+    rest = (layers != table.layer_image()) & (layers != said[table.labels])
+    for value in np.unique(layers[rest]).tolist():
+        for corners in trace_corners(rest & (layers == value)):
+            lines.append(Outline(**about, corners=corners, layers=_name(value)))
+    return lines
+
+
+def _name(value: int) -> str:
+    """Layers as a correction names them, of a value in a layer image; "" for no crystal."""
+    if value in (0, REJECTED_LABEL):
+        return ""
+    return {THIN_LABEL: "thin", THICK_LABEL: "thick"}.get(value, str(value))
 
 
 def set_pixel_size(regions: Regions, lines: Sequence[Line], params: FlakeParams) -> Regions:
@@ -170,6 +177,8 @@ def correct_rows(
     notes: list[str] = []
     done = 0
     for line in lines:
+        if isinstance(line, Outline) and line.layers:
+            line = name_drawn(line)
         if not isinstance(line, Known | SetLayers | Residue | Restore):
             continue
         if not line.is_in(line.image, sha256):

@@ -17,7 +17,8 @@ from scipy import ndimage
 
 from flatscope.optical.evidence import Evidence
 from flatscope.optical.regions import Measured, Regions, number_flakes
-from flatscope.runs.edits import Line, Merge, Outline, Place, Split
+from flatscope.results.marks import trace_outlines
+from flatscope.runs.edits import Line, Merge, Outline, Place, SetLayers, Split
 
 Labels = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -26,10 +27,30 @@ Corners = Sequence[tuple[float, float]]
 _SURE = Evidence(*np.array([[1.0], [0.0], [0.0], [np.nan], [1.0]]))
 """Of a region that somebody drew where nothing was seen."""
 
+_LEAST_PAINTED_PX = 12
+"""Fewer painted pixels are a slip of the brush."""
+
 
 def find_region(regions: Regions, place: Place) -> int:
     """Label of the region at a place; 0 for the substrate and outside."""
     return _label_at(regions.labels, place.row_px, place.col_px, regions.factor)
+
+
+def name_drawn(line: Outline) -> SetLayers:
+    """The layer number of a drawn region, as a correction of a place within it."""
+    inside = shapely.Polygon([(col, row) for row, col in line.corners]).buffer(0).representative_point()
+    place = {"row_px": max(inside.y, 0.0), "col_px": max(inside.x, 0.0)}
+    return SetLayers(image=line.image, sha256=line.sha256, layers=line.layers, **place)
+
+
+def trace_corners(mask: Mask) -> list[tuple[tuple[float, float], ...]]:
+    """Corners of an outline, as rows and columns, around each patch of pixels that a hand would paint."""
+    labels, count = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    patches = np.flatnonzero(sizes >= _LEAST_PAINTED_PX) + 1
+    outlines = trace_outlines(labels, patches)
+    rings = [shapely.get_exterior_ring(shapely.get_geometry(one, 0)) for one in outlines.values()]
+    return [tuple((max(y, 0.0), max(x, 0.0)) for x, y in ring.simplify(0.25).coords[:-1]) for ring in rings]
 
 
 def reshape(regions: Regions, lines: Sequence[Line]) -> Regions:
@@ -213,9 +234,3 @@ def _trace_line(corners: Corners, factor: int, shape: tuple[int, ...]) -> Mask:
         kept = (rows >= 0) & (cols >= 0) & (rows < shape[0]) & (cols < shape[1])
         whole[rows[kept], cols[kept]] = True
     return whole
-
-
-def find_inside(line: Outline) -> tuple[int, int]:
-    """Row and column of a pixel within an outline."""
-    point = shapely.Polygon([(col, row) for row, col in line.corners]).buffer(0).representative_point()
-    return round(point.y), round(point.x)

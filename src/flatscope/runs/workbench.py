@@ -23,7 +23,6 @@ from flatscope.runs.answering import Answers, Entry
 from flatscope.runs.edits import (
     EDITS,
     KINDS,
-    WAITING,
     Edits,
     Known,
     Line,
@@ -274,7 +273,7 @@ class Workbench:
         """Kinds of corrections that this run takes."""
         if self.verb != "flakes":
             return list(_ALL_VERBS)
-        return [str(kind.model_fields["edit"].default) for kind in KINDS if kind not in WAITING]
+        return [str(kind.model_fields["edit"].default) for kind in KINDS]
 
     def list_edits(self) -> list[tuple[Line, bool]]:
         """Every correction of the folder and whether it counts."""
@@ -406,7 +405,7 @@ class Workbench:
 
     def _question(self, line: Known) -> list[str]:
         from flatscope.optical.known import question
-        from flatscope.runs.replay import find_region
+        from flatscope.runs.reshape import find_region
 
         entry = next(entry for entry in self.entries if entry.name == line.image)
         regions = self.answers.part(entry)

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
     from flatscope.training.recipes import Recipe
 
 _COMPARED = 4  # drawn images that show how near a learned look comes
-_DRAWN = (
-    "flakes",
-    "columns",
-    "defects",
-    "orientation",
-)  # sections whose pictures are drawn, nothing else is needed
+_DRAWN = ("flakes", "columns", "defects", "orientation")  # sections whose pictures are drawn
 _BELONGS = {
     "images": ("adaptation",),
     "masks": ("adaptation",),
@@ -72,11 +67,7 @@ _RECIPES = {"adaptation": "layers-adapt"}
     "--image", type=click.Path(path_type=Path), help="For realism: one experimental ADF-STEM image."
 )
 @click.option("--nm-per-px", type=float, default=None, help="For realism: its pixel size; else the file's.")
-@click.option(
-    "--material",
-    default=None,
-    help="For layers-adapt and realism, and for columns (MoS2 by default).",
-)
+@click.option("--material", help="For layers-adapt and realism, and for columns (MoS2 by default).")
 @click.option("--oxide-nm", type=float, default=None, help="For layers-adapt: nominal SiO2 thickness.")
 @click.option("--weights", help="For layers-adapt: what to start from (flakes by default).")
 @click.option("--no-resume", is_flag=True, help="Start anew, even if the folder holds a checkpoint.")
