@@ -29,7 +29,7 @@ from flatscope.runs.edits import (
     Restore,
     SetLayers,
 )
-from flatscope.runs.reshape import find_region, name_drawn, trace_corners
+from flatscope.runs.reshape import find_deepest, find_region, name_drawn, trace_corners
 from flatscope.units import nm_from_um
 
 _THICKNESS = ("thickness_nm", "thickness_low_nm", "thickness_high_nm")
@@ -85,7 +85,7 @@ def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> list[Line
     """
     lines: list[Line] = []
     frame, values = table.frame, table.layer_values()
-    about = {"image": table.provenance.image, "sha256": table.provenance.image_sha256}
+    about: dict[str, Any] = {"image": table.provenance.image, "sha256": table.provenance.image_sha256}
     count = int(table.labels.max(initial=0)) + 1
     pairs = table.labels.ravel().astype(np.int64) * 256 + layers.ravel()
     votes = np.bincount(pairs, minlength=256 * count).reshape(count, 256)
@@ -95,15 +95,15 @@ def adopt_layer_image(table: FlakeTable, layers: NDArray[np.uint8]) -> list[Line
         painted = said[region] = int(votes[region].argmax())
         if painted == values[row]:
             continue
-        inside = table.marks[region].representative_point()
+        row_px, col_px = find_deepest((table.labels == region) & (layers == painted))
         place: dict[str, Any] = {
             **about,
-            "row_px": round(inside.y),
-            "col_px": round(inside.x),
+            "row_px": row_px,
+            "col_px": col_px,
             "before": {name: str(frame[name].iloc[row]) for name in ("layers", "status", "reason")},
         }
         lines.append(SetLayers(**place, layers=_name(painted)) if _name(painted) else Residue(**place))
-    rest = (layers != table.layer_image()) & (layers != said[table.labels])
+    rest = layers != said[table.labels]
     for value in np.unique(layers[rest]).tolist():
         for corners in trace_corners(rest & (layers == value)):
             lines.append(Outline(**about, corners=corners, layers=_name(value)))

@@ -43,6 +43,15 @@ def name_drawn(line: Outline) -> SetLayers:
     return SetLayers(image=line.image, sha256=line.sha256, layers=line.layers, **place)
 
 
+def find_deepest(mask: Mask) -> tuple[int, int]:
+    """Row and column of the pixel that lies farthest from the border of a patch."""
+    rows, cols = np.nonzero(mask)
+    top, left = rows.min(), cols.min()
+    depth = ndimage.distance_transform_edt(np.pad(mask[top : rows.max() + 1, left : cols.max() + 1], 1))
+    row, col = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(top + row - 1), int(left + col - 1)
+
+
 def trace_corners(mask: Mask) -> list[tuple[tuple[float, float], ...]]:
     """Corners of an outline, as rows and columns, around each patch of pixels that a hand would paint."""
     labels, count = ndimage.label(mask)
