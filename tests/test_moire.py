@@ -23,10 +23,11 @@ from flatscope.electron.drawing.stacks import (
 )
 from flatscope.electron.lattice import find_lattice, map_phases
 from flatscope.electron.moire import MoireParams, find_moire
-from flatscope.electron.physics.crystals import SheetParams
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.stack_columns import OVERLAPPING
 from flatscope.electron.stacking import Other, find_others
+from flatscope.evaluation.moire_multislice import build_cell, find_twist
 from flatscope.files.read import read
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 
@@ -248,6 +249,40 @@ def test_materials_and_pixel_sizes_that_do_not_fit_are_said() -> None:
     assert row["status"] == "uncertain" and "the stated pixel size is off by +38%" in row["reason"]
     with pytest.raises(ValueError, match="names 3 layers: flatscope moire reads two"):
         MoireParams("MoS2/WSe2/hBN")
+
+
+@pytest.mark.parametrize(
+    ("material", "turn", "bonds", "seen"),
+    [
+        ("graphene", 0.0, 1.0, "an untwisted bilayer in AB stacking"),
+        ("WSe2", 60.0, 1.0, "an untwisted 2H bilayer, or a monolayer at medium angles"),
+        ("WSe2", 0.0, 1.0, "an untwisted 3R bilayer, or another material"),
+        ("MoS2", None, 0.0, "a monolayer, or layers that are not twisted"),
+    ],
+)
+def test_what_one_lattice_may_be_is_said(material: str, turn: float | None, bonds: float, seen: str) -> None:
+    shift = bonds * find_crystal(material).lattice_nm / np.sqrt(3.0)
+    second = () if turn is None else (LayerParams(material, turn, (shift, 0.0)),)
+    drawn = draw_bilayer(
+        np.random.default_rng(1),
+        BilayerParams((LayerParams(material), *second)),
+        ScanParams(PIXEL_NM, voltage_kv=200.0, convergence_mrad=22.0, collection_mrad=(80.0, 250.0)),
+        SCAN,
+        shape=(SIDE, SIDE),
+        electrons_per_px=20.0,
+    )
+    with pytest.raises(MicrographError, match=f"one lattice only: .*{seen}"):
+        find_moire(as_micrograph(drawn.scanned.image), MoireParams(material))
+
+
+@pytest.mark.parametrize(("index", "twist"), [((1, 2), 21.787), ((2, 3), 13.174)])
+def test_the_cell_that_two_layers_share_repeats(index: tuple[int, int], twist: float) -> None:
+    sheet, layer, size = build_cell("MoS2", index)
+    assert find_twist(index) == pytest.approx(twist, abs=1e-3)
+    for number in (0, 1):
+        metal = sheet.sites_nm[(layer == number) & (sheet.sublattice == 0)]
+        gap = cKDTree(metal, boxsize=size).query(metal, k=2)[0][:, 1]
+        assert gap == pytest.approx(0.316, abs=1e-6)
 
 
 def test_three_lattices_are_no_bilayer() -> None:

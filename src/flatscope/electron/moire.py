@@ -13,7 +13,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flatscope.electron.columns import build_model
-from flatscope.electron.lattice import NoLatticeError, find_lattice, map_phases
+from flatscope.electron.lattice import (
+    NoLatticeError,
+    Phases,
+    find_honeycomb,
+    find_lattice,
+    fold_cell,
+    map_phases,
+)
 from flatscope.electron.physics.crystals import GAPS_NM, Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, calibrate, order_sublattices, prepare
 from flatscope.electron.stack_columns import find_places, list_columns
@@ -31,6 +38,12 @@ _ODD_SIZE = (
 )
 _ALIKE_SIZE = 0.008  # ratio of lattice constants below which brightness tells two materials apart
 _SMALL = 1e-7  # step of the numerical derivatives of what is measured
+_UNLIKE = (
+    0.5  # of a monolayer's ratio of brightness; drawn 3R bilayers of WSe2 show 0.4 of it, AB graphene 0.02
+)
+_AS_BRIGHT = (
+    0.95  # ratio from which sublattices are those of a 2H bilayer, metal and chalcogens in every column
+)
 _CLEARLY = 3.0  # standard deviations from which a strain is there
 _MUCH_SKEW = 0.05
 """Distortion of the scan from which strain is in doubt: what it changes from place to place is followed by polynomials
@@ -177,8 +190,7 @@ def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> Pai
     others = find_others(image, phases, most=2)
     if not others:
         raise MicrographError(
-            f"{micrograph.source}: one lattice only: a monolayer, or layers that are not twisted, which angles cannot "
-            "tell apart: flatscope atoms"
+            f"{micrograph.source}: one lattice only: {_explain_one(image, phases, crystal)}: flatscope atoms"
         )
     pair = follow_both(image, phases, others[0])
     # At small twists the second's own peaks, bent by the scan, look like a third's until they are followed.
@@ -188,6 +200,27 @@ def _find_both(image: Float, micrograph: Micrograph, params: MoireParams) -> Pai
             f"{micrograph.source}: three lattices or more, twisted by {words}: flatscope moire reads two"
         )
     return pair
+
+
+def _explain_one(image: Float, phases: Phases, crystal: Crystal) -> str:
+    """What an image of one lattice may show, by the brightness of both sites of its honeycomb over the hollow."""
+    _, bright = find_honeycomb(fold_cell(image, phases))
+    ratio = float((bright[1] - bright[2]) / max(float(bright[0] - bright[2]), 1e-12))
+    if crystal.first == crystal.second:
+        if ratio < _UNLIKE * crystal.dimmer_share:
+            return f"every second column is brighter (1 to {ratio:.2f}): an untwisted bilayer in AB stacking"
+        return "a monolayer, or two layers straight above each other"
+    if ratio > _AS_BRIGHT:
+        return (
+            f"its sublattices are about as bright (1 to {ratio:.2f}): an untwisted 2H bilayer, or a monolayer at "
+            "medium angles"
+        )
+    if ratio < _UNLIKE * crystal.dimmer_share:
+        return (
+            f"its sublattices differ more (1 to {ratio:.2f}) than a monolayer's (1 to {crystal.dimmer_share:.2f}): an "
+            "untwisted 3R bilayer, or another material"
+        )
+    return "a monolayer, or layers that are not twisted, which angles cannot tell apart"
 
 
 def _assign(pair: Pair, params: MoireParams) -> tuple[tuple[Crystal, Crystal], Pair]:

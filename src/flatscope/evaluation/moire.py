@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 
-from flatscope.electron.drawing.specimens import draw_noise
+from flatscope.electron.drawing.specimens import draw_noise, draw_scanned
 from flatscope.electron.drawing.stacks import (
     BilayerParams,
     LayerParams,
@@ -22,19 +22,21 @@ from flatscope.electron.drawing.stacks import (
     draw_bilayer,
     draw_distortion,
 )
+from flatscope.electron.lattice import NoLatticeError, find_lattice, map_phases
 from flatscope.electron.moire import MoireParams, find_moire
-from flatscope.electron.physics.crystals import find_crystal
+from flatscope.electron.physics.crystals import SheetParams, find_crystal
 from flatscope.electron.physics.imaging import ScanParams
 from flatscope.electron.stack_columns import OVERLAPPING
+from flatscope.electron.stacking import find_others
 from flatscope.evaluation.metrics import Score
 from flatscope.micrograph import Calibration, Micrograph, MicrographError
 from flatscope.results import MoireTable
 
 Float = NDArray[np.float64]
 
-_SIDE_PX, _PIXEL_NM = 512, 0.02
-_OPTICS = ScanParams(_PIXEL_NM, voltage_kv=200.0, convergence_mrad=22.0, collection_mrad=(80.0, 250.0))
-_DISTORTED = 0.01  # affine distortion of the scan, 1 sigma of each entry
+SIDE_PX, PIXEL_NM = 512, 0.02
+_OPTICS = ScanParams(PIXEL_NM, voltage_kv=200.0, convergence_mrad=22.0, collection_mrad=(80.0, 250.0))
+DISTORTED = 0.01  # affine distortion of the scan, 1 sigma of each entry
 _VACANCIES = 0.01  # share of the sites of the first sublattice
 _RANGES = ((2.0, 5.0), (5.0, 30.0))  # degrees of twist
 _MATERIALS = (("MoS2", "MoS2"), ("graphene", "graphene"), ("WSe2", "WSe2"), ("MoS2", "WSe2"))
@@ -72,6 +74,16 @@ class MoireScore(Score):
     vacancies_precision: float
 
 
+@dataclass(frozen=True)
+class FalseStacks(Score):
+    """Drawn monolayers at 0.5 to 1,000 electrons a pixel, 256×256 px; self-consistent. `periodic` counts those whose
+    lattice rises from the noise."""
+
+    images: int
+    periodic: int
+    called_stacks: int
+
+
 def evaluate_moire(
     *, count: int = 4, seed: int = 31, on_progress: Callable[[int, int], None] | None = None
 ) -> list[MoireScore]:
@@ -93,11 +105,50 @@ def evaluate_moire(
             rows = []
             for index in range(count):
                 rng = np.random.default_rng([seed, place, kind, index])
-                rows.append(_score(draw_stack(rng, materials, float(rng.uniform(low, high)))))
+                rows.append(score_stack(draw_stack(rng, materials, float(rng.uniform(low, high)))))
                 if on_progress is not None:
                     on_progress(len(scores) * count + index + 1, total)
-            scores.append(_gather(rows, "/".join(dict.fromkeys(materials)), f"{low:g} to {high:g}"))
+            scores.append(gather_scores(rows, "/".join(dict.fromkeys(materials)), f"{low:g} to {high:g}"))
     return scores
+
+
+def count_false_stacks(
+    *, count: int = 100, seed: int = 33, on_progress: Callable[[int, int], None] | None = None
+) -> FalseStacks:
+    """Look for a second lattice in drawn monolayers of every material and dose, with vacancies, holes and dirt.
+
+    Parameters
+    ----------
+    count
+        Number of images.
+    seed
+        Of the images.
+    on_progress
+        Called with the number of images done and their total.
+    """
+    false, unseen = 0, 0
+    names = ("MoS2", "WSe2", "graphene", "hBN", "WS2", "MoSe2")
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        dose = float(10.0 ** rng.uniform(-0.3, 3.0))
+        sheet = SheetParams(
+            names[index % len(names)],
+            turn_deg=float(rng.uniform(0.0, 60.0)),
+            vacancies={"first": float(rng.uniform(0.0, 0.03))},
+            holes=int(rng.integers(0, 3)),
+            patches=int(rng.integers(0, 3)),
+        )
+        drawn = draw_scanned(
+            rng, sheet, _OPTICS, draw_noise(rng), shape=(SIDE_PX // 2, SIDE_PX // 2), electrons_per_px=dose
+        )
+        image = np.asarray(drawn.image, float)
+        try:
+            false += bool(find_others(image, map_phases(image, find_lattice(image))))
+        except NoLatticeError:
+            unseen += 1
+        if on_progress is not None:
+            on_progress(index + 1, count)
+    return FalseStacks(images=count, periodic=count - unseen, called_stacks=false)
 
 
 def draw_stack(rng: np.random.Generator, materials: tuple[str, str], twist: float) -> ScannedBilayer:
@@ -112,15 +163,15 @@ def draw_stack(rng: np.random.Generator, materials: tuple[str, str], twist: floa
         )
         for place, name in enumerate(materials)
     ]
-    params = BilayerParams(tuple(layers), distortion=draw_distortion(rng, _DISTORTED))
-    shape = (_SIDE_PX, _SIDE_PX)
+    params = BilayerParams(tuple(layers), distortion=draw_distortion(rng, DISTORTED))
+    shape = (SIDE_PX, SIDE_PX)
     return draw_bilayer(rng, params, _OPTICS, draw_noise(rng), shape=shape, electrons_per_px=10.0)
 
 
-def _score(drawn: ScannedBilayer) -> dict[str, float]:
+def score_stack(drawn: ScannedBilayer) -> dict[str, float]:
     """Figures of one image by name; without an answer only that by hand."""
     image = drawn.scanned.image
-    calibration = Calibration((_PIXEL_NM, _PIXEL_NM), "file", 0.02)
+    calibration = Calibration((PIXEL_NM, PIXEL_NM), "file", 0.02)
     micrograph = Micrograph(image, full_scale=float(image.max()), calibration=calibration, source="drawn")
     names = [layer.material for layer in drawn.params.layers]
     truth = abs(drawn.twist_deg)
@@ -150,7 +201,7 @@ def _score_columns(table: MoireTable, drawn: ScannedBilayer) -> dict[str, float]
 
 def _compare(columns: pd.DataFrame, drawn: ScannedBilayer, *, swapped: bool) -> dict[str, float]:
     sheet = drawn.scanned.sheet
-    places = sheet.sites_nm / _PIXEL_NM
+    places = sheet.sites_nm / PIXEL_NM
     rows = columns[columns["status"] != "rejected"]
     total: dict[str, float] = {}
     for number in (0, 1):
@@ -164,8 +215,8 @@ def _compare(columns: pd.DataFrame, drawn: ScannedBilayer, *, swapped: bool) -> 
         species = np.where(sheet.species[true] == "", "none", sheet.species[true])
         seen = found.iloc[nearest]
         called = (seen["reason"] == OVERLAPPING).to_numpy()
-        overlaps = other.query(places[true])[0] * _PIXEL_NM < _REACH_NM
-        near = gap * _PIXEL_NM < _REACH_NM
+        overlaps = other.query(places[true])[0] * PIXEL_NM < _REACH_NM
+        near = gap * PIXEL_NM < _REACH_NM
         good = near & np.where(called, overlaps, (seen["species"] == species).to_numpy())
         occupied = species != "none"
         first = (sheet.sublattice[true] == 0) & near & ~called
@@ -190,7 +241,7 @@ def _compare(columns: pd.DataFrame, drawn: ScannedBilayer, *, swapped: bool) -> 
 
 
 def _is_inside(places: Float) -> NDArray[np.bool_]:
-    return np.asarray(((places > _RIM_PX) & (places < _SIDE_PX - 1 - _RIM_PX)).all(1))
+    return np.asarray(((places > _RIM_PX) & (places < SIDE_PX - 1 - _RIM_PX)).all(1))
 
 
 _FIGURES = (
@@ -199,7 +250,7 @@ _FIGURES = (
 )
 
 
-def _gather(rows: list[dict[str, float]], material: str, limits: str) -> MoireScore:
+def gather_scores(rows: list[dict[str, float]], material: str, limits: str) -> MoireScore:
     frame = pd.DataFrame(rows).reindex(columns=list(_FIGURES))
     total = frame.sum()
     nothing = float("nan")
@@ -218,7 +269,7 @@ def _gather(rows: list[dict[str, float]], material: str, limits: str) -> MoireSc
         by_hand_deg=float(frame["by_hand"].median()),
         f1=float(2.0 * total["hits"] / max(float(total["true"] + total["found"]), 1.0)),
         overlapping=share("overlapping", "true"),
-        place_error_pm=1e3 * _PIXEL_NM * float(np.sqrt(share("squares", "places"))),
+        place_error_pm=1e3 * PIXEL_NM * float(np.sqrt(share("squares", "places"))),
         place_z=float(np.sqrt(share("z_squares", "places"))),
         vacancies=int(total["gone"]),
         vacancies_recall=share("gone_hit", "gone"),
@@ -232,7 +283,7 @@ def read_by_hand(image: Float, names: list[str]) -> float:
     weight = np.outer(*(np.hanning(side) for side in image.shape))
     power = np.abs(fft.fftshift(fft.fft2((image - image.mean()) * weight))) ** 2
     middle = np.array(image.shape) // 2
-    lengths = [2.0 / np.sqrt(3.0) * _PIXEL_NM / find_crystal(name).lattice_nm for name in names]
+    lengths = [2.0 / np.sqrt(3.0) * PIXEL_NM / find_crystal(name).lattice_nm for name in names]
     tops = np.argwhere(power == ndimage.maximum_filter(power, 5))
     vectors = (tops - middle) / np.array(image.shape)
     far = np.hypot(*vectors.T)

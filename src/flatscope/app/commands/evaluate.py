@@ -322,14 +322,32 @@ def tracks(movies: int, seed: int, as_json: bool) -> int:
     "--images", type=click.IntRange(1), default=4, show_default=True, help="Of each pair and range."
 )
 @click.option("--seed", type=click.IntRange(0), default=31, show_default=True, help="Of the drawn bilayers.")
+@click.option(
+    "--monolayers",
+    type=click.IntRange(0),
+    default=0,
+    help="Also look for stacks in this many drawn monolayers.",
+)
+@click.option("--multislice", is_flag=True, help="Bilayers by multislice instead (extra: multislice).")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder that keeps the images by multislice.")
 @_as_json
-def moire(images: int, seed: int, as_json: bool) -> int:
-    """Measure drawn twisted bilayers, beside the peaks in their spectrum read by hand; self-consistent figures."""
-    from flatscope.evaluation.moire import evaluate_moire
+def moire(
+    images: int, seed: int, monolayers: int, multislice: bool, cache: Path | None, as_json: bool
+) -> int:
+    """Measure drawn twisted bilayers, beside the peaks in their spectrum read by hand; self-consistent figures, unless
+    multislice draws them."""
+    from flatscope.evaluation.moire import count_false_stacks, evaluate_moire
+    from flatscope.evaluation.moire_multislice import evaluate_multislice
 
     with show.progress("bilayers") as on_progress:
-        scores = evaluate_moire(count=images, seed=seed, on_progress=on_progress)
-    return _print(scores, as_json=as_json)
+        if multislice:
+            cells, scores = evaluate_multislice(count=images, seed=seed, cache=cache, on_progress=on_progress)
+            return _print(cells, scores, as_json=as_json)
+        tables = [evaluate_moire(count=images, seed=seed, on_progress=on_progress)]
+    if monolayers:
+        with show.progress("monolayers") as on_progress:
+            tables.append([count_false_stacks(count=monolayers, on_progress=on_progress)])
+    return _print(*tables, as_json=as_json)
 
 
 def _refuse_half(image: Path | None, labels: Path | None) -> None:
