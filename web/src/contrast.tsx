@@ -126,7 +126,7 @@ function makeScatter(host: HTMLElement, cloud: Cloud, steps: LadderStep[][], acr
       scales: { x: { time: false, range: (_, low, high) => [low, high] }, y: { range: (_, low, high) => [low, high] } },
       axes: [makeAxis(`Contrast in ${h}`), makeAxis(`Contrast in ${v}`, { size: 62 })],
       series: [{}, { paths: (self: uPlot) => (drawCloud(self, cloud), null), facets: [{ scale: "x", auto: true }, { scale: "y", auto: true }] } as unknown as uPlot.Series],
-      hooks: { draw: [(self) => steps.forEach((ladder) => drawLadder(self, ladder, across, up))] },
+      hooks: { drawAxes: [(self) => steps.forEach((ladder) => drawLadder(self, ladder, across, up))] },
     },
     [null, [cloud.x, cloud.y]] as unknown as uPlot.AlignedData,
     host,
