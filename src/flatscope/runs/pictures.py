@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flatscope.files.layer_labels import read_layer_labels
 from flatscope.files.movie import MOVIE_SUFFIXES, read_movie
 from flatscope.files.read import read, read_stack
 from flatscope.micrograph import MicrographError
@@ -174,6 +175,10 @@ class Pictures:
                 raise MicrographError(f"{entry.name} is not where it was: its picture was moved or changed")
             width, height, _ = self.measure(entry.index)
             return Image.open(io.BytesIO(stored)).convert("RGB").resize((width, height))
+        if self._bench.record["settings"].get("labels") is True:
+            from flatscope.runs.twist import show_labels
+
+            return Image.fromarray(show_labels(read_layer_labels(entry.sources[0])).pixels)
         if self._bench.verb in ("flakes", "twist"):
             return Image.fromarray(to_display(read(entry.sources[0])).pixels)
         signal = str(self._bench.record["settings"].get("signal", ""))

@@ -189,10 +189,15 @@ def tabulate(item: Item, part: Measured, shared: None, given: Given) -> dict[str
     return {"twist": part.table}
 
 
+def show_labels(layers: NDArray[np.uint8]) -> Display:
+    """A label image in colours."""
+    return Display(_LABEL_COLOURS[np.where(layers <= 2, layers, 2)])
+
+
 def draw(item: Item, part: Measured, shared: None, given: Given) -> tuple[Answer, dict[str, bytes]]:
     """The angles, drawn over their picture."""
     if given.picture.labels:
-        display = Display(_LABEL_COLOURS[np.where(part.layers <= 2, part.layers, 2)])
+        display = show_labels(part.layers)
     else:
         display = to_display(read(item.sources[0], um_per_px=given.picture.um_per_px))
     overlay = encode_png(draw_twist(display, part.layers, part.table.frame))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from fastapi.staticfiles import StaticFiles
 import flatscope
 from flatscope.app.server import corrections, electron, optics, outputs, twists, views
 from flatscope.app.server.desk import Desk
-from flatscope.app.server.guard import Guard, TooLargeError
+from flatscope.app.server.guard import Guard
 from flatscope.files.write import WriteError
 from flatscope.micrograph import MicrographError
 from flatscope.runs.settings import SettingsError
@@ -30,7 +31,6 @@ _REFUSED: dict[type[Exception], int] = {
     MicrographError: 404,
     SettingsError: 409,
     WriteError: 507,
-    TooLargeError: 413,
 }
 """Errors whose message was written for the user, and their status."""
 
@@ -55,6 +55,11 @@ def make_api(desk: Desk | None = None) -> FastAPI:
     if (static / "index.html").is_file():
         api.mount("/", StaticFiles(directory=static, html=True))
     return api
+
+
+def describe_api() -> str:
+    """What the endpoints take and give, as the text of openapi.json."""
+    return json.dumps(make_api().openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
 def make_application(desk: Desk, *, token: str, port: int) -> Guard:

@@ -18,6 +18,7 @@ HEADER = "x-flatscope-token"
 """What scripts send instead of the cookie."""
 MOST_BODY_BYTES = 2_000_000
 """Larger requests are refused: a lasso around 10,000 regions sends 1 MB."""
+_TOO_LARGE = f"a request holds at most {MOST_BODY_BYTES // 1_000_000} MB"
 _NAMES = {"127.0.0.1", "localhost", "::1"}
 """Hosts that are this computer, also at the near end of an ssh tunnel, which may use another port."""
 _POLICY = (
@@ -70,7 +71,11 @@ class Guard:
         if not self._knows_token(headers):
             await _answer(send, 403, "open the address that flatscope printed, with its token")
             return
-        await self._app(scope, _limit(receive), _harden(send))
+        whole = await _take_body(receive)
+        if whole is None:
+            await _answer(send, 413, _TOO_LARGE)
+            return
+        await self._app(scope, whole, _harden(send))
 
     def _refuse(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -86,7 +91,7 @@ class Guard:
             return 403, "a change needs the header Origin of this page"
         size = headers.get("content-length", "0")
         if not size.isdigit() or int(size) > MOST_BODY_BYTES:
-            return 413, f"a request holds at most {MOST_BODY_BYTES // 1_000_000} MB"
+            return 413, _TOO_LARGE
         return None
 
     def _knows_token(self, headers: dict[str, str]) -> bool:
@@ -112,23 +117,23 @@ class Guard:
         await send({"type": "http.response.body", "body": b""})
 
 
-class TooLargeError(ValueError):
-    """A request without an end."""
-
-
-def _limit(receive: Receive) -> Receive:
-    """Count the bytes of a body that does not say its size."""
-    taken = 0
-
-    async def counted() -> MutableMapping[str, Any]:
-        nonlocal taken
+async def _take_body(receive: Receive) -> Receive | None:
+    """Read the body of a request before anything is done with it; None where it is too large."""
+    body, is_open = b"", True
+    while is_open:
         message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > MOST_BODY_BYTES:
-            raise TooLargeError(f"a request holds at most {MOST_BODY_BYTES // 1_000_000} MB")
-        return message
+        if message["type"] != "http.request":  # the page has gone
+            break
+        body += message.get("body", b"")
+        is_open = message.get("more_body", False)
+        if len(body) > MOST_BODY_BYTES:
+            return None
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
-    return counted
+    async def again() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await receive()
+
+    return again
 
 
 def _harden(send: Send) -> Send:
