@@ -273,6 +273,8 @@ def test_a_correction_is_previewed_kept_undone_and_done_again(client: Client, ou
         assert client.ask("POST", path, {})[1]["id"]
         assert client.get(f"/api/items/{row['item']}/rows/{row['region_id']}")["row"]["layers"] == layers
     assert client.ask("POST", "/api/redo", {})[1]["id"] == ""
+    assert client.ask("POST", "/api/undo", {})[1]["id"]
+    assert client.ask("POST", "/api/undo", {})[1]["id"] == ""
 
 
 def test_the_command_and_the_page_give_one_answer(client: Client, out: Path) -> None:

@@ -382,18 +382,16 @@ class Workbench:
             return changes, left
 
     def undo(self) -> str:
-        """Take back the last correction that counts; its id, or "" where there is none."""
+        """Take back the last correction that counts; the id of the new line, or "" where there is none."""
         with self._change:
-            counting = [line for line, counts in self.list_edits() if counts and not isinstance(line, Undo)]
-            return self.correct([Undo(of=counting[-1].id)])[0] if counting else ""
+            done, _ = _follow_undos([line for line, _ in self.list_edits()])
+            return self.correct([Undo(of=done[-1].id)])[0] if done else ""
 
     def redo(self) -> str:
-        """Bring back what the last undo took back; its id, or "" where a newer correction or none is there."""
+        """Bring back what the last undo took back; "" where there is none, or a newer correction stands."""
         with self._change:
-            counting = [line for line, counts in self.list_edits() if counts]
-            if not counting or not isinstance(counting[-1], Undo):
-                return ""
-            return self.correct([Undo(of=counting[-1].id)])[0]
+            _, undone = _follow_undos([line for line, _ in self.list_edits()])
+            return self.correct([Undo(of=undone[-1].id)])[0] if undone else ""
 
     def question(self, lines: Sequence[Line]) -> list[str]:
         """What the optics say against known crystals that nobody says to trust, one line each."""
@@ -416,6 +414,26 @@ class Workbench:
         task = self.answers.find_task()
         doubt = question(line.layers, contrast, sigma, task.given.params.prior())
         return [f"{line.describe()}={line.layers}L {doubt}"] if doubt else []
+
+
+def _follow_undos(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """What the next undo would take back, the last one last, and the undos that a redo would take back."""
+    done: list[Line] = []
+    undone: list[tuple[Line, Line]] = []
+    for line in lines:
+        if not isinstance(line, Undo):
+            done.append(line)
+            undone.clear()
+            continue
+        back = next((pair for pair in reversed(undone) if pair[1].id == line.of), None)
+        gone = next((other for other in reversed(done) if other.id == line.of), None)
+        if back is not None:
+            undone.remove(back)
+            done.append(back[0])
+        elif gone is not None:
+            done.remove(gone)
+            undone.append((gone, line))
+    return done, [undo for _, undo in undone]
 
 
 def compare(item: int, before: pd.DataFrame, after: pd.DataFrame, row_id: str) -> list[Change]:
