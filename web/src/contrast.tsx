@@ -322,7 +322,7 @@ function Chosen() {
     openRow(list[0]!);
   };
   return (
-    <div class="chosen">
+    <div class="lassoed">
       <div class="strip">{list.slice(0, 24).map((row) => <button type="button" key={row} title={nameLayers(rows.value.get(row, "layers"))} onClick={() => openRow(row)}><Sprite row={row} /></button>)}</div>
       <div class="row">
         <b>{plural(list.length, rows.value.word)}</b>
