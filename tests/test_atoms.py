@@ -16,14 +16,8 @@ from scipy import fft, ndimage
 from flatscope.app.cli import run
 from flatscope.electron.columns import ColumnParams, find_brighter, find_columns
 from flatscope.electron.fitting import fit_columns
-from flatscope.electron.lattice import (
-    NoLatticeError,
-    blur,
-    find_lattice,
-    map_phases,
-    measure_strain,
-    place_sites,
-)
+from flatscope.electron.lattice import NoLatticeError, find_lattice, map_phases, measure_strain, place_sites
+from flatscope.electron.levelling import blur
 from flatscope.electron.physics.crystals import (
     CRYSTALS,
     NUMBERS,

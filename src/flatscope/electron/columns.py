@@ -55,6 +55,7 @@ _PART_HEIGHT = 0.46
 _PART_SPREAD = 0.05
 _NOISE_FACTOR = 1.3  # by which noise on a column exceeds that of independent pixels
 _SURE_P = 0.8  # probability of its species from which a column is accepted
+_LOST_SIGMA = 0.5  # nearest to the border (widths) that a column may lie: two thirds of it are seen
 _MANY_REJECTED = 0.15  # share of rejected sites that is worth a note
 _CORRELATED = 1.5  # factor of the errors that is worth a note
 _LEAST_USUAL = 0.3  # brightness of usual columns over that of the whole image below which there is no crystal
@@ -155,7 +156,7 @@ def find_columns(
 def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFrame:
     """Rows of a column table, by columns fitted on all sites of a scan."""
     spacing = scan.sites.phases.lattice.constant_px / np.sqrt(3.0)
-    fit = fit_columns(scan.image, scan.sites.positions, spacing)
+    fit = fit_columns(scan.image, scan.sites.positions, spacing, seen=scan.sites.phases.crystal)
     frame, bare = _name_columns(fit, scan.sites.sublattice, crystal)
     frame = _mark_doubts(frame, fit, scan, bare)
     _warn_of_columns(fit, frame, notes)
@@ -280,8 +281,8 @@ def _mark_doubts(frame: pd.DataFrame, fit: ColumnFit, scan: Scan, bare: NDArray[
         for place, side in zip(sites.T, image.shape, strict=True)
     )
     away = np.hypot(*(fit.positions - sites).T)
-    rim_px = 0.5 * REACH_SIGMA * fit.width_px
-    cut = ((fit.positions < rim_px) | (fit.positions > np.array(image.shape) - 1.0 - rim_px)).any(1)
+    rim_px = fit.width_px * np.array([_LOST_SIGMA, 0.5 * REACH_SIGMA])
+    gap = np.minimum(fit.positions, np.array(image.shape) - 1.0 - fit.positions).min(1)
     for where, status, reason in (
         (unsure, "uncertain", "its brightness fits two species"),
         (other, "uncertain", "too bright or too dim for the material"),
@@ -290,7 +291,8 @@ def _mark_doubts(frame: pd.DataFrame, fit: ColumnFit, scan: Scan, bare: NDArray[
         (bare, "rejected", "no crystal here"),
         (flat[row, col], "rejected", "the pixels here are all alike: saturated or blank"),
         (away > 0.99 * LARGEST_SHIFT * spacing, "rejected", "the fit ran away from its site"),
-        (cut, "rejected", "cut by the border"),
+        (gap < rim_px[1], "uncertain", "cut by the border"),
+        (gap < rim_px[0], "rejected", "cut by the border"),
     ):
         frame = mark(frame, where, status=status, reason=reason)
     return frame

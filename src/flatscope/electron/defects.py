@@ -144,7 +144,8 @@ def find_defects(
     notes: list[str] = []
     scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
     network = load_network(params, network)
-    levelled = level(scan.image, scan.sites.phases.lattice.constant_px)
+    phases = scan.sites.phases
+    levelled = level(scan.image, phases.lattice.constant_px, crystal=phases.crystal)
     readings = measure_sites(levelled, scan.sites)
     points, crops, evidence = name_sites(levelled, scan.sites, readings, params, network=network)
     if not scan.sure:

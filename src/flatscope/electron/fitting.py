@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage, optimize
 from scipy.spatial import cKDTree
 
-from flatscope.electron.lattice import blur
+from flatscope.electron.levelling import blur
 
 Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 REACH_SIGMA = 2.5  # half side of the square that a column is fitted on, in widths
 _MARGIN_PX = 1  # by which that square is larger, so that moving columns stay inside
@@ -65,7 +66,7 @@ def measure_spacing(positions: Float) -> float:
     return float(np.median(cKDTree(positions).query(positions, k=2)[0][:, 1]))
 
 
-def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
+def fit_columns(image: Float, positions: Float, spacing_px: float, *, seen: Mask | None = None) -> ColumnFit:
     """Fit all columns together.
 
     Parameters
@@ -76,28 +77,32 @@ def fit_columns(image: Float, positions: Float, spacing_px: float) -> ColumnFit:
         Where to start, shape (n, 2).
     spacing_px
         Distance of neighbouring columns: the scale of widths, shifts and the background.
+    seen
+        Pixels that count, shape (rows, cols), without dirt; None for all.
 
     Notes
     -----
     Each column's height and place are improved on what all others leave, again and again: a block Gauss–Newton fit.
     Errors follow from the scatter of the residual around each column, and from how far it is correlated.
     """
-    width = _find_width(image, positions, spacing_px)
-    return _fit(image, positions, width, spacing_px, rounds=_ROUNDS)
+    counted = np.ones(image.shape) if seen is None else seen.astype(float)
+    width = _find_width(image, counted, positions, spacing_px)
+    return _fit(image, counted, positions, width, spacing_px, rounds=_ROUNDS)
 
 
-def _find_width(image: Float, positions: Float, spacing: float) -> float:
+def _find_width(image: Float, counted: Float, positions: Float, spacing: float) -> float:
     """The common width that leaves least, found on a part of a large image."""
     side = int(min(*image.shape, 40.0 * spacing))
     top, left = ((length - side) // 2 for length in image.shape)
     corner = np.array([top, left])
     inside = ((positions >= corner) & (positions < corner + side)).all(1)
-    part, near = image[top : top + side, left : left + side], positions[inside] - corner
-    if len(near) < 4:
-        part, near = image, positions
+    cut = np.s_[top : top + side, left : left + side]
+    part, weight, near = image[cut], counted[cut], positions[inside] - corner
+    if len(near) < 4 or not weight.any():
+        part, weight, near = image, counted, positions
 
     def left_over(width: float) -> float:
-        return float(np.square(_fit(part, near, width, spacing, rounds=4).residual).mean())
+        return float(np.square(_fit(part, weight, near, width, spacing, rounds=4).residual).mean())
 
     found = optimize.minimize_scalar(
         left_over,
@@ -108,7 +113,10 @@ def _find_width(image: Float, positions: Float, spacing: float) -> float:
     return float(found.x)
 
 
-def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: int) -> ColumnFit:
+def _fit(
+    image: Float, counted: Float, start: Float, width: float, spacing: float, *, rounds: int
+) -> ColumnFit:
+    """Fit columns of one width; `counted` is 1 where pixels count and 0 elsewhere."""
     reach = int(np.ceil(REACH_SIGMA * width)) + _MARGIN_PX
     offsets = np.arange(-reach, reach + 1)
     rows, cols = image.shape
@@ -119,8 +127,12 @@ def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: in
     across = base[:, 1, None, None] + offsets[None, None, :]
     inside = (down >= 0) & (down < rows) & (across >= 0) & (across < cols)
     index = np.where(inside, down * cols + across, 0).reshape(len(start), -1)
-    weight, full = inside.reshape(len(start), -1).astype(float), inside.shape
-    background = blur(ndimage.minimum_filter(image, int(spacing) | 1), smooth)
+    weight, full = (
+        (inside * counted.ravel()[index].reshape(inside.shape)).reshape(len(start), -1),
+        inside.shape,
+    )
+    share = np.maximum(blur(counted, smooth), 1e-6)
+    background = blur(ndimage.minimum_filter(image, int(spacing) | 1) * counted, smooth) / share
     heights = (image - background)[np.clip(base[:, 0], 0, rows - 1), np.clip(base[:, 1], 0, cols - 1)].clip(
         0.0
     )
@@ -131,8 +143,8 @@ def _fit(image: Float, start: Float, width: float, spacing: float, *, rounds: in
         model = np.bincount(index.ravel(), (heights[:, None] * shape).ravel(), image.size).reshape(
             image.shape
         )
-        background = blur(image - model, smooth)
-        residual = image - model - background
+        background = blur((image - model) * counted, smooth) / share
+        residual = (image - model - background) * counted
         turned = [np.broadcast_to(along, full).reshape(shape.shape) for along in (dy, dx)]
         slopes = np.stack([shape, *(heights[:, None] / width * along * shape for along in turned)], axis=1)
         normal = slopes @ slopes.transpose(0, 2, 1)

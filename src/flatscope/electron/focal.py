@@ -25,7 +25,7 @@ from flatscope.electron.kinds import (
     UNKNOWN,
     classify_columns,
 )
-from flatscope.electron.lattice import blur
+from flatscope.electron.levelling import blur
 from flatscope.electron.physics.crystals import Crystal, Sheet
 from flatscope.inference.runtime import Network
 

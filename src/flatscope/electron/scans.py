@@ -15,6 +15,7 @@ from flatscope.electron.lattice import (
     find_lattice,
     fold_cell,
     map_phases,
+    measure_honeycomb,
 )
 from flatscope.electron.physics.crystals import CRYSTALS, Crystal, find_crystal
 from flatscope.electron.sites import Sites, list_sites
@@ -30,6 +31,7 @@ _REL_SIGMA = 0.01  # of a pixel size by the lattice: scans are calibrated differ
 _MUCH_BARE = 0.03  # share of a field without lattice that is worth a note
 _DISTORTED = 1.05  # ratio of lattice vectors that is worth a note
 _ALIKE = 0.8  # ratio of their mean peaks from which sublattices look alike
+_CLEAR = 3.0  # sigmas by which sublattices differ that are not alike
 _UNLIKELY = 0.6  # share of the expected ratio below which the image shows another material
 ALIKE = "both sublattices are about as bright, high angles tell which is which"
 _AS_BRIGHT = 0.95  # ratio from which they may be those of a 2H bilayer, metal and chalcogens in every column
@@ -75,16 +77,19 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
     """
     crystal = find_crystal(material)
     image = prepare(micrograph, notes)
+    stated = micrograph.calibration
+    expected = None if stated is None else crystal.lattice_nm / float(np.mean(stated.pixel_size_nm))
     try:
-        lattice = find_lattice(image)
+        lattice = find_lattice(image, expected_px=expected)
     except NoLatticeError as error:
         raise MicrographError(f"{micrograph.source}: not periodic: {error}") from None
     calibration = calibrate(micrograph, lattice, crystal, notes)
     phases = map_phases(image, lattice)
     refuse_stack(image, phases, micrograph.source)
-    places, bright = find_honeycomb(fold_cell(image, phases))
+    places, _ = find_honeycomb(fold_cell(image, phases))
+    bright, spread = measure_honeycomb(image, phases, places)
     warn_of_lattice(phases, crystal, notes)
-    if crystal.first == crystal.second and _compare(bright) < _ALIKE:
+    if crystal.first == crystal.second and _compare(bright) + _CLEAR * spread < _UNLIKELY:
         raise MicrographError(
             f"{micrograph.source}: its two sublattices differ in brightness (1 to {_compare(bright):.2f}), those of "
             f"{crystal.name} do not: check --material"

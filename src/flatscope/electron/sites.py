@@ -16,7 +16,6 @@ from scipy.spatial import cKDTree
 
 from flatscope.electron.lattice import (
     Phases,
-    blur,
     find_honeycomb,
     find_lattice,
     fold_cell,
@@ -24,6 +23,7 @@ from flatscope.electron.lattice import (
     place_sites,
     repeat_cell,
 )
+from flatscope.electron.levelling import blur, measure_spread
 
 Float = NDArray[np.float64]
 Real = NDArray[np.float32]
@@ -40,7 +40,9 @@ _WIDTH = 0.14  # Gaussian (1 sigma, lattice constants) that columns are seen thr
 _NEIGHBOURS = 30  # nearest sites of the same sublattice that make the usual one
 _LEAST_HEIGHT = 0.3  # smallest height of the usual column, as a share of the median
 _LEAST_SIGMA = 0.01  # smallest scatter of ratios
-_CLIP = 4.0  # sigmas beyond which residuals are clipped before their phases are randomised
+_CLEAR_SIGMA = 4.0  # sigmas from which the filtered residual is a defect and no noise
+_CUT_WIDTHS = 2.0  # radius that is cut out around a defect, widths of the filter
+_LEAST_KEPT = 0.2  # share of the field left that still tells the noise
 _SURROGATES = 3  # images of randomised phases
 
 
@@ -140,7 +142,9 @@ def list_sites(phases: Phases, places: Float, *, first: int) -> Sites:
     )
 
 
-def level(image: NDArray[np.floating], constant_px: float) -> Float:
+def level(
+    image: NDArray[np.floating], constant_px: float, *, crystal: NDArray[np.bool_] | None = None
+) -> Float:
     """An image without slow changes of background and contrast, its standard deviation about 1.
 
     Parameters
@@ -149,9 +153,19 @@ def level(image: NDArray[np.floating], constant_px: float) -> Float:
         Shape (rows, cols).
     constant_px
         Lattice constant.
+    crystal
+        Where the image shows the crystal, without dirt and holes, shape (rows, cols); None for everywhere.
     """
-    flat = np.asarray(image, float) - blur(image, _LEVEL_CELLS * constant_px)
-    contrast = np.sqrt(np.maximum(blur(flat**2, _CONTRAST_CELLS * constant_px), 0.0))
+    whole = np.asarray(image, float)
+    counted = np.ones(whole.shape) if crystal is None or not crystal.any() else crystal.astype(float)
+
+    def average(values: Float, cells: float) -> Float:
+        return blur(values * counted, cells * constant_px) / np.maximum(
+            blur(counted, cells * constant_px), 1e-3
+        )
+
+    flat = whole - average(whole, _LEVEL_CELLS)
+    contrast = np.sqrt(np.maximum(average(flat**2, _CONTRAST_CELLS), 0.0))
     return np.asarray(flat / np.maximum(contrast, _LEAST_CONTRAST * float(np.median(contrast)) + 1e-12))
 
 
@@ -332,11 +346,15 @@ def _find_floor(seen: Float, sites: Sites, width: float) -> tuple[float, float]:
     """Noise behind the filter, and the largest value over it that noise alone makes on a site of such an image.
 
     The residual's phases are drawn at random, so that its spectrum stays and all order goes; single defects, which
-    would raise the spectrum, are clipped before.
+    would raise the spectrum however bright and frequent they are, are cut out before.
     """
     crystal = sites.phases.crystal
-    spread = 1.4826 * float(np.median(np.abs(seen[crystal]))) if crystal.any() else float(seen.std())
-    spectrum = np.abs(fft.rfft2(np.clip(seen, -_CLIP * spread, _CLIP * spread)))
+    matched = ndimage.gaussian_filter(seen, width)
+    most = _CLEAR_SIGMA * measure_spread(matched[crystal] if crystal.any() else matched)
+    defect = np.abs(matched) > most
+    reach = _CUT_WIDTHS * width
+    kept = ndimage.distance_transform_edt(~defect) > reach if defect.any() else np.ones(seen.shape, bool)
+    spectrum = np.abs(fft.rfft2(np.where(kept, seen, 0.0))) / np.sqrt(max(float(kept.mean()), _LEAST_KEPT))
     row, col = np.rint(sites.positions).astype(int).T
     tops, scales = [], []
     rng = np.random.default_rng(0)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.restoration import unwrap_phase
 
-from flatscope.electron.lattice import Lattice, Phases, blur, fold_cell, repeat_cell
+from flatscope.electron.lattice import Lattice, Phases, fold_cell, repeat_cell
+from flatscope.electron.levelling import blur
 from flatscope.electron.stacking import TERMS, Other, evaluate_polynomial, fit_polynomial
 
 Float = NDArray[np.float64]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 from scipy.spatial import cKDTree
 
-from flatscope.electron.lattice import Lattice, Phases, blur, fold_cell, repeat_cell, top_of
+from flatscope.electron.lattice import Lattice, Phases, fold_cell, repeat_cell, top_of
+from flatscope.electron.levelling import blur
 from flatscope.electron.physics.crystals import CRYSTALS
 
 Float = NDArray[np.float64]

@@ -13,10 +13,12 @@ from scipy import ndimage
 
 from flatscope.electron.defects import DefectParams, find_defects
 from flatscope.electron.drawing.hopping import HoppingMovie, HoppingParams, draw_hopping
+from flatscope.electron.kinds import SITE_KINDS
 from flatscope.electron.physics.crystals import find_crystal
 from flatscope.electron.tracks import TrackParams, link_points, track_defects
 from flatscope.evaluation.columns import MATCH_NM, match_points, read_labels
 from flatscope.evaluation.metrics import Interval, Score, bootstrap
+from flatscope.evaluation.windows import DOPANT, KINDS, MATERIAL, Field, draw_field
 from flatscope.files.read import read
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Calibration, Micrograph, Movie
@@ -25,6 +27,7 @@ from flatscope.units import um_from_nm
 Float = NDArray[np.float64]
 
 _TILES = 4  # parts of a labelled field along each side, from which intervals are drawn
+_ROUTE_REACH_NM = 0.15  # from a defect to its find: sites of WS2 are 0.18 nm apart
 _REACH = 1.5  # times the distance for columns, within which a defect counts as found: little marks where an atom lacks
 
 MOVIE = HoppingParams(frames=40, electrons_per_px=6.0, vacancies=0.04, hop=0.2, birth=0.02, death=0.02)
@@ -176,6 +179,125 @@ def _best_fourier(image: Float, true: Float, reach: float, box: tuple[Float, Flo
                 best = score
     assert best is not None
     return best
+
+
+@dataclass(frozen=True)
+class RouteScore(Score):
+    """How well the whole route finds, places and names the defects of drawn fields, at one dose.
+
+    `f1` is of place and kind, `places` of places whatever the kind is called; `worst` is the kind of the lowest
+    `worst_f1`.
+    """
+
+    electrons_per_px: float
+    f1: Interval
+    precision: Interval
+    recall: Interval
+    places: Interval
+    worst: str
+    worst_f1: float
+    defects: int
+
+    def to_words(self) -> dict[str, str]:
+        """By the heads of a table."""
+        return {
+            "find, place and name": "drawn fields",
+            "e/px": f"{self.electrons_per_px:g}",
+            "F1 of place and kind": str(self.f1),
+            "precision": str(self.precision),
+            "recall": str(self.recall),
+            "F1 of place": str(self.places),
+            "worst kind": self.worst,
+            "its F1": f"{self.worst_f1:.3f}",
+            "defects": str(self.defects),
+        }
+
+
+def evaluate_route(
+    *,
+    count: int = 20,
+    seed: int = 17,
+    doses: tuple[float, ...] = (3.0, 10.0, 30.0),
+    weights: str = "defects",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[RouteScore]:
+    """Find and name the defects of drawn fields, with no help of the truth except material and dopant.
+
+    Parameters
+    ----------
+    count
+        Fields for each dose, none of which was trained on.
+    doses
+        Detected electrons a pixel of 0.027 nm, on average.
+
+    Notes
+    -----
+    Rejected rows do not count, uncertain ones do. A defect counts as found within 0.15 nm, less than the distance of
+    two sites. What lies within one lattice constant of the border counts neither way.
+    """
+    network = Network.load(weights, task="defects")
+    scores = []
+    for place, dose in enumerate(doses):
+        tables = []
+        for index in range(count):
+            tables.append(_count_route(draw_field(seed, index, electrons_per_px=dose), network))
+            if on_progress is not None:
+                on_progress(place * count + index + 1, len(doses) * count)
+        scores.append(_sum_route(dose, np.array(tables, float)))
+    return scores
+
+
+def _count_route(field: Field, network: Network) -> Float:
+    """Right, found and true defects of each kind in a field, and last of places whatever the kind; shape (kinds, 3)."""
+    crystal = find_crystal(MATERIAL)
+    picture = Micrograph(
+        field.image,
+        full_scale=float(field.image.max()),
+        calibration=Calibration((field.pixel_nm, field.pixel_nm), "user"),
+        sha256="-",
+    )
+    found = find_defects(picture, DefectParams(MATERIAL, dopants=DOPANT), network=network).found
+    places, names = found[["row_px", "col_px"]].to_numpy(float), found["kind"].to_numpy(object)
+    true = np.isin(field.classes, [SITE_KINDS.index(kind) for kind in KINDS])
+    rim = crystal.lattice_nm / field.pixel_nm
+    last = np.array(field.image.shape) - 1.0
+    inner = np.asarray(((field.places > rim) & (field.places < last - rim)).all(1))
+    reach = _ROUTE_REACH_NM / field.pixel_nm
+    counts = []
+    for kind in (*KINDS, None):
+        here = true if kind is None else field.classes == SITE_KINDS.index(kind)
+        mine = places if kind is None else places[names == kind.name_in(crystal, DOPANT)]
+        inside = np.asarray(((mine > rim) & (mine < last - rim)).all(1))
+        pairs = np.reshape(match_points(mine, field.places[here], reach), (-1, 2)).astype(int)
+        met = inner[here][pairs[:, 1]]
+        # A find beyond the rim may match a defect within it, and the other way round; neither is wrong.
+        false = inside.copy()
+        false[pairs[:, 0]] = False
+        counts.append((met.sum(), met.sum() + false.sum(), inner[here].sum()))
+    return np.array(counts, float)
+
+
+def _sum_route(dose: float, counts: Float) -> RouteScore:
+    """The scores of all fields, from counts of shape (fields, kinds and places, 3)."""
+    kinds = counts[:, :-1].sum(0)
+    f1 = 2.0 * kinds[:, 0] / np.maximum(kinds[:, 1] + kinds[:, 2], 1.0)
+    worst = int(f1.argmin())
+
+    named, placed = counts[:, :-1].sum(1), counts[:, -1]
+
+    def both(total: Float) -> float:
+        return float(2.0 * total[0] / max(total[1] + total[2], 1.0))
+
+    return RouteScore(
+        dose,
+        bootstrap(named, both),
+        bootstrap(named, lambda total: float(total[0] / max(total[1], 1.0))),
+        bootstrap(named, lambda total: float(total[0] / max(total[2], 1.0))),
+        bootstrap(placed, both),
+        KINDS[worst].name_in(find_crystal(MATERIAL), DOPANT),
+        float(f1[worst]),
+        int(named[:, 2].sum()),
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from flatscope.inference.runtime import Network
 Float = NDArray[np.float64]
 
 MATERIAL = "WS2"
+DOPANT = "Mo"  # on tungsten sites
 WINDOW_PX = 64  # side of a window
 WINDOW_NM = 1.7  # and in nm, about five lattice constants
 KINDS = (V_M, V_X, V_X2, M_X2, X_M, D_M)
@@ -92,9 +93,38 @@ def draw_windows(
     return Windows(images, crops, kinds, sheets)
 
 
-def _draw_windows(
-    seed: int, index: int, electrons: float | None, noise: str, misaligned: float
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+@dataclass(frozen=True)
+class Field:
+    """A drawn field of defects of six kinds.
+
+    Parameters
+    ----------
+    image
+        Shape (256, 256).
+    pixel_nm
+        Its pixel size.
+    places, classes
+        Every site of the crystal, shape (n, 2) in pixels, and its place in `SITE_KINDS`, shape (n,).
+    """
+
+    image: Float
+    pixel_nm: float
+    places: Float
+    classes: NDArray[np.int64]
+
+
+def draw_field(
+    seed: int, index: int, *, electrons_per_px: float | None, noise: str = "none", misaligned: float = 0.0
+) -> Field:
+    """Draw a sheet of WS2 with defects of six kinds on 1.2 % of their sites each, under a microscope of its own.
+
+    Parameters
+    ----------
+    seed, index
+        Of the random stream.
+    electrons_per_px, noise, misaligned
+        See `draw_windows`.
+    """
     rng = np.random.default_rng([seed, index])
     crystal = find_crystal(MATERIAL)
     pixel_nm = WINDOW_NM / WINDOW_PX
@@ -107,7 +137,7 @@ def _draw_windows(
             turn_deg=float(rng.uniform(0.0, 360.0)),
             shift_nm=(float(rng.uniform(0.0, 0.3)), float(rng.uniform(0.0, 0.3))),
             vacancies={"first": 0.012, "one": 0.012, "both": 0.012},
-            dopant="Mo",
+            dopant=DOPANT,
             dopant_share=0.012,
             antisites=0.012,
         ),
@@ -115,8 +145,8 @@ def _draw_windows(
     optics = _misalign(_draw_optics(rng), misaligned, seed=index)
     image = draw_adf(sheet, optics, shape=(_FIELD_PX, _FIELD_PX))
     places = sheet.sites_nm / pixel_nm
-    if electrons is not None:
-        mean = image / float(image.mean()) * electrons
+    if electrons_per_px is not None:
+        mean = image / float(image.mean()) * electrons_per_px
         params = NoiseParams(
             gain=1.0, lag=float(rng.uniform(0.0, 0.2)), jitter_px=float(rng.uniform(0.0, 0.3))
         )
@@ -124,31 +154,36 @@ def _draw_windows(
         image = np.asarray(scanned, float)
     if noise != "none":
         image = spoil(rng, image, noise, variance=_SPOILT_VARIANCE)
-    classes = classify_sites(sheet, crystal)
+    return Field(np.asarray(image, float), pixel_nm, places, classify_sites(sheet, crystal))
+
+
+def _draw_windows(
+    seed: int, index: int, electrons: float | None, noise: str, misaligned: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    field = draw_field(seed, index, electrons_per_px=electrons, noise=noise, misaligned=misaligned)
+    image, places = field.image, field.places
     wanted = [SITE_KINDS.index(kind) for kind in KINDS]
     half = WINDOW_PX // 2
     inner = ((places > half) & (places < _FIELD_PX - half)).all(1)
-    mine = np.flatnonzero(inner & np.isin(classes, wanted))
+    mine = np.flatnonzero(inner & np.isin(field.classes, wanted))
     nothing = (
         np.zeros((0, WINDOW_PX, WINDOW_PX), np.float32),
         np.zeros((0, 2, 24, 24), np.float32),
         np.zeros(0, int),
     )
     try:
-        sites = find_sites(image, first=0, expected_px=crystal.lattice_nm / pixel_nm)
+        sites = find_sites(image, first=0, expected_px=find_crystal(MATERIAL).lattice_nm / field.pixel_nm)
     except NoLatticeError:
         return nothing
+    constant = sites.phases.lattice.constant_px
     gap, at = cKDTree(sites.positions).query(places[mine])
-    mine, at = (
-        mine[gap < 0.3 * sites.phases.lattice.constant_px],
-        at[gap < 0.3 * sites.phases.lattice.constant_px],
-    )
+    mine, at = mine[gap < 0.3 * constant], at[gap < 0.3 * constant]
     if not len(mine):
         return nothing
-    crops = cut_crops(level(image, sites.phases.lattice.constant_px), sites, some=at)
+    crops = cut_crops(level(image, constant), sites, some=at)
     corners = np.rint(places[mine]).astype(int) - half
     images = np.stack([image[r : r + WINDOW_PX, c : c + WINDOW_PX] for r, c in corners])
-    return images.astype(np.float32), crops, np.array([wanted.index(one) for one in classes[mine]])
+    return images.astype(np.float32), crops, np.array([wanted.index(one) for one in field.classes[mine]])
 
 
 def _draw_optics(rng: np.random.Generator) -> ScanParams:
@@ -273,7 +308,7 @@ class DoseScore(Score):
     def to_words(self) -> dict[str, str]:
         """By the heads of a table."""
         return {
-            "noise": f"{self.noise}, corrector drifted" if self.misaligned else self.noise,
+            "name at given places": f"{self.noise}, corrector drifted" if self.misaligned else self.noise,
             "e/px": "" if self.electrons_per_px is None else f"{self.electrons_per_px:g}",
             "accuracy": str(self.accuracy),
             "best possible": "" if self.best is None else f"{self.best:.3f}",

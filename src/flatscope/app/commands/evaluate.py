@@ -286,10 +286,11 @@ def defects(
 ) -> int:
     """Compare point defects with expert labels or drawn truth.
 
-    Drawn are windows of six kinds, at the noise of DefectFinder's poster and against dose.
+    Drawn are fields with six kinds of defect, which the whole route finds, places and names; then windows at given
+    places and on given sublattices, which are only named, at the noise of DefectFinder's poster and against dose.
     """
     from flatscope.electron.defects import DefectParams
-    from flatscope.evaluation.defects import evaluate_labels
+    from flatscope.evaluation.defects import evaluate_labels, evaluate_route
     from flatscope.evaluation.windows import evaluate_windows
 
     _refuse_half(image, labels)
@@ -297,11 +298,15 @@ def defects(
         names = ("material", "dopants", "weights")
         params = checked(DefectParams, **{name: options[name] for name in names})
         return _print(evaluate_labels(image, labels, params, nm_per_px=nm_per_px), as_json=as_json)
+    with show.progress("fields") as on_progress:
+        routes = evaluate_route(
+            count=options["sheets"], seed=options["seed"], weights=options["weights"], on_progress=on_progress
+        )
     with show.progress("noises") as on_progress:
         scores = evaluate_windows(
             count=options["sheets"], seed=options["seed"], weights=options["weights"], on_progress=on_progress
         )
-    return _print(scores, as_json=as_json)
+    return _print(routes, scores, as_json=as_json)
 
 
 @evaluate.command()

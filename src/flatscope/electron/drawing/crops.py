@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from flatscope.electron.kinds import classify_marks
-from flatscope.electron.lattice import Phases, blur, repeat_cell
+from flatscope.electron.lattice import Phases, repeat_cell
+from flatscope.electron.levelling import blur
 from flatscope.electron.physics.crystals import Sheet, find_crystal
 from flatscope.electron.sites import Sites, find_axes
 
