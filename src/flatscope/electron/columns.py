@@ -73,6 +73,9 @@ class ColumnParams:
         MoS2, WS2, MoSe2, WSe2, graphene or hBN.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
+    inner_mrad
+        Inner angle of the annular detector, which tells how bright either sublattice should be; None where nobody
+        knows it.
     defocus_nm
         Of each image of a focal series, in the order of the file, positive for underfocus; empty where they ascend.
     weights
@@ -81,6 +84,7 @@ class ColumnParams:
 
     material: str = "MoS2"
     brighter: str = "auto"
+    inner_mrad: float | None = None
     defocus_nm: tuple[float, ...] = ()
     weights: str = "columns"
 
@@ -89,6 +93,8 @@ class ColumnParams:
         names = ("auto", *find_crystal(self.material).sublattices)
         if self.brighter not in names:
             raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(names)}")
+        if self.inner_mrad is not None and not 0.0 < self.inner_mrad < 500.0:
+            raise ValueError(f"inner_mrad = {self.inner_mrad:g}: give the detector's inner angle, such as 70")
 
 
 def find_columns(
@@ -121,10 +127,11 @@ def find_columns(
 
     Notes
     -----
-    In ADF-STEM the sublattice follows from brightness at high angles (the metal is brighter, except in MoSe2). Where
-    both are about as bright, all columns are uncertain until `ColumnParams.brighter` settles it. At medium angles a
-    pair of selenium atoms may be much brighter than tungsten: then only `brighter` is right. In a focal series a
-    network names every column (docs/training.md tells what it was trained on). Both fail where crystals overlap.
+    In ADF-STEM the sublattice follows from brightness, as a probability that `species_p` contains: by the detector's
+    inner angle where it is known, else over all usual ones. Below about 65 mrad a pair of selenium atoms is brighter
+    than tungsten. Where both are about as bright, all columns are uncertain until `ColumnParams.brighter` settles it.
+    In a focal series a network names every column (docs/training.md tells what it was trained on). Both fail where
+    crystals overlap.
 
     Examples
     --------
@@ -147,7 +154,7 @@ def find_columns(
         raise TypeError(
             f"find_columns wants a Micrograph or a Stack, not {type(image).__name__}: see flatscope.read"
         )
-    scan = open_scan(image, crystal.name, notes, brighter=params.brighter)
+    scan = open_scan(image, crystal.name, notes, brighter=params.brighter, inner_mrad=params.inner_mrad)
     frame = _find_in_scan(scan, crystal, notes)
     record = Provenance.of(image, params, notes=tuple(notes))
     return _finish(image, frame, scan.sites.phases, record, calibration=scan.calibration, sure=scan.sure)
@@ -160,6 +167,7 @@ def _find_in_scan(scan: Scan, crystal: Crystal, notes: list[str]) -> pd.DataFram
     frame, bare = _name_columns(fit, scan.sites.sublattice, crystal)
     frame = _mark_doubts(frame, fit, scan, bare)
     _warn_of_columns(fit, frame, notes)
+    frame["species_p"] *= scan.sublattice_p
     if not scan.sure:
         frame = mark(frame, frame["status"] == "accepted", status="uncertain", reason=ALIKE)
     return frame

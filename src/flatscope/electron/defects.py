@@ -20,7 +20,7 @@ from flatscope.electron.kinds import CONTAMINATION, DISORDER, GROUPS, HOLE, SITE
 from flatscope.electron.mixture import ELSE, fit_mixture, steady
 from flatscope.electron.physics.crystals import NUMBERS, Crystal, find_crystal
 from flatscope.electron.scans import ALIKE, Scan, open_scan
-from flatscope.electron.sites import Readings, Sites, cut_crops, level, measure_sites
+from flatscope.electron.sites import Readings, Sites, cut_crops
 from flatscope.inference.runtime import Network
 from flatscope.micrograph import Micrograph
 from flatscope.results import DEFECT_COLUMNS, DefectTable, Marks, Provenance, column_names, mark
@@ -67,6 +67,9 @@ class DefectParams:
         MoS2, WS2, MoSe2, WSe2, graphene or hBN.
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
+    inner_mrad
+        Inner angle of the annular detector, which tells how bright either sublattice should be; None where nobody
+        knows it.
     dopants
         Element that is known to be there, such as "Ti": dopants are then named after it.
     weights
@@ -75,6 +78,7 @@ class DefectParams:
 
     material: str = "WSe2"
     brighter: str = "auto"
+    inner_mrad: float | None = None
     dopants: str = ""
     weights: str = "defects"
 
@@ -83,6 +87,8 @@ class DefectParams:
         names = ("auto", *find_crystal(self.material).sublattices)
         if self.brighter not in names:
             raise ValueError(f"brighter = {self.brighter!r}: choose one of {', '.join(names)}")
+        if self.inner_mrad is not None and not 0.0 < self.inner_mrad < 500.0:
+            raise ValueError(f"inner_mrad = {self.inner_mrad:g}: give the detector's inner angle, such as 70")
         if self.dopants and self.dopants not in NUMBERS:
             raise ValueError(f"dopants = {self.dopants!r}: give one element of {', '.join(NUMBERS)}")
 
@@ -142,12 +148,18 @@ def find_defects(
     """
     crystal = find_crystal(params.material)
     notes: list[str] = []
-    scan = open_scan(micrograph, crystal.name, notes, brighter=params.brighter)
+    scan = open_scan(
+        micrograph,
+        crystal.name,
+        notes,
+        brighter=params.brighter,
+        inner_mrad=params.inner_mrad,
+        dopants=[params.dopants] if params.dopants else [],
+    )
     network = load_network(params, network)
-    phases = scan.sites.phases
-    levelled = level(scan.image, phases.lattice.constant_px, crystal=phases.crystal)
-    readings = measure_sites(levelled, scan.sites)
-    points, crops, evidence = name_sites(levelled, scan.sites, readings, params, network=network)
+    readings = scan.readings
+    points, crops, evidence = name_sites(scan.levelled, scan.sites, readings, params, network=network)
+    points["kind_p"] *= scan.sublattice_p
     if not scan.sure:
         points = mark(points, points["status"] == "accepted", status="uncertain", reason=ALIKE)
     extended = find_extended(points, scan)

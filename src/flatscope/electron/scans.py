@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,11 @@ from flatscope.electron.lattice import (
     map_phases,
     measure_honeycomb,
 )
+from flatscope.electron.levelling import quieten
 from flatscope.electron.physics.crystals import CRYSTALS, Crystal, find_crystal
-from flatscope.electron.sites import Sites, list_sites
+from flatscope.electron.sites import Readings, Sites, level, list_sites, measure_sites
 from flatscope.electron.stacking import find_others
+from flatscope.electron.sublattices import SURE_P, Naming, weigh_brightness, weigh_defects
 from flatscope.micrograph import Calibration, Micrograph, MicrographError, Stack
 from flatscope.results import shortest_vectors
 
@@ -30,11 +33,25 @@ _WRONG_SHARE = 0.45  # error that means another material
 _REL_SIGMA = 0.01  # of a pixel size by the lattice: scans are calibrated differently along rows and columns
 _MUCH_BARE = 0.03  # share of a field without lattice that is worth a note
 _DISTORTED = 1.05  # ratio of lattice vectors that is worth a note
-_ALIKE = 0.8  # ratio of their mean peaks from which sublattices look alike
+_ALIKE = 0.8  # ratio of their mean peaks up to which high angles tell sublattices apart
 _CLEAR = 3.0  # sigmas by which sublattices differ that are not alike
 _UNLIKELY = 0.6  # share of the expected ratio below which the image shows another material
-ALIKE = "both sublattices are about as bright, high angles tell which is which"
+ALIKE = "both sublattices are about as bright, or either could be the brighter one"
 _AS_BRIGHT = 0.95  # ratio from which they may be those of a 2H bilayer, metal and chalcogens in every column
+
+
+@dataclass(frozen=True)
+class _Superstructure:
+    """Which waves of a larger cell are sought, and when they are clear."""
+
+    lowest: float = 0.4  # length over that of the lattice's first wave: longer waves are background
+    highest: float = 1.9  # shorter ones are not resolved
+    aside: float = 0.07  # by how much waves that tell the noise miss all those of half and a third
+    share: float = 0.25  # of the lattice's amplitude; single dopants at random reach 0.1 and less
+    over: float = 16.0  # power over the noise's mean: once in e^16 waves by chance
+
+
+_SUPER = _Superstructure()
 SATURATED_SHARE = 0.01  # saturated pixels that are worth a note
 
 
@@ -50,25 +67,44 @@ class Scan:
         Sublattice 0 is the crystal's first one, as far as known.
     calibration
         Pixel size by the lattice.
-    sure
-        Whether brightness tells the sublattices apart, or the user did.
+    sublattice_p
+        Probability that the sublattices are as `sites` has them.
+    levelled, readings
+        See `flatscope.electron.sites.level` and `measure_sites`.
     """
 
     image: Float
     sites: Sites
     calibration: Calibration
-    sure: bool
+    sublattice_p: float
+    levelled: Float
+    readings: Readings
+
+    @property
+    def sure(self) -> bool:
+        """Whether the sublattices are taken for known."""
+        return self.sublattice_p >= SURE_P
 
 
-def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, brighter: str = "auto") -> Scan:
+def open_scan(
+    micrograph: Micrograph,
+    material: str,
+    notes: list[str],
+    *,
+    brighter: str = "auto",
+    inner_mrad: float | None = None,
+    dopants: Sequence[str] = (),
+) -> Scan:
     """Find the lattice of a material in an image, and which sublattice is which.
 
     Parameters
     ----------
-    material, brighter
+    material, brighter, inner_mrad
         See `flatscope.electron.columns.ColumnParams`.
     notes
         What a reader should know is added.
+    dopants
+        Elements that are known to be there.
 
     Raises
     ------
@@ -85,6 +121,7 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
         raise MicrographError(f"{micrograph.source}: not periodic: {error}") from None
     calibration = calibrate(micrograph, lattice, crystal, notes)
     phases = map_phases(image, lattice)
+    refuse_superstructure(image, phases, crystal, micrograph.source)
     refuse_stack(image, phases, micrograph.source)
     places, _ = find_honeycomb(fold_cell(image, phases))
     bright, spread = measure_honeycomb(image, phases, places)
@@ -94,8 +131,56 @@ def open_scan(micrograph: Micrograph, material: str, notes: list[str], *, bright
             f"{micrograph.source}: its two sublattices differ in brightness (1 to {_compare(bright):.2f}), those of "
             f"{crystal.name} do not: check --material"
         )
-    first, sure = order_sublattices(bright, crystal, notes, brighter=brighter)
-    return Scan(image, list_sites(phases, places, first=first), calibration, sure)
+    naming = _name_brighter(bright, spread, crystal, brighter, inner_mrad)
+    sites = list_sites(phases, places, first=naming.first)
+    levelled = level(image, lattice.constant_px, crystal=phases.crystal)
+    readings = measure_sites(levelled, sites)
+    if brighter == "auto":
+        naming = weigh_defects(naming, sites, readings, crystal, dopants)
+        if naming.p < 0.5:
+            naming, sites = naming.swap(), sites.swap()
+            readings = replace(readings, quiet=readings.quiet[::-1])
+    warn_of_sublattices(naming, bright, crystal, notes, brighter=brighter)
+    return Scan(image, sites, calibration, naming.p, levelled, readings)
+
+
+def refuse_superstructure(image: Float, phases: Phases, crystal: Crystal, source: str) -> None:
+    """Refuse an image whose unit cell is larger than this crystal's: of another phase, or of another material.
+
+    Waves of half and of a third of the lattice's own frequencies are weighed against waves that fit no cell, which
+    point defects at random and noise fill alike.
+
+    Raises
+    ------
+    MicrographError
+        If such waves are clear; says how strong they are against the lattice's.
+    """
+    flat = quieten(image) * phases.crystal * np.outer(*(np.hanning(side) for side in image.shape))
+
+    def measure(index: Float) -> float:
+        turn = np.exp(-2j * np.pi * np.tensordot(index, phases.cell, 1))
+        return float(np.abs((flat * turn).sum()))
+
+    metric = phases.lattice.reciprocal @ phases.lattice.reciprocal.T
+    grid = np.array([(h, k) for h in range(-12, 13) for k in range(-12, 13) if (h, k) > (0, 0)]) / 6.0
+    length = np.sqrt(np.einsum("ni,ij,nj->n", grid, metric, grid) / metric[0, 0])
+    near = grid[(length > _SUPER.lowest) & (length < _SUPER.highest)]
+    whole, half, third = (near[np.isclose(near * part, np.rint(near * part)).all(1)] for part in (1, 2, 3))
+    own = np.square([measure(index) for index in whole]).sum()
+    aside = near[np.abs(near * 6 % 2 - 1.0).max(1) < 0.5] + _SUPER.aside
+    noise = float(np.mean([measure(index) ** 2 for index in aside]))
+    for index, words in ((half, "doubled"), (third, "tripled")):
+        power = np.array([measure(one) ** 2 for one in index if not np.isclose(one, np.rint(one)).all()])
+        share = float(np.sqrt(max(power.sum() - len(power) * noise, 0.0) / max(own, 1e-300)))
+        if share > _SUPER.share and power.max() > _SUPER.over * noise:
+            other = (
+                f"not 2H {crystal.name}; 1T' (ReS2, WTe2), or another material?"
+                if crystal.is_dichalcogenide
+                else (f"not {crystal.name}, or {crystal.name} on a crystal?")
+            )
+            raise MicrographError(
+                f"{source}: its cell is {words}, with waves {share:.0%} as strong as those of the lattice: {other}"
+            )
 
 
 def refuse_stack(image: Float, phases: Phases, source: str) -> None:
@@ -129,25 +214,42 @@ def order_sublattices(
     brighter
         See `flatscope.electron.columns.ColumnParams`.
     """
+    naming = _name_brighter(bright, 0.0, crystal, brighter, None)
+    warn_of_sublattices(naming, bright, crystal, notes, brighter=brighter)
+    return naming.first, naming.sure
+
+
+def _name_brighter(
+    bright: Float, error: float, crystal: Crystal, brighter: str, inner_mrad: float | None
+) -> Naming:
+    if brighter != "auto":
+        return Naming(crystal.sublattices.index(brighter), 1.0)
+    return weigh_brightness(_compare(bright), error, crystal, inner_mrad=inner_mrad)
+
+
+def warn_of_sublattices(
+    naming: Naming, bright: Float, crystal: Crystal, notes: list[str], *, brighter: str
+) -> None:
+    """Add what a reader should know of the sublattices."""
     alike = _compare(bright)
-    sure = brighter != "auto" or crystal.first == crystal.second or alike <= _ALIKE
-    if not sure:
-        way = f"--brighter {' or '.join(crystal.sublattices)} settles it"
+    if not naming.sure:
+        way = f"--brighter {' or '.join(crystal.sublattices)} settles it, --inner-mrad may"
         if crystal.is_dichalcogenide and alike > _AS_BRIGHT:
             way = f"a monolayer at medium angles ({way}), or an untwisted 2H bilayer, which nothing here settles"
-        notes.append(f"{ALIKE} (1 to {alike:.2f}): {way}")
+        brightest = crystal.sublattices[naming.first]
+        notes.append(
+            f"{ALIKE} (1 to {alike:.2f}; the {brightest} is brighter with p = {naming.p:.2f}): {way}"
+        )
     expected = crystal.dimmer_share
     if alike < _UNLIKELY * expected:
         notes.append(
             f"its sublattices differ in brightness (1 to {alike:.2f}) by more than those of {crystal.name} should "
             f"(1 to {expected:.2f}): check --material"
         )
-    elif brighter != "auto" and crystal.sublattices.index(brighter) != crystal.brighter and alike < _ALIKE:
+    elif brighter != "auto" and naming.first != crystal.brighter and alike < _ALIKE:
         notes.append(
             f"--brighter {brighter} against what high angles show of {crystal.name} (1 to {alike:.2f}): check it"
         )
-    first = crystal.brighter if brighter == "auto" else crystal.sublattices.index(brighter)
-    return first, sure
 
 
 def prepare(micrograph: Micrograph, notes: list[str]) -> Float:
