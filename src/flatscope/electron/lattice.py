@@ -32,6 +32,7 @@ _LEAST_EXPECTED = 36.0  # evidence that is enough where the lattice constant is 
 _MOST_OF_ONE = (
     0.42  # share of the least evidence that a single peak may bring: none of three stands for another
 )
+_RING_PX = 3.0  # width of such a ring, frequencies
 _QUIET = 0.2  # quantile of a ring of frequencies from which its noise is estimated
 _LEAST_SHARE = 0.1  # smallest noise, as a share of the mean power
 _AS_EXPECTED = 1.15  # largest ratio to a known lattice constant
@@ -171,7 +172,8 @@ def _compare_with_ring(power: Float, count: int) -> Float:
     shape = power.shape
     down, across = (np.fft.fftshift(np.fft.fftfreq(side)) for side in shape)
     frequency = np.hypot(down[:, None], across[None])
-    ring = (frequency * max(shape) / 4.0).astype(int)
+    radius = frequency * max(shape) / _RING_PX
+    ring = radius.astype(int)
     order = np.argsort(ring, axis=None, kind="stable")
     bounds = np.searchsorted(ring.ravel()[order], np.arange(ring.max() + 2))
     flat = power.ravel()[order]
@@ -183,8 +185,10 @@ def _compare_with_ring(power: Float, count: int) -> Float:
             for a, b in itertools.pairwise(bounds)
         ]
     )
+    # Filtered noise falls within a ring too.
+    smooth = np.exp(np.interp(radius, np.arange(len(floor)) + 0.5, np.log(np.maximum(floor, 1e-300))))
     # Where a filter has taken everything away, what little is left is no lattice.
-    over = power / np.maximum(floor[ring], max(_LEAST_SHARE * float(power.mean()), 1e-300))
+    over = power / np.maximum(smooth, max(_LEAST_SHARE * float(power.mean()), 1e-300))
     over[(frequency < _LEAST_PERIODS / min(shape)) | (frequency > 1.0 / _LEAST_PERIOD_PX)] = 0.0
     return np.asarray(over)
 
