@@ -298,14 +298,10 @@ def defects(
         names = ("material", "dopants", "weights")
         params = checked(DefectParams, **{name: options[name] for name in names})
         return _print(evaluate_labels(image, labels, params, nm_per_px=nm_per_px), as_json=as_json)
-    with show.progress("fields") as on_progress:
-        routes = evaluate_route(
-            count=options["sheets"], seed=options["seed"], weights=options["weights"], on_progress=on_progress
-        )
-    with show.progress("noises") as on_progress:
-        scores = evaluate_windows(
-            count=options["sheets"], seed=options["seed"], weights=options["weights"], on_progress=on_progress
-        )
+    drawn = {"count": options["sheets"], "seed": options["seed"], "weights": options["weights"]}
+    with show.progress("fields, then noises") as on_progress:
+        routes = evaluate_route(**drawn, on_progress=on_progress)
+        scores = evaluate_windows(**drawn, on_progress=on_progress)
     return _print(routes, scores, as_json=as_json)
 
 
