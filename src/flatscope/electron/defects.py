@@ -35,8 +35,6 @@ UNSURE = "two kinds, or none, are about as likely"
 BORDER_CELLS = 0.5  # sites nearer to the border than this (lattice constants) are not measured
 _LEAST_P = 0.5  # probability from which a site is a defect
 _BEYOND_NOISE = 8.0  # sigmas from which a site that matches no known defect still counts as one
-_FEW = 1.0  # site added to both counts, as a few sites tell little
-_MOST_DECOYS = 0.2  # share of faint sites of a part that may be noise: as many as `SURE_P` leaves
 _NEVER = -30.0  # logit of a class that is excluded
 _PRIOR = 3.0  # defects of each kind added to those of an image when their shares are estimated
 _ROUNDS = 100  # of that estimate
@@ -212,7 +210,7 @@ def name_sites(
     their kind (n, rows, cols).
     """
     crystal = find_crystal(params.material)
-    unusual, parts, decoys = _weigh_brightness(sites, readings, crystal)
+    unusual, parts = _weigh_brightness(sites, readings, crystal)
     rim = BORDER_CELLS * sites.phases.lattice.constant_px
     cut = ((sites.positions < rim) | (sites.positions > np.array(levelled.shape) - 1.0 - rim)).any(1)
     found = np.flatnonzero((unusual > _LEAST_P) & ~cut)
@@ -247,37 +245,25 @@ def name_sites(
             "place": np.arange(len(found)),
         }
     )
-    frame = _mark_doubts(frame, parts[found], readings.over_chance(sites)[found], decoys[found])
+    frame = _mark_doubts(frame, parts[found], readings.over_chance(sites)[found])
     return frame, crops[:, 0].astype(float), maps
 
 
 def _weigh_brightness(
     sites: Sites, readings: Readings, crystal: Crystal
-) -> tuple[Float, NDArray[np.object_], Float]:
-    """Probability that each site is not as it should be, the part of the mixture that its brightness belongs to, and
-    the share of the sites of this part that noise alone makes.
-
-    Noise is as often brighter as darker: sites whose mirrored brightness belongs to a part are as many as noise puts
-    into it.
-    """
+) -> tuple[Float, NDArray[np.object_]]:
+    """Probability that each site is not as it should be, and the part of the mixture that its brightness belongs to."""
     unusual, parts = np.zeros(len(readings.ratio)), np.full(len(readings.ratio), "", object)
-    decoys = np.ones(len(readings.ratio))
     for sublattice in (0, 1):
         mine = np.flatnonzero(sites.sublattice == sublattice)
-        if not len(mine):
-            continue
-        ratio, sigma = readings.ratio[mine], steady(readings.sigma[mine])
-        mixture = fit_mixture(ratio, sigma, crystal, sublattice, quiet=readings.quiet[sublattice])
-        unusual[mine], parts[mine] = mixture.weigh(ratio, sigma)
-        mirrored, decoy_parts = mixture.weigh(2.0 - ratio, sigma)
-        for name in set(parts[mine][unusual[mine] > _LEAST_P]):
-            here = (parts[mine] == name) & (unusual[mine] > _LEAST_P)
-            by_noise = int(((decoy_parts == name) & (mirrored > _LEAST_P)).sum())
-            decoys[mine[here]] = (by_noise + _FEW) / (int(here.sum()) + _FEW)
-    return unusual, parts, np.minimum(decoys, 1.0)
+        if len(mine):
+            ratio, sigma = readings.ratio[mine], steady(readings.sigma[mine])
+            mixture = fit_mixture(ratio, sigma, crystal, sublattice, quiet=readings.quiet[sublattice])
+            unusual[mine], parts[mine] = mixture.weigh(ratio, sigma)
+    return unusual, parts
 
 
-def _mark_doubts(frame: pd.DataFrame, parts: NDArray[np.object_], over: Float, decoys: Float) -> pd.DataFrame:
+def _mark_doubts(frame: pd.DataFrame, parts: NDArray[np.object_], over: Float) -> pd.DataFrame:
     """Rows with their status: which kinds are uncertain, and which sites may be noise.
 
     Parameters
@@ -288,24 +274,15 @@ def _mark_doubts(frame: pd.DataFrame, parts: NDArray[np.object_], over: Float, d
         Part of the mixture that each row's brightness belongs to.
     over
         What is seen on each site over what an image without order shows by chance.
-    decoys
-        Share of the sites of each row's part that noise alone makes.
     """
     frame = mark(frame, frame["kind_p"] < SURE_P, status="uncertain", reason=UNSURE)
     odd = (parts == ELSE) & (np.abs(frame["z_score"]) < _BEYOND_NOISE)
     frame = mark(frame, odd, status="rejected", reason="neither as usual nor like any defect: noise or dirt?")
-    # A faint site counts where others that look like it stand out, or where noise makes few of their kind.
+    # A faint site counts where others that look like it stand out.
     clear = set(parts[over > 1.0]) - {ELSE}
     stands_out = np.isin(parts.astype(str), list(clear)) | (over > 1.0)
-    few = (parts != ELSE) & (decoys < _MOST_DECOYS)
-    frame = mark(
-        frame, ~stands_out & few, status="uncertain", reason="faint, but more of its kind than noise makes"
-    )
     return mark(
-        frame,
-        ~stands_out & ~few,
-        status="rejected",
-        reason="no more than an image without order shows by chance",
+        frame, ~stands_out, status="rejected", reason="no more than an image without order shows by chance"
     )
 
 

@@ -31,9 +31,8 @@ _VACANCY = _Part("vacancy", -0.06, 0.08)
 _HALF = _Part("half", 0.39, 0.08)  # one atom of a pair
 ELSE = "else"  # name of the part that fits anything
 
-_TAILS = (8.0, 40.0)
-"""Degrees of freedom of the Student distribution of ordinary sites, of which each image has one: scan noise has heavy
-tails, counting noise hardly any."""
+# Degrees of freedom of the Student distribution of ordinary sites; scan noise has heavier tails than counting noise.
+_TAIL = 8.0
 _OTHER_SPREAD = 0.05  # spread of the brightness of one foreign element, beside noise
 _LEAST_REACH = 4.0  # smallest range of ratios of the part that takes what fits no other
 _FIRST_SHARE = 0.005  # share of each part of defects before the fit
@@ -60,8 +59,6 @@ class Mixture:
         Range of ratios that anything else may have.
     quiet
         Scatter where nothing stands over that of usual sites. In between and beyond, variances grow with brightness.
-    tail
-        Degrees of freedom of the Student distribution of usual sites.
     """
 
     names: tuple[str, ...]
@@ -70,14 +67,13 @@ class Mixture:
     shares: Float
     reach: float
     quiet: float = 1.0
-    tail: float = _TAILS[0]
 
     def densities(self, ratio: Float, sigma: Float) -> Float:
         """Density of each part at sites of ratio and scatter (n,), shape (parts, n)."""
         counted = self.quiet**2 + (1.0 - self.quiet**2) * np.maximum(self.middles, 0.0)
         width = np.sqrt(counted[:, None] * sigma**2 + self.spreads[:, None] ** 2)
         parts = stats.norm.pdf((ratio - self.middles[:, None]) / width) / width
-        usual = stats.t.pdf((ratio - 1.0) / sigma, self.tail) / sigma
+        usual = stats.t.pdf((ratio - 1.0) / sigma, _TAIL) / sigma
         return np.vstack([usual, parts, np.full(len(ratio), 1.0 / self.reach)])
 
     def weigh(self, ratio: Float, sigma: Float) -> tuple[Float, NDArray[np.object_]]:
@@ -85,10 +81,6 @@ class Mixture:
         weight = self.shares[:, None] * self.densities(ratio, sigma)
         weight /= weight.sum(0)
         return 1.0 - weight[0], np.array(self.names, object)[weight.argmax(0)]
-
-    def explain(self, ratio: Float, sigma: Float) -> float:
-        """Logarithm of the likelihood of all sites."""
-        return float(np.log(self.shares @ self.densities(ratio, sigma) + 1e-300).sum())
 
     def compare(self, ratio: Float, sigma: Float) -> Float:
         """How much likelier each site's brightness is for a defect than for a usual site, shape (n,)."""
@@ -122,13 +114,7 @@ def fit_mixture(
     Expectation maximisation. At most one foreign element is darker than usual and one brighter; only sublattices of
     single atoms have them.
     """
-    start = _start(ratio, sigma, crystal, sublattice, quiet)
-    fits = [_improve(replace(start, tail=tail), ratio, sigma) for tail in _TAILS]
-    return max(fits, key=lambda mixture: mixture.explain(ratio, sigma))
-
-
-def _improve(mixture: Mixture, ratio: Float, sigma: Float) -> Mixture:
-    """The mixture after expectation maximisation."""
+    mixture = _start(ratio, sigma, crystal, sublattice, quiet)
     free = np.isin(mixture.names[1:-1], ["dark", "bright"])
     apart = _LEAST_APART * float(np.median(sigma))
     for _ in range(_ROUNDS):
