@@ -97,8 +97,8 @@ def weigh_brightness(
 def weigh_defects(
     naming: Naming, sites: Sites, readings: Readings, crystal: Crystal, dopants: Sequence[str]
 ) -> Naming:
-    """Weigh it again by the sites that are far off the usual: dopants stand on the first sublattice, and what is as
-    bright as half a pair on the second.
+    """Weigh it again by the sites that are far off the usual: stated dopants stand on the first sublattice, and so
+    does what is neither half a pair nor an empty site.
 
     Parameters
     ----------
@@ -126,7 +126,8 @@ def weigh_defects(
             ratio = float(np.median(readings.ratio[far & (sites.sublattice == many)]))
             second = sum(share * stats.norm.pdf(ratio, at, wide) for share, at, wide in _CHALCOGEN_DARK)
             gain = np.log(_DOPANT_PRIOR / ((1.0 - _DOPANT_PRIOR) * max(second, 1e-3) + 1e-9))
-            gain = float(np.clip(gain, -np.log(_STATED_ODDS), np.log(_STATED_ODDS)))
+            # Halves of a pair and light dopants are as bright at medium angles: only what is neither tells.
+            gain = float(np.clip(gain, 0.0, np.log(_STATED_ODDS)))
         else:
             continue
         log_odds += gain if many == 0 else -gain
