@@ -16,10 +16,15 @@ const scored = (score: Score | null | undefined): string =>
   score ? `${(100 * score.accuracy).toFixed(0)} % (${(100 * score.low).toFixed(0)} to ${(100 * score.high).toFixed(0)}), ${score.n} held out` : "not measured";
 
 export function Adaptation() {
-  const steps = useSignal(200);
+  const steps = useSignal(200), offered = useSignal(false);
   useEffect(() => {
-    api.jobs().then((got) => (jobs.value = got)).catch(() => undefined);
+    // A server without the extra for training has no jobs.
+    api.jobs().then((got) => {
+      jobs.value = got;
+      offered.value = true;
+    }).catch(() => undefined);
   }, []);
+  if (!offered.value) return null;
   const given = edits.value.filter((line) => line.counts && TAUGHT.has(line.edit)).length;
   const job = jobs.value.at(-1);
   const busy = job?.state === "running" || job?.state === "waiting";
