@@ -13,6 +13,7 @@ from flatscope.optical.camera import Camera
 from flatscope.optical.layers import name_regions
 from flatscope.optical.levels import find_levels
 from flatscope.optical.observations import Observation, observe_known
+from flatscope.optical.rungs import FEW, share_rungs
 from flatscope.optical.setups import LATENTS, Prior
 
 COLOUR = np.array([0.62, 0.55, 0.48])
@@ -134,6 +135,63 @@ def test_a_wrong_oxide_is_said(stated: float, questioned: bool) -> None:
     assert any("of oxide; these colours want" in note for note in fit.notes) == questioned
     assert fit.oxide()[0] == pytest.approx(88.0, abs=6.0)
     assert count(sightings[3], fit) == [1, 2, 3]
+
+
+def test_a_lone_level_of_many_crystals_is_thin() -> None:
+    """Dark, near gray: one crystal of it may be thick, a dozen of the same colour are a monolayer."""
+    rungs = 0.85 * ladder("WS2", 88.0, saturation=0.3)
+    one = picture(rungs, [1], 1)
+    many = [picture(rungs, [1, 1, 1, 1], seed) for seed in range(3)]
+    p_one, p_many = (
+        name_regions(one.observation, fit_batches(seen, NOBODY, Prior("WS2"))[0]).p[0]
+        for seen in ([one], [one, *many])
+    )
+    assert p_many[6] < 0.1 < p_many[0]
+    assert p_many[0] > p_one[0]
+
+
+def test_pictures_of_one_chip_tell_each_other_its_oxide() -> None:
+    """A picture of one level alone holds to a wrong oxide; beside another one of the folder, of other size, it does
+    not."""
+    rungs = ladder("WS2", 88.0)
+    lone = picture(rungs, [1, 1], 1)
+    telling = replace(picture(rungs, [1, 2, 3, 4], 2), kind=(600, 800, None, False))
+    alone = fit_batches([lone], NOBODY, Prior("WS2", 285.0))[0]
+    together = fit_batches([lone, telling], NOBODY, Prior("WS2", 285.0))[0]
+    assert together.p_open > 0.9
+    assert together.p_open > alone.p_open
+    assert together.oxide()[0] == pytest.approx(88.0, abs=10.0)
+
+
+def test_a_stated_oxide_is_not_left_for_one_level() -> None:
+    rungs = ladder("MoS2", 280.0)
+    fit = fit_batches([picture(rungs, [2], 3)], NOBODY, Prior("MoS2", 289.0, 5.0))[0]
+    assert fit.p_open < 0.1
+    assert not fit.notes
+
+
+def test_uneven_and_narrow_witnesses_weigh_less() -> None:
+    """Six even regions, and six that vary by a quarter of their contrast: the level of these counts less."""
+    rungs = ladder("graphene", 90.0)
+    contrast = rungs[np.repeat([0, 3], 6)]
+    seen = observe(contrast)
+    seen = replace(seen, witness=np.repeat([0.8, 0.2], 6))
+    levels = find_levels([seen])
+    np.testing.assert_allclose(levels.contrast, rungs[[0, 3]], atol=1e-6)
+    assert levels.weight[0] == 1.0 and levels.weight[1] == pytest.approx(0.25, abs=0.01)
+    assert levels.repeats[0] > levels.repeats[1]
+
+
+def test_what_rungs_hold_makes_them_likelier() -> None:
+    """Shares add up where nothing repeats; rungs that hold crystals get more of them; thick ones seldom repeat."""
+    nothing = np.zeros((1, FEW + 2), np.float32)
+    shares = share_rungs(nothing, 1)[0]
+    assert shares.sum() == pytest.approx(1.0, abs=1e-5)
+    held = nothing.copy()
+    held[0, 2] = 10.0
+    assert share_rungs(held, 1)[0, 2] > 3.0 * shares[2]
+    again = share_rungs(nothing, 4)[0]
+    assert again[0] / again[FEW] > 20.0 * shares[0] / shares[FEW]
 
 
 def test_another_material_is_said() -> None:
