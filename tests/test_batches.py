@@ -137,6 +137,7 @@ def test_a_wrong_oxide_is_said(stated: float, questioned: bool) -> None:
     assert count(sightings[3], fit) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_lone_level_of_many_crystals_is_thin() -> None:
     """Dark, near gray: one crystal of it may be thick, a dozen of the same colour are a monolayer."""
     rungs = 0.85 * ladder("WS2", 88.0, saturation=0.3)
@@ -150,6 +151,7 @@ def test_a_lone_level_of_many_crystals_is_thin() -> None:
     assert p_many[0] > p_one[0]
 
 
+@pytest.mark.slow
 def test_pictures_of_one_chip_tell_each_other_its_oxide() -> None:
     """A picture of one level alone holds to a wrong oxide; beside another one of the folder, of other size, it does
     not."""
