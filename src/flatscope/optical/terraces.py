@@ -59,6 +59,8 @@ _TERRACE_PX = 40
 """Smallest area of each of the two terraces without its rim …"""
 _TERRACE_SHARE = 0.5
 """… and its smallest share of the area with its rim."""
+_CREST_WIDTH = 6.0
+"""Two levels are two crests of the histogram, each counted this far (a share of their distance) to either side."""
 _BORDER_PX = 4
 """Borders move at most this far."""
 _MIXED_CONTRAST = 0.015
@@ -310,7 +312,18 @@ def _two_levels(
         if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
             return None
     high, low = (float(np.median(level[core])) for core in opened)
-    return (opened[0], opened[1]) if high - low > least else None
+    if high - low <= least or not _are_levels(inside, low, high):
+        return None
+    return opened[0], opened[1]
+
+
+def _are_levels(values: Float32, low: float, high: float) -> bool:
+    """Whether values gather at two levels, with fewer half way between: a blurred rim or a shade passes through all."""
+    near = (high - low) / _CREST_WIDTH
+    dark, middle, bright = (
+        int((np.abs(values - level) < near).sum()) for level in (low, 0.5 * (low + high), high)
+    )
+    return min(dark, bright) > middle
 
 
 def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
