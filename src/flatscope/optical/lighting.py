@@ -192,7 +192,8 @@ def find_unlit(found: Lighting) -> Blocks | None:
         colour = np.median(deviation[own], axis=0)
         # A crystal has its full contrast close to its edge.
         gradual = float(np.median(gray[rim])) > 0.6 * depth
-        if gradual and np.ptp(colour) < -0.5 * colour.mean():
+        # A tone curve or a black level lets one channel fall more than another, but all fall.
+        if gradual and colour.max() < 0.5 * colour.mean():
             unlit |= own
     if not unlit.any() or unlit.mean() > _MOST_UNLIT:
         return None

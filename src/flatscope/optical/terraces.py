@@ -11,6 +11,7 @@ from scipy import ndimage, sparse
 from skimage.filters import threshold_otsu
 
 from flatscope.inference.card import Card
+from flatscope.optical.plateaus import find_plateaus
 from flatscope.optical.regions import Measured, measure_contrasts
 
 Float = NDArray[np.float64]
@@ -41,6 +42,12 @@ _AMONG_FAINTEST = 1.3
 """The faintest crystals are no stronger than this multiple of …"""
 _FAINTEST = 0.1
 """… the contrast below which this share of the area of all large pieces lies."""
+_ONE_NOISE_PX = 36.0
+"""Pixels that share their noise: demosaicing and JPEG give neighbours one colour."""
+_LEAST_NOISE_PX = 9.0
+"""A piece with fewer pixels is as noisy as one of that size."""
+_INDISTINCT_SIGMA = 3.0
+"""A piece joins its nearest neighbour if noise explains their difference to this many sigma."""
 _SMOOTH_PX = 5
 """Two levels of a region are looked for in means over this many pixels squared."""
 _NARROW_PX = 5
@@ -125,6 +132,7 @@ def divide_picture(
     """
     chance = dict(zip(card.outputs, chances, strict=True))
     crystal, specks = _drop_specks(chance["thin"] + chance["thick"] > 0.5, least_px)
+    crystal |= find_plateaus(contrast, crystal, least_px=least_px)
     edge = mark_steps(crystal, contrast, noise=noise)
     edge |= chance["edge"] > card.thresholds.get("edge", 0.5)
     labels = cut_regions(crystal, edge, contrast, noise=noise)
@@ -239,7 +247,7 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
         labels = np.where(rest > 0, rest + labels.max(), labels)
     labels = _renumber(labels)
     faintest = _faintest_contrast(labels, contrast, edge)
-    labels = _part_levels(_merge_alike(labels, contrast, edge, faintest), contrast, noise, faintest)
+    labels = _part_levels(_merge_alike(labels, contrast, edge, noise, faintest), contrast, noise, faintest)
     if not labels.any():
         return labels
     return _settle_borders(_join_rims(labels, contrast, edge), contrast, edge, noise)
@@ -460,8 +468,8 @@ def _faintest_contrast(labels: Labels, contrast: Float32, edge: Mask) -> float:
     return float(strength[order][np.searchsorted(held, _FAINTEST * held[-1])])
 
 
-def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, faintest: float) -> Labels:
-    """Join neighbours that the network cut apart but whose contrast is the same."""
+def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, noise: Float, faintest: float) -> Labels:
+    """Join neighbours that were cut apart but whose contrast is the same, as far as noise can tell."""
     for _ in range(3):
         pairs, _ = _neighbours(labels)
         if len(pairs) == 0:
@@ -473,12 +481,15 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, faintest: float)
         middle, spread, inside = measure_contrasts(own[labels], contrast, edge)
         first, second = middle[pairs[:, 0]], middle[pairs[:, 1]]
         fewest = inside[pairs].min(1)
-        noise = spread[pairs].max(1)
         allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
         weaker = np.minimum(np.abs(first).max(1), np.abs(second).max(1))
         thin = _SAME_LAYER * faintest * (weaker < _AMONG_FAINTEST * faintest)
-        allowed = np.maximum(allowed, thin[:, None]) + noise / np.sqrt(np.maximum(fewest, 1.0))[:, None]
-        alike = (np.abs(first - second) < allowed).all(1)
+        allowed = np.maximum(allowed, thin[:, None])
+        rough = spread[pairs].max(1) / np.sqrt(np.maximum(fewest, 1.0))[:, None]
+        alike = (np.abs(first - second) < allowed + rough).all(1)
+        error = noise * np.sqrt(_ONE_NOISE_PX / np.maximum(inside, _LEAST_NOISE_PX))[:, None]
+        doubt = _INDISTINCT_SIGMA * np.hypot(error[pairs[:, 0]], error[pairs[:, 1]])
+        alike |= _choose_nearest(pairs, np.abs(first - second) / (allowed + doubt), inside)
         if not alike.any():
             break
         count = int(labels.max())
@@ -489,3 +500,15 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, faintest: float)
         _, group = sparse.csgraph.connected_components(joined, directed=False)
         labels = np.concatenate([[0], group + 1]).astype(np.int32)[labels]
     return labels
+
+
+def _choose_nearest(pairs: NDArray[np.int64], misfit: Float, inside: Float) -> Mask:
+    """Pairs in which the smaller piece has no nearer neighbour, none of whose channels misfits by 1 or more.
+
+    A piece that noise hides could belong to either neighbour: it must not join the two.
+    """
+    worst = misfit.max(1)
+    smaller = np.where(inside[pairs[:, 0]] < inside[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
+    nearest = np.full(len(inside), np.inf)
+    np.minimum.at(nearest, smaller, worst)
+    return np.asarray((worst < 1.0) & (worst == nearest[smaller]))
