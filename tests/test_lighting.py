@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from flatscope.micrograph import Micrograph
 from flatscope.optical.background import estimate_background, mend_channels
 from flatscope.optical.flakes import FlakeParams, find_regions
+from flatscope.optical.plateaus import find_plateaus
 from flatscope.optical.scenes import SceneParams, draw_scene
 
 SHAPE = (384, 512)
@@ -67,6 +69,31 @@ def test_what_lies_behind_a_field_stop_is_left_out_and_a_dark_crystal_at_the_bor
     assert (contrast[:, 480:] == 0.0).all()
     assert contrast[20:70, 20:70].mean() == pytest.approx(-0.4, abs=0.02)
     assert any("falls off" in note for note in found.notes)
+
+
+def test_a_field_stop_is_left_out_though_one_channel_falls_more_than_the_others() -> None:
+    """A black level of the camera takes more from the channel that is dimmest."""
+    cols = np.arange(SHAPE[1])[None, :, None]
+    stop = 0.3 + 0.7 / (1.0 + np.exp((cols - 440) / 12.0)) ** np.array([0.75, 0.8, 1.3])
+    found = estimate_background(draw_flake(-0.1, corner=(90, 90), light=stop))
+    assert found.unlit is not None
+    assert found.unlit[:, -3:].all()
+    assert not found.unlit[:, :40].any()
+
+
+def test_a_plateau_is_found_to_its_border_and_a_shade_is_none() -> None:
+    """Without a network: a faint even area with a step around it, beside a spot of dust far out of focus."""
+    rows, cols = np.indices(SHAPE)
+    area = (rows > 60) & (rows < 260) & (cols > 60) & (cols < 240)
+    dust = np.exp(-((rows - 200) ** 2 + (cols - 400) ** 2) / (2 * 30.0**2))
+    contrast = np.repeat(
+        (-0.03 * ndimage.gaussian_filter(area.astype(float), 1.5) - 0.06 * dust)[..., None], 3, -1
+    )
+    contrast = (contrast + rng(2).normal(0.0, 0.01, contrast.shape)).astype(np.float32)
+    found = find_plateaus(contrast, np.zeros(SHAPE, bool), least_px=250.0)
+    assert (found & area).sum() > 0.97 * area.sum()
+    assert (found & ~area).sum() < 0.03 * area.sum()
+    assert not find_plateaus(contrast, area, least_px=250.0)[area].any()
 
 
 @pytest.mark.parametrize("kind", ["dead", "burnt out", "noise"])

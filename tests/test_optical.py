@@ -243,6 +243,35 @@ def test_a_second_layer_out_of_focus_is_parted_from_the_first(speck: float, nois
     assert sizes[:-2].sum() < 200  # the speck itself
 
 
+@pytest.mark.parametrize("blur_px", [3.0, 5.0])
+def test_the_rim_of_an_enlarged_picture_is_no_terrace(blur_px: float) -> None:
+    """A blurred triangle is one region, and so it is where a smaller spot of a second layer lies on it."""
+    rows, cols = np.indices((200, 200))
+    triangle = (
+        (rows > 40) & (cols > 100 - (rows - 40) * 0.58) & (cols < 100 + (rows - 40) * 0.58) & (rows < 165)
+    )
+    smooth = ndimage.gaussian_filter(triangle.astype(float), blur_px)
+    contrast = (smooth[..., None] * np.array([-0.15, -0.11, -0.01])).astype(np.float32)
+    contrast += rng(3).normal(0.0, 0.003, contrast.shape).astype(np.float32)
+    flake = smooth > 0.5
+    noise = np.full(3, 0.003)
+    labels = cut_regions(flake, mark_steps(flake, contrast, noise=noise), contrast, noise=noise)
+    assert np.bincount(labels.ravel())[1:].max() > 0.97 * flake.sum()
+
+
+def test_a_ribbon_that_edges_tear_is_one_where_noise_hides_the_difference_of_its_pieces() -> None:
+    """Chroma noise of a JPEG is shared by blocks: a piece of a few pixels has no colour of its own."""
+    flake = np.zeros((80, 160), bool)
+    flake[35:46, 20:140] = True
+    contrast = np.where(flake[..., None], np.array([-0.3, -0.3, -0.05]), 0.0).astype(np.float32)
+    blocks = np.repeat(np.repeat(rng(4).normal(0.0, 0.02, (10, 20, 3)), 8, axis=0), 8, axis=1)
+    contrast += blocks.astype(np.float32)
+    edge = flake & ~ndimage.binary_erosion(flake, iterations=4)
+    edge[:, 40::20] = edge[:, 41::20] = True
+    labels = cut_regions(flake, edge, contrast, noise=np.full(3, 0.02))
+    assert np.bincount(labels.ravel())[1:].max() > 0.8 * flake.sum()
+
+
 def test_a_border_lies_where_the_contrast_is_half_way() -> None:
     """Whatever the network marks as the edge: here only what lies inside the second layer."""
     layers = np.zeros((120, 120))

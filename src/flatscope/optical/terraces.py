@@ -54,6 +54,8 @@ _NARROW_PX = 5
 """The rim of a terrace is narrower than this; a terrace is not."""
 _NARROW_REST_PX = 7
 """The rest of a divided region has rims on both sides: it is divided again into broader pieces only."""
+_RIM_SHARE = 0.3
+"""The rim of a crystal has at least this share of its contrast: the crystal ends at about half of it."""
 _TWO_LEVELS = 0.025
 """A blurred step joins two terraces if their contrasts differ by this much …"""
 _TWO_LEVELS_RELATIVE = 0.13
@@ -66,8 +68,6 @@ _TERRACE_PX = 40
 """Smallest area of each of the two terraces without its rim …"""
 _TERRACE_SHARE = 0.5
 """… and its smallest share of the area with its rim."""
-_CREST_WIDTH = 6.0
-"""Two levels are two crests of the histogram, each counted this far (a share of their distance) to either side."""
 _BORDER_PX = 4
 """Borders move at most this far."""
 _MIXED_CONTRAST = 0.015
@@ -320,18 +320,22 @@ def _two_levels(
         if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
             return None
     high, low = (float(np.median(level[core])) for core in opened)
-    if high - low <= least or not _are_levels(inside, low, high):
+    if high - low <= least:
+        return None
+    weaker, stronger = sorted((low, high), key=abs)
+    if weaker / stronger > _RIM_SHARE and not _are_levels(inside, low, high):
         return None
     return opened[0], opened[1]
 
 
 def _are_levels(values: Float32, low: float, high: float) -> bool:
-    """Whether values gather at two levels, with fewer half way between: a blurred rim or a shade passes through all."""
-    near = (high - low) / _CREST_WIDTH
-    dark, middle, bright = (
-        int((np.abs(values - level) < near).sum()) for level in (low, 0.5 * (low + high), high)
-    )
-    return min(dark, bright) > middle
+    """Whether values gather at two levels with a gap between: a blurred rim or a shade passes through all.
+
+    A third level may lie half way, so the gap is looked for on either side of it too.
+    """
+    places = np.linspace(low, high, 5)
+    near = np.histogram(values, np.append(places, 2.0 * high - places[-2]) - 0.125 * (high - low))[0]
+    return bool(min(near[0], near[-1]) > near[1:-1].min())
 
 
 def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
@@ -505,9 +509,11 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, noise: Float, fa
 def _choose_nearest(pairs: NDArray[np.int64], misfit: Float, inside: Float) -> Mask:
     """Pairs in which the smaller piece has no nearer neighbour, none of whose channels misfits by 1 or more.
 
-    A piece that noise hides could belong to either neighbour: it must not join the two.
+    Only pieces so small that noise hides their colour are asked. They could belong to either neighbour: they must not
+    join the two.
     """
     worst = misfit.max(1)
+    worst[inside[pairs].min(1) >= _ONE_NOISE_PX] = np.inf
     smaller = np.where(inside[pairs[:, 0]] < inside[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
     nearest = np.full(len(inside), np.inf)
     np.minimum.at(nearest, smaller, worst)

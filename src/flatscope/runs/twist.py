@@ -64,6 +64,8 @@ class PictureParams:
     ----------
     oxide_nm
         Nominal SiO2 thickness, for micrographs.
+    substrate
+        Films from the top with their nm, then the base, as for `flatscope flakes`, for micrographs.
     um_per_px
         Pixel size, where the files do not state it.
     weights
@@ -75,6 +77,7 @@ class PictureParams:
     """
 
     oxide_nm: float | None = None
+    substrate: str = "SiO2 / Si"
     um_per_px: float | None = None
     weights: str = "flakes"
     labels: bool = False
@@ -97,7 +100,12 @@ class Given:
 
     def finder(self) -> FlakeParams:
         """Settings of the flake finder."""
-        return FlakeParams(self.params.material, self.picture.oxide_nm, min_area_px=_LEAST_SECOND_LAYER_PX)
+        return FlakeParams(
+            self.params.material,
+            self.picture.oxide_nm,
+            substrate=self.picture.substrate,
+            min_area_px=_LEAST_SECOND_LAYER_PX,
+        )
 
 
 @dataclass(frozen=True)
