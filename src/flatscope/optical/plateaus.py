@@ -1,11 +1,13 @@
 """What a person sees at a glance: even areas that stand off the substrate, whether or not a network marks them.
 
 A network is trained on drawn pictures. Where crystals are larger or fainter than those, it calls their inside
-substrate. Contrast alone tells such areas: they are large, differ from the substrate by more than its own roughness, and
-begin with a step. Whether they are crystals or residue is weighed later, as for every region.
+substrate. Contrast alone tells such areas: they are large, differ from the substrate by more than its own roughness,
+and begin with a step. Whether they are crystals or residue is weighed later, as for every region.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,7 @@ def find_plateaus(contrast: Float32, known: Mask, *, least_px: float) -> Mask:
 
 
 def _average_blocks(values: Float32) -> Float32:
+    """Means over blocks; a rest at the right and bottom is left out."""
     rows, cols = (side // _BLOCK_PX for side in values.shape[:2])
     whole = values[: rows * _BLOCK_PX, : cols * _BLOCK_PX]
     return whole.reshape(rows, _BLOCK_PX, cols, _BLOCK_PX, -1).mean((1, 3))
@@ -105,7 +108,8 @@ def _follow_step(core: Mask, blocks: Float32, contrast: Float32, known: Mask) ->
     return found
 
 
-def _enlarge(blocks: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _enlarge(blocks: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The blocks as pixels; the last ones go on over a rest at the right and bottom."""
     whole = np.repeat(np.repeat(blocks, _BLOCK_PX, axis=0), _BLOCK_PX, axis=1)
     missing = [(0, max(side - had, 0)) for side, had in zip(shape, whole.shape, strict=False)]
     missing += [(0, 0)] * (whole.ndim - 2)

@@ -8,9 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
-from skimage.filters import threshold_otsu
 
 from flatscope.inference.card import Card
+from flatscope.optical.blurred import (
+    AMONG_FAINTEST,
+    NARROW_PX,
+    SAME_LAYER,
+    TERRACE_PX,
+    grow_labels,
+    part_levels,
+    renumber,
+)
 from flatscope.optical.plateaus import find_plateaus
 from flatscope.optical.regions import Measured, measure_contrasts
 
@@ -29,53 +37,24 @@ _STEP_CONTRAST = 0.018
 """… and this contrast …"""
 _STEP_RELATIVE = 0.035
 """… and this share of the contrast itself."""
-_REACH_PX = 8
-"""Edges are a few pixels wide; seeds grow at most this far into them."""
 _SAME_CONTRAST = 0.010
 """Neighbours are one terrace if their contrasts differ by less than this …"""
 _SAME_RELATIVE = 0.035
-"""… or by less than this share of the larger one …"""
-_SAME_LAYER = 0.3
-"""… or, among the faintest crystals, by less than this share of their contrast: one layer more changes it by about as
-much as the first one did."""
-_AMONG_FAINTEST = 1.3
-"""The faintest crystals are no stronger than this multiple of …"""
+"""… or by less than this share of the larger one."""
 _FAINTEST = 0.1
-"""… the contrast below which this share of the area of all large pieces lies."""
+"""The faintest crystals are those below whose contrast this share of the area of all large pieces lies."""
 _ONE_NOISE_PX = 36.0
 """Pixels that share their noise: demosaicing and JPEG give neighbours one colour."""
 _LEAST_NOISE_PX = 9.0
 """A piece with fewer pixels is as noisy as one of that size."""
 _INDISTINCT_SIGMA = 3.0
 """A piece joins its nearest neighbour if noise explains their difference to this many sigma."""
-_SMOOTH_PX = 5
-"""Two levels of a region are looked for in means over this many pixels squared."""
-_NARROW_PX = 5
-"""The rim of a terrace is narrower than this; a terrace is not."""
-_NARROW_REST_PX = 7
-"""The rest of a divided region has rims on both sides: it is divided again into broader pieces only."""
-_RIM_SHARE = 0.3
-"""The rim of a crystal has at least this share of its contrast: the crystal ends at about half of it."""
-_TWO_LEVELS = 0.025
-"""A blurred step joins two terraces if their contrasts differ by this much …"""
-_TWO_LEVELS_RELATIVE = 0.13
-"""… by this share of the larger one …"""
-_TWO_LEVELS_SIGMA = 1.25
-"""… and by this multiple of a pixel's noise, where 25 pixels are averaged."""
-_SPECKS = 0.005
-"""This share of the pixels at either end is dust, not a terrace."""
-_TERRACE_PX = 40
-"""Smallest area of each of the two terraces without its rim …"""
-_TERRACE_SHARE = 0.5
-"""… and its smallest share of the area with its rim."""
 _BORDER_PX = 4
 """Borders move at most this far."""
 _MIXED_CONTRAST = 0.015
 """A contrast is a mixture of two others if it lies closer than this to the line between them …"""
 _MIXED_RELATIVE = 0.05
 """… or closer than this share of itself."""
-_BRIGHT = 0.6
-"""Above this contrast a crystal is thick: its texture is no terraces."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,102 +219,17 @@ def cut_regions(flake: Mask, edge: Mask, contrast: Float32, *, noise: Float) -> 
     small = sizes < _SEED_PX
     small[0] = True
     seeds[small[seeds]] = 0
-    labels = _grow(seeds, flake)
+    labels = grow_labels(seeds, flake)
     # Slivers that are all edge have no seed: each connected rest is a region of its own.
     rest, count = ndimage.label(flake & (labels == 0), output=np.int32)
     if count:
         labels = np.where(rest > 0, rest + labels.max(), labels)
-    labels = _renumber(labels)
+    labels = renumber(labels)
     faintest = _faintest_contrast(labels, contrast, edge)
-    labels = _part_levels(_merge_alike(labels, contrast, edge, noise, faintest), contrast, noise, faintest)
+    labels = part_levels(_merge_alike(labels, contrast, edge, noise, faintest), contrast, noise, faintest)
     if not labels.any():
         return labels
     return _settle_borders(_join_rims(labels, contrast, edge), contrast, edge, noise)
-
-
-def _part_levels(labels: Labels, contrast: Float32, noise: Float, faintest: float) -> Labels:
-    """Divide, in place, regions with two levels of contrast: a terrace out of focus has no step to mark."""
-    # Bright crystals fill many pictures, and are left alone.
-    flat = np.flatnonzero((labels > 0) & (contrast[..., 1] < _BRIGHT))
-    owner, count = labels.ravel()[flat], int(labels.max())
-    area = np.maximum(np.bincount(owner, minlength=count + 1), 1)
-    values = contrast.reshape(-1, 3)[flat].T
-    mean, square = (
-        np.stack([np.bincount(owner, channel, count + 1) / area for channel in powers], axis=1)
-        for powers in (values, values**2)
-    )
-    excess = square - mean**2 - noise**2
-    # A tenth of the region on another level spreads the contrast by a third of the levels' difference.
-    thin = np.abs(mean).max(1) < _AMONG_FAINTEST * faintest
-    together = np.maximum(_TWO_LEVELS, _SAME_LAYER * faintest * thin)
-    least = 0.3 * np.maximum(together, _TWO_LEVELS_RELATIVE * np.abs(mean).max(1))
-    uneven = (excess.max(1) > least**2) & (area >= 4 * _TERRACE_PX)
-    uneven &= area > 0.5 * np.bincount(labels.ravel(), minlength=count + 1)
-    uneven[0] = False
-    boxes = ndimage.find_objects(labels)
-    highest = count
-    for label in np.flatnonzero(uneven):
-        rows, cols = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[label - 1])
-        channel = int((excess[label] / noise**2).argmax())
-        view, values = labels[rows, cols], contrast[rows, cols, channel]
-        waiting = [int(label)]
-        narrow_px = _NARROW_PX
-        while waiting:
-            own = view == waiting.pop()
-            levels = _two_levels(own, values, float(noise[channel]), narrow_px, float(together[label]))
-            if levels is None:
-                continue
-            first, second = (_label_terraces(level) for level in levels)
-            found = int(first.max())
-            grown = _grow(np.where(second > 0, second + found, first), own)
-            found += int(second.max())
-            # One piece keeps the label of the whole, so that no number is left out.
-            view[grown > 1] = grown[grown > 1] + (highest - 1)
-            waiting += range(highest + 1, highest + found)
-            highest += found - 1
-            narrow_px = _NARROW_REST_PX
-    return labels
-
-
-def _two_levels(
-    own: Mask, contrast: Float32, noise: float, narrow_px: int, step: float
-) -> tuple[Mask, Mask] | None:
-    """The insides of the brighter and the darker part of a region in one channel; None if it has one level only."""
-    # Pixels outside must not colour the mean inside.
-    weight = np.maximum(ndimage.uniform_filter(own.astype(np.float32), _SMOOTH_PX), np.float32(1e-3))
-    level = ndimage.uniform_filter(contrast * own, _SMOOTH_PX) / weight
-    inside = level[own]
-    # A single speck of dust may be ten times as bright as either terrace.
-    inside = np.clip(inside, *np.quantile(inside, (_SPECKS, 1.0 - _SPECKS)))
-    threshold = threshold_otsu(inside)
-    bright, dark = (float(inside[side].mean()) for side in (inside > threshold, inside <= threshold))
-    least = max(
-        _TWO_LEVELS, step, _TWO_LEVELS_SIGMA * noise, _TWO_LEVELS_RELATIVE * max(abs(bright), abs(dark))
-    )
-    if bright - dark < least:
-        return None
-    parts = [own & (level > threshold), own & (level <= threshold)]
-    opened = [_open(part, narrow_px) for part in parts]
-    for part, core in zip(parts, opened, strict=True):
-        if core.sum() < max(_TERRACE_PX, _TERRACE_SHARE * part.sum()):
-            return None
-    high, low = (float(np.median(level[core])) for core in opened)
-    if high - low <= least:
-        return None
-    weaker, stronger = sorted((low, high), key=abs)
-    if weaker / stronger > _RIM_SHARE and not _are_levels(inside, low, high):
-        return None
-    return opened[0], opened[1]
-
-
-def _are_levels(values: Float32, low: float, high: float) -> bool:
-    """Whether values gather at two levels with a gap between: a blurred rim or a shade passes through all.
-
-    A third level may lie half way, so the gap is looked for on either side of it too.
-    """
-    places = np.linspace(low, high, 5)
-    near = np.histogram(values, np.append(places, 2.0 * high - places[-2]) - 0.125 * (high - low))[0]
-    return bool(min(near[0], near[-1]) > near[1:-1].min())
 
 
 def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
@@ -346,9 +240,7 @@ def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
     """
     count = int(labels.max())
     middle = np.concatenate([np.zeros((1, 3)), measure_contrasts(labels, contrast, edge)[0]])
-    low, high = (
-        filtered(labels, _NARROW_PX) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter)
-    )
+    low, high = (filtered(labels, NARROW_PX) for filtered in (ndimage.minimum_filter, ndimage.maximum_filter))
     broad = np.zeros(count + 1, bool)
     broad[labels[low == high]] = True
     broad[0] = True
@@ -362,7 +254,7 @@ def _join_rims(labels: Labels, contrast: Float32, edge: Mask) -> Labels:
         beside = pairs[own, 1]
         if any(_is_mixture(middle[label], *two) for two in itertools.combinations(middle[beside], 2)):
             owner[label] = beside[np.where(beside > 0, touching[own], 0).argmax()]
-    return _renumber(owner[labels])
+    return renumber(owner[labels])
 
 
 def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float) -> Labels:
@@ -372,7 +264,7 @@ def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float)
     the colour of the substrate is mixed in.
     """
     middle = np.concatenate([np.zeros((1, 3)), measure_contrasts(labels, contrast, edge)[0]])
-    free = np.pad(ndimage.minimum_filter(labels, _NARROW_PX) > 0, 1).ravel()
+    free = np.pad(ndimage.minimum_filter(labels, NARROW_PX) > 0, 1).ravel()
     around = np.pad(labels, 1)
     width = around.shape[1]
     square = np.add.outer((-width, 0, width), (-1, 0, 1)).ravel()
@@ -398,7 +290,7 @@ def _settle_borders(labels: Labels, contrast: Float32, edge: Mask, noise: Float)
     nine = place[asked + square[:, None]]
     alike = (nine[:, None] == nine).sum(0) * (nine > 0)
     place[asked] = np.take_along_axis(nine, alike.argmax(0)[None], axis=0)[0]
-    return _renumber(around[1:-1, 1:-1])
+    return renumber(around[1:-1, 1:-1])
 
 
 def _is_mixture(contrast: Float, one: Float, other: Float) -> bool:
@@ -407,45 +299,6 @@ def _is_mixture(contrast: Float, one: Float, other: Float) -> bool:
     share = np.clip((contrast - one) @ way / max(float(way @ way), 1e-12), 0.0, 1.0)
     allowed = np.maximum(_MIXED_CONTRAST, _MIXED_RELATIVE * np.abs(contrast))
     return bool((np.abs(contrast - one - share * way) < allowed).all())
-
-
-def _label_terraces(mask: Mask) -> Labels:
-    """Connected parts of a mask that are large enough, 1, 2, … without gaps."""
-    parts, _ = ndimage.label(mask, output=np.int32)
-    small = np.bincount(parts.ravel()) < _TERRACE_PX
-    parts[small[parts]] = 0
-    return _renumber(parts)
-
-
-def _open(mask: Mask, narrow_px: int) -> Mask:
-    """A mask without its parts narrower than this many pixels."""
-    core = ndimage.minimum_filter(mask.view(np.uint8), narrow_px)
-    return ndimage.maximum_filter(core, narrow_px).view(bool)
-
-
-def _grow(labels: Labels, within: Mask) -> Labels:
-    """Let labels grow pixel by pixel into the unlabelled part of a mask."""
-    labels = np.where(within, labels, 0).astype(np.int32)
-    rows, cols = np.nonzero(within & (labels == 0))
-    for _ in range(_REACH_PX):
-        found = np.zeros(len(rows), np.int32)
-        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-            r, c = np.clip(rows + down, 0, labels.shape[0] - 1), np.clip(cols + right, 0, labels.shape[1] - 1)
-            found = np.where(found == 0, labels[r, c], found)
-        reached = found > 0
-        if not reached.any():
-            break
-        labels[rows[reached], cols[reached]] = found[reached]
-        rows, cols = rows[~reached], cols[~reached]
-    return labels
-
-
-def _renumber(labels: Labels) -> Labels:
-    present = np.bincount(labels.ravel()) > 0
-    present[0] = False
-    lookup = np.zeros(len(present), np.int32)
-    lookup[present] = np.arange(1, present.sum() + 1)
-    return lookup[labels]
 
 
 def _neighbours(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -461,7 +314,7 @@ def _neighbours(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _faintest_contrast(labels: Labels, contrast: Float32, edge: Mask) -> float:
     """Contrast of the faintest crystals of a picture in their strongest channel; 0 where no piece is large."""
     area = np.bincount(labels.ravel())
-    large = area >= _TERRACE_PX
+    large = area >= TERRACE_PX
     large[0] = False
     if not large.any():
         return 0.0
@@ -487,7 +340,7 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, noise: Float, fa
         fewest = inside[pairs].min(1)
         allowed = np.maximum(_SAME_CONTRAST, _SAME_RELATIVE * np.maximum(np.abs(first), np.abs(second)))
         weaker = np.minimum(np.abs(first).max(1), np.abs(second).max(1))
-        thin = _SAME_LAYER * faintest * (weaker < _AMONG_FAINTEST * faintest)
+        thin = SAME_LAYER * faintest * (weaker < AMONG_FAINTEST * faintest)
         allowed = np.maximum(allowed, thin[:, None])
         rough = spread[pairs].max(1) / np.sqrt(np.maximum(fewest, 1.0))[:, None]
         alike = (np.abs(first - second) < allowed + rough).all(1)
