@@ -362,11 +362,11 @@ def _merge_alike(labels: Labels, contrast: Float32, edge: Mask, noise: Float, fa
 def _choose_nearest(pairs: NDArray[np.int64], misfit: Float, inside: Float) -> Mask:
     """Pairs in which the smaller piece has no nearer neighbour, none of whose channels misfits by 1 or more.
 
-    Only pieces so small that noise hides their colour are asked. They could belong to either neighbour: they must not
-    join the two.
+    Only pieces are asked that are both so small that noise hides their colours: those of a ribbon torn by its edges. A
+    piece between two that differ must not join the two.
     """
     worst = misfit.max(1)
-    worst[inside[pairs].min(1) >= _ONE_NOISE_PX] = np.inf
+    worst[inside[pairs].max(1) >= _ONE_NOISE_PX] = np.inf
     smaller = np.where(inside[pairs[:, 0]] < inside[pairs[:, 1]], pairs[:, 0], pairs[:, 1])
     nearest = np.full(len(inside), np.inf)
     np.minimum.at(nearest, smaller, worst)
