@@ -92,3 +92,16 @@ def test_thick_crystals_under_any_camera_are_told_most_of_the_time() -> None:
     assert scores.regions == 48
     assert scores.among_two.value >= 0.75
     assert scores.told.value >= 0.85
+
+
+def test_seven_to_ten_layers_are_counted_where_the_interval_holds_one_number() -> None:
+    """MoS2 on 285 nm changes enough from layer to layer; in noise, and in graphene, no number stands alone."""
+    nowhere = observe(np.zeros((0, 3)))
+    counted = {}
+    for material in ("MoS2", "graphene"):
+        ruler = Ruler.of(Prior(material, oxide_nm=285.0, gamma=1.0).setups(np.zeros((4, LATENTS))), nowhere)
+        seen = observe(ruler.theory[0, 5:12].astype(float))
+        counted[material] = measure_thickness(seen, ruler).number.tolist()
+    assert counted == {"MoS2": [0, 7, 8, 9, 10, 0, 0], "graphene": [0] * 7}
+    noisy = replace(seen, sigma=np.full((7, 3), 0.2))
+    assert not measure_thickness(noisy, ruler).number.any()

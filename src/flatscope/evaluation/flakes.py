@@ -280,7 +280,7 @@ def pair_with_truth(table: FlakeTable, scene: Scene, *, least_px: int = 300) -> 
             answers.append(Answer(true, (), 0, float("nan"), int(areas[label])))
             continue
         row = rows.loc[labels[partner[col]]]
-        named = tuple(_NUMBERS.get(name) or int(name) for name in row["layers"].split("|"))
+        named = tuple(_NUMBERS.get(name) or min(int(name), 7) for name in row["layers"].split("|"))
         p = np.array([row[f"p_{layer}"] for layer in range(1, 7)] + [row["p_thick"]])
         answers.append(
             Answer(true, named, int(np.nan_to_num(p).argmax()) + 1, float(row["layers_p"]), int(areas[label]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from flatscope.optical.verdicts import reach_verdicts, weigh_evidence
 from flatscope.results import FLAKE_COLUMNS, FlakeTable, Marks, Provenance, column_names
 from flatscope.results.marks import trace_outlines
 
+_INTERVAL = 0.95
+"""Probability that a thickness lies in its interval, and the layer number with it where the interval holds one only."""
 _THIN_GUESS = 3.0
 """Layers that a thin crystal has for the ranking, as long as nobody knows its number."""
 
@@ -68,7 +71,16 @@ def _make_frame(regions: Regions, posterior: LayerPosterior, material: str) -> p
     """One row for each region that is large enough, in pixels of the picture."""
     rows, measured, factor = np.flatnonzero(regions.large_enough), regions.measured, regions.factor
     p_flake = weigh_evidence(regions, posterior)
-    verdicts = reach_verdicts(regions, posterior, p_flake, material)
+    verdicts = [
+        replace(verdict, layers=str(number), p=_INTERVAL * verdict.p)
+        if number and verdict.layers == "thick"
+        else verdict
+        for verdict, number in zip(
+            reach_verdicts(regions, posterior, p_flake, material),
+            posterior.thickness.number[rows].tolist(),
+            strict=True,
+        )
+    ]
     centre = measured.centre if factor == 1 else (measured.centre + 0.5) * factor - 0.5
     area_px = measured.area_px[rows] * factor**2
     size = np.nan if regions.calibration is None else regions.calibration.pixel_area_um2

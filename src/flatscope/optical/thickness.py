@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from flatscope.optical.materials import Material, find_material
-from flatscope.optical.observations import Observation
+from flatscope.optical.observations import MOST_LAYERS, Observation
 from flatscope.optical.setups import APERTURES, Setups
 from flatscope.optical.substrates import Substrate
 from flatscope.optical.thinfilm import stack_spectra
@@ -71,12 +71,15 @@ class Thickness:
         95 % interval, from all candidates.
     candidates
         The thicknesses in question, likeliest first: "12.3|41.0"; empty where `nm` is NaN.
+    number
+        The one layer number from 7 to 10 that lies in the interval; 0 where there is none or more than one.
     """
 
     nm: Float
     low: Float
     high: Float
     candidates: NDArray[np.str_]
+    number: NDArray[np.int64]
 
     def take(self, which: NDArray[np.int64]) -> Thickness:
         """The regions at the given places."""
@@ -102,7 +105,7 @@ class Thickness:
     def unknown(cls, count: int) -> Thickness:
         """Nothing known of a number of regions."""
         nm, low, high = np.full((3, count), np.nan)
-        return cls(nm, low, high, np.full(count, "", "<U32"))
+        return cls(nm, low, high, np.full(count, "", "<U32"), np.zeros(count, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +149,10 @@ def measure_thickness(observation: Observation, ruler: Ruler) -> Thickness:
         log = _log_density(ruler.theory, part) + _log_prior(grid)
         each = np.exp(log - special.logsumexp(log, axis=-1, keepdims=True)).mean(1)
         rows += [_summarise(grid, share) for share in each]
-    nm, low, high, candidates = zip(*rows, strict=True)
-    return Thickness(np.array(nm), np.array(low), np.array(high), np.array(candidates, "<U32"))
+    nm, low, high, candidates, number = zip(*rows, strict=True)
+    return Thickness(
+        np.array(nm), np.array(low), np.array(high), np.array(candidates, "<U32"), np.array(number)
+    )
 
 
 def thickness_grid(crystal: Material) -> Float:
@@ -234,18 +239,19 @@ def _log_density(theory: Float32, observation: Observation) -> Float32:
     )
 
 
-def _summarise(grid: Float, share: Float32) -> tuple[float, float, float, str]:
-    """Likeliest thickness, its 95 % interval, and the candidates."""
+def _summarise(grid: Float, share: Float32) -> tuple[float, float, float, str, int]:
+    """Likeliest thickness, its 95 % interval, the candidates, and the one number of 7 to 10 layers in it, or 0."""
     cumulative = np.cumsum(share)
     first, last = (int(np.argmax(cumulative >= limit * cumulative[-1])) for limit in (0.025, 0.975))
     # A point of the grid stands for the half step on either side of it.
     edges = np.concatenate([[grid[0]], 0.5 * (grid[1:] + grid[:-1]), [grid[-1]]])
     low, high = float(edges[first]), float(edges[last + 1])
+    number = first + 1 if first == last and MOST_LAYERS <= first < _FEW else 0
     candidates = [mode for mode in _find_modes(grid, share) if mode[0] >= _LEAST_SHARE][:_MOST_CANDIDATES]
     if sum(mode[0] for mode in candidates) < _TOLD:
-        return float("nan"), low, high, ""
+        return float("nan"), low, high, "", number
     names = "|".join(f"{nm:.1f}" if nm >= 10.0 else f"{nm:.2f}" for _, nm in candidates)
-    return candidates[0][1], low, high, names
+    return candidates[0][1], low, high, names, number
 
 
 def _find_modes(grid: Float, share: Float32) -> list[tuple[float, float]]:
