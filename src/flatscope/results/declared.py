@@ -27,8 +27,8 @@ FLAKE_COLUMNS = (
     Column(
         "layers",
         "text",
-        '"1" to "6", "7" to "10" where the thickness allows that number only, else "thick"; "1|2" where several numbers '
-        'fit, "thin" where no number is known.',
+        '"1" to "6", "7" to "10" where the thickness allows that number only, else "thick"; "1|2" where several '
+        'numbers fit, "thin" where no number is known.',
     ),
     Column(
         "layers_p",
