@@ -53,6 +53,8 @@ _LEAST_UNLIT = 0.001
 """… from at least this share of the picture …"""
 _MOST_UNLIT = 0.5
 """… and at most this."""
+_WHOLE_SIDE = 0.2
+"""Share of the picture's border behind one side of it."""
 _LEAST_SCATTER = 0.002
 """Smallest scatter of a block's brightness: light is no polynomial."""
 _MOST_SPREAD = 2.0
@@ -192,8 +194,10 @@ def find_unlit(found: Lighting) -> Blocks | None:
         colour = np.median(deviation[own], axis=0)
         # A crystal has its full contrast close to its edge.
         gradual = float(np.median(gray[rim])) > 0.6 * depth
-        # A tone curve or a black level lets one channel fall more than another, but all fall.
-        if gradual and colour.max() < 0.5 * colour.mean():
+        # A tone curve or a black level lets one channel fall more than another, but all fall. Crystals do that too,
+        # but they hold no whole side of the picture.
+        even = np.ptp(colour) < -0.5 * colour.mean()
+        if gradual and (even or (share[label] > _WHOLE_SIDE and colour.max() < 0.5 * colour.mean())):
             unlit |= own
     if not unlit.any() or unlit.mean() > _MOST_UNLIT:
         return None
