@@ -182,8 +182,8 @@ class Workbench:
         entries, kind = self.entries, self.kind
         frames = []
         for entry in entries:
-            if not entry.answer:
-                continue
+            if not entry.answer or kind is None or self.answers.name_table(entry) != kind.NAME:
+                continue  # images among movies have their marks and cards, but no rows beside theirs
             if self.answers.has_rows(entry) or entry.index not in self._shown:
                 self._shown[entry.index] = self.answers.rows(entry).assign(item=entry.index)
             frames.append(self._shown[entry.index])
