@@ -11,11 +11,13 @@ import sys
 import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import uvicorn
 
 from flatscope.app.cli import find_command
+from flatscope.app.flags import ask, gather
 from flatscope.app.server.application import make_application
 from flatscope.app.server.desk import Desk
 from flatscope.runs.reopen import bring_up_to_date
@@ -58,7 +60,10 @@ def find_run(inputs: Sequence[str], verb: str, out: Path | None) -> Iterator[Pat
         raise SettingsError(f"--verb {verb}: use one of {', '.join(_VERBS)}")
     folder = out or Path(f"{first.with_suffix('').name}-{verb}")
     args = [*inputs, "--out", str(folder)]
-    find_command(verb).make_context(verb, list(args))  # a wrong flag is said before the browser opens
+    command: Any = find_command(verb)
+    options = command.make_context(verb, list(args)).params  # what is wrong is said before the browser opens
+    gather(options, *command.settings_kinds)
+    ask(options, *command.settings_kinds)
     child = subprocess.Popen(
         [sys.executable, "-c", "from flatscope.app.cli import main; main()", verb, *args],
         stdout=subprocess.DEVNULL,
