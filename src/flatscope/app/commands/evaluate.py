@@ -344,7 +344,7 @@ def moire(
         if multislice:
             cells, scores = evaluate_multislice(count=images, seed=seed, cache=cache, on_progress=on_progress)
             return _print(cells, scores, as_json=as_json)
-        tables = [evaluate_moire(count=images, seed=seed, on_progress=on_progress)]
+        tables: list[Sequence[Score]] = [evaluate_moire(count=images, seed=seed, on_progress=on_progress)]
     if monolayers:
         with show.progress("monolayers") as on_progress:
             tables.append([count_false_stacks(count=monolayers, on_progress=on_progress)])
