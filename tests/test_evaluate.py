@@ -98,7 +98,7 @@ def test_windows_are_harder_to_name_the_fewer_electrons_there_are(
     monkeypatch.setattr(windows, "SPOILS", ())
     monkeypatch.setattr(windows, "_BOUND_SHEETS", 1)
     monkeypatch.setitem(windows.evaluate_windows.__kwdefaults__, "doses", (1.0, 100.0))
-    scores = evaluate(capsys, "defects", "--sheets", 2)
+    scores = [one for one in evaluate(capsys, "defects", "--sheets", 2) if "noise" in one]
     assert [(one["noise"], one["electrons_per_px"], one["misaligned"]) for one in scores] == [
         ("none", None, 0.0), ("scan", 1.0, 0.0), ("scan", 100.0, 0.0), ("scan", 1.0, 1.0), ("scan", 100.0, 1.0)
     ]  # fmt: skip

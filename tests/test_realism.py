@@ -494,7 +494,7 @@ def test_a_detector_finds_what_it_was_taught(tmp_path: Path) -> None:
     images = draw_clean(LOOK, 4, side=160, seed=1, dopants=("W",), workers=2)
     marked = [mark(one, one.image.astype(np.float32), None) for one in images]
     detector = crop_detector.train(
-        marked[:3], marked[2:3], side=LOOK.side_px, steps=60, seed=1, checkpoint=tmp_path / "net.pt"
+        marked[:3], marked[2:3], side=LOOK.side_px, steps=120, seed=1, checkpoint=tmp_path / "net.pt"
     )
     called = crop_detector.detect(detector, marked[3].image, marked[3].sites)
     positions = marked[3].sites.positions

@@ -90,7 +90,7 @@ def test_unexplained_colours_count_less_where_the_optics_explain_nothing(regions
     explained = posterior.p_foreign.copy()
     explained[large[1:]] = 0.0
     explained[large[0]] = 1.0
-    sure = replace(regions, evidence=replace(regions.evidence, crystal=np.full(len(regions), 0.95)))
+    sure = replace(regions, evidence=replace(regions.evidence, crystal=np.full(len(regions), 0.9)))
     lone = weigh_evidence(sure, replace(posterior, p_foreign=explained))[large[0]]
     alike = weigh_evidence(sure, replace(posterior, p_foreign=np.ones_like(explained)))[large[0]]
     assert alike > lone + 0.05

@@ -74,8 +74,8 @@ class ColumnParams:
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
     inner_mrad
-        Inner angle of the annular detector, which tells how bright either sublattice should be; None where nobody
-        knows it.
+        Inner angle of the annular detector, which tells how bright either sublattice should be. Without it all usual
+        detectors stay open.
     defocus_nm
         Of each image of a focal series, in the order of the file, positive for underfocus; empty where they ascend.
     weights

@@ -68,8 +68,8 @@ class DefectParams:
     brighter
         "auto", or which sublattice is the brighter one ("metal" or "chalcogen"; "a" or "b" in hBN).
     inner_mrad
-        Inner angle of the annular detector, which tells how bright either sublattice should be; None where nobody
-        knows it.
+        Inner angle of the annular detector, which tells how bright either sublattice should be. Without it all usual
+        detectors stay open.
     dopants
         Element that is known to be there, such as "Ti": dopants are then named after it.
     weights
