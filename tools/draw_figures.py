@@ -190,9 +190,12 @@ def draw_laboratories(sheets: Path) -> None:
     whole.save(FIGURES / "laboratories.jpg", quality=80)
 
 
+_FEWEST_IN_A_BIN = 10  # a share of fewer says nothing
+
+
 def draw_reliability(scores: Path) -> None:
     """Stated probability against the share that is right."""
-    bins = json.loads(scores.read_text())["reliability"]
+    bins = [part for part in json.loads(scores.read_text())["reliability"] if part[2] >= _FEWEST_IN_A_BIN]
     figure, axis = plt.subplots(figsize=(4.2, 4.0), layout="constrained")
     axis.plot([0, 1], [0, 1], color="0.6", lw=1)
     axis.fill_between([0, 1], [-0.05, 0.95], [0.05, 1.05], color="0.9")
